@@ -1,0 +1,120 @@
+"""int4 quantization of weights in groups along the input dimension.
+
+A weight matrix W [K, N] is cut into groups of `block_size` consecutive input channels per output
+column. Each group has one float32 scale and, when asymmetric, one zero point:
+
+    W ~= (code - zero_point) * scale        code, zero_point in 0..15
+
+Symmetric groups have zero point 8. The last group may be shorter when block_size does not divide K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PER_CHANNEL = -1  # block_size that means one group over all of K
+SYMMETRIC_ZERO_POINT = 8
+# Columns handled at once: bounds the float temporaries to a few MB whatever the size of W.
+_COLUMN_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Int4Weights:
+    """A weight matrix in 4 bits.
+
+    codes: uint8 [K, N], values 0..15, one per byte.
+    scales: float32 [G, N].
+    zero_points: uint8 [G, N], or None when symmetric (all 8).
+    block_size: input channels per group, as given (may be -1).
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8] | None
+    block_size: int
+
+
+def group_length(k: int, block_size: int) -> int:
+    """Input channels per full group: block_size, or all of K for PER_CHANNEL."""
+    return k if block_size == PER_CHANNEL else block_size
+
+
+def group_count(k: int, block_size: int) -> int:
+    """Number of groups over K input channels, the short last one included."""
+    return -(-k // group_length(k, block_size))
+
+
+def quantize_rtn(w: NDArray[np.float32], block_size: int, *, symmetric: bool = True) -> Int4Weights:
+    """Round-to-nearest int4.
+
+    Symmetric: scale = max|w| / 7 and codes -7..7 (stored plus 8), so the sign of every weight is
+    treated alike. Asymmetric: the range is widened to include 0 so that 0 stays exact.
+
+    Args:
+        w: float32 [K, N], finite.
+        block_size: a positive number of input channels, or -1 for one group.
+        symmetric: zero point fixed at 8, or one zero point per group.
+
+    Returns:
+        Int4Weights with G = ceil(K / block_size) groups.
+
+    Raises:
+        ValueError: w is empty, not 2-D or not finite, or block_size is neither positive nor -1.
+    """
+    if w.ndim != 2 or w.size == 0:
+        raise ValueError(f"expected a non-empty [K, N] matrix, got shape {w.shape}")
+    if block_size < 1 and block_size != PER_CHANNEL:
+        raise ValueError(f"block_size must be positive or -1, got {block_size}")
+    k, n = w.shape
+    groups = group_count(k, block_size)
+    codes = np.empty((k, n), np.uint8)
+    scales = np.empty((groups, n), np.float32)
+    zero_points = None if symmetric else np.empty((groups, n), np.uint8)
+    length = group_length(k, block_size)
+    for start in range(0, n, _COLUMN_CHUNK):
+        columns = slice(start, min(start + _COLUMN_CHUNK, n))
+        for g in range(groups):
+            rows = slice(g * length, min((g + 1) * length, k))
+            block = np.asarray(w[rows, columns], dtype=np.float32)
+            if not np.isfinite(block).all():
+                raise ValueError("the weight holds NaN or infinity")
+            scale, zero = _symmetric_grid(block) if symmetric else _asymmetric_grid(block)
+            codes[rows, columns] = np.clip(np.rint(block / scale) + zero, 0, 15)
+            scales[g, columns] = scale
+            if zero_points is not None:
+                zero_points[g, columns] = zero
+    return Int4Weights(codes, scales, zero_points, block_size)
+
+
+def dequantize(weights: Int4Weights) -> NDArray[np.float32]:
+    """The float32 [K, N] matrix that the int4 weights stand for."""
+    k = weights.codes.shape[0]
+    group_of_row = np.arange(k) // group_length(k, weights.block_size)
+    if weights.zero_points is None:
+        zero = np.full(weights.scales.shape, SYMMETRIC_ZERO_POINT, np.int16)
+    else:
+        zero = weights.zero_points.astype(np.int16)
+    centred = weights.codes.astype(np.int16) - zero[group_of_row]
+    return (centred.astype(np.float32) * weights.scales[group_of_row]).astype(np.float32)
+
+
+def _symmetric_grid(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    scale = _usable(np.abs(block).max(axis=0) / np.float32(7))
+    return scale, np.full(block.shape[1], SYMMETRIC_ZERO_POINT, np.float32)
+
+
+def _asymmetric_grid(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    low = np.minimum(block.min(axis=0), 0)
+    high = np.maximum(block.max(axis=0), 0)
+    # The difference of two large values may overflow float32; half of each cannot.
+    scale = _usable((high / np.float32(15)) - (low / np.float32(15)))
+    return scale, np.clip(np.rint(-low / scale), 0, 15).astype(np.float32)
+
+
+def _usable(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Groups of zeros (or of subnormals) get scale 1: every code is then the zero point."""
+    tiny = np.finfo(np.float32).tiny
+    return np.where(scale < tiny, np.float32(1), scale).astype(np.float32)
