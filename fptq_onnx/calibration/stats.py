@@ -1,0 +1,119 @@
+"""What calibration learns: the range of every channel of every linear's input.
+
+Statistics are minima and maxima, so merging is exact and order does not matter: runs on different
+data, or on different machines, combine into the same numbers as one run over everything.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.errors import FptqError
+
+_FORMAT = "fptq-stats-1"
+
+
+@dataclass(frozen=True)
+class ChannelRange:
+    """Smallest and largest value seen per channel, float32 [K] each."""
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    @property
+    def absmax(self) -> NDArray[np.float32]:
+        """max|x_j| per channel, float32 [K]."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
+    def tensor_absmax(self) -> float:
+        """max|x| over the whole activation: the range the plan's thresholds speak of."""
+        return float(self.absmax.max())
+
+    def merged(self, other: ChannelRange) -> ChannelRange:
+        """The range over both sets of data."""
+        return ChannelRange(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """Channel ranges by activation name, and how they were obtained.
+
+    ranges: activation (value) name -> ChannelRange.
+    samples: number of samples seen.
+    source: what the samples were, for the report.
+    """
+
+    ranges: Mapping[str, ChannelRange]
+    samples: int = 0
+    source: str = ""
+
+    def merged(self, other: ActivationStats) -> ActivationStats:
+        """Statistics over both sets of data; activations of either are kept."""
+        ranges = dict(self.ranges)
+        for name, channel in other.ranges.items():
+            ranges[name] = ranges[name].merged(channel) if name in ranges else channel
+        sources = [text for text in (self.source, other.source) if text]
+        return ActivationStats(
+            ranges, self.samples + other.samples, " + ".join(dict.fromkeys(sources))
+        )
+
+    def save(self, path: Path) -> None:
+        """Write an .npz that `load` reads back exactly.
+
+        Raises:
+            FptqError: the file cannot be written.
+        """
+        names = list(self.ranges)
+        about = {
+            "format": _FORMAT,
+            "activations": names,
+            "samples": self.samples,
+            "source": self.source,
+        }
+        arrays: dict[str, NDArray[np.generic]] = {"about": np.array(json.dumps(about))}
+        for index, name in enumerate(names):
+            arrays[f"low_{index}"] = self.ranges[name].low
+            arrays[f"high_{index}"] = self.ranges[name].high
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise FptqError(f"cannot write the statistics to {path}: {error.strerror}") from error
+
+    @staticmethod
+    def load(path: Path) -> ActivationStats:
+        """Read what `save` wrote.
+
+        Raises:
+            FptqError: no such file, or it is not a statistics file of this tool.
+        """
+        if not path.is_file():
+            raise FptqError(f"no statistics file at {path}: make one with --save-stats {path.name}")
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                about = json.loads(str(data["about"]))
+                if about["format"] != _FORMAT:
+                    raise KeyError(about["format"])
+                ranges = {
+                    name: ChannelRange(
+                        data[f"low_{index}"].astype(np.float32),
+                        data[f"high_{index}"].astype(np.float32),
+                    )
+                    for index, name in enumerate(about["activations"])
+                }
+                return ActivationStats(ranges, int(about["samples"]), str(about["source"]))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise FptqError(
+                f"{path} is not a statistics file of fptq-onnx (or it is damaged): make it again"
+            ) from error

@@ -1,0 +1,55 @@
+"""Every choice a conversion makes, in one frozen record."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.numerics.int4 import PER_CHANNEL
+
+TARGETS = ("custom", "matmulnbits", "qdq")
+BLOCK_SIZES = (32, 64, 128, 256, PER_CHANNEL)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a conversion; the defaults are the FPTQ paper's.
+
+    v0, v1: thresholds on max|x| of a linear's input: up to v0 static, up to v1 equalized (LAE) and
+        static, beyond it per-token dynamic.
+    block_size: input channels per int4 group; -1 is one group per output channel.
+    symmetric: zero point fixed at 8 rather than one per group.
+    ignore: regular expressions; a linear whose node name, module path or weight name contains a
+        match stays in float.
+    quantize: False stops after equalization and writes float weights, to check the folds.
+    """
+
+    v0: float = 15.0
+    v1: float = 150.0
+    block_size: int = 128
+    symmetric: bool = True
+    ignore: tuple[str, ...] = ()
+    quantize: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense.
+
+        Raises:
+            FptqError: v0 > v1, a negative threshold, an unknown block size or a bad expression.
+        """
+        if not 0 <= self.v0 <= self.v1:
+            raise FptqError(
+                f"the thresholds must satisfy 0 <= v0 <= v1, got v0 = {self.v0:g} and "
+                f"v1 = {self.v1:g}: raise --v1 or lower --v0"
+            )
+        if self.block_size not in BLOCK_SIZES:
+            choices = ", ".join(map(str, BLOCK_SIZES))
+            raise FptqError(f"block size {self.block_size} is not one of {choices}")
+        for expression in self.ignore:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise FptqError(
+                    f"--ignore {expression!r} is not a regular expression: {error}"
+                ) from error

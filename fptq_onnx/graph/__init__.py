@@ -1,0 +1,1 @@
+"""Read-only views of an ONNX graph: constants, linears, fold sites. Nothing here changes a model."""

@@ -1,0 +1,167 @@
+"""Read a model folder without reading its weights, and refuse what would go wrong later."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google.protobuf.message
+import onnx_ir as ir
+
+from fptq_onnx.errors import FptqError
+
+OLDEST_OPSET, NEWEST_OPSET = 17, 28
+_ALREADY_QUANTIZED = {
+    "MatMulNBits",
+    "MatMulBnb4",
+    "MatMulW4A8",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "QLinearMatMul",
+    "QGemm",
+    "QMoE",
+    "QAttention",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "GatherBlockQuantized",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and where it came from.
+
+    model: the graph; big weights are memory-mapped ExternalTensors.
+    file: the .onnx file.
+    data_files: the external data files it refers to.
+    """
+
+    model: ir.Model
+    file: Path
+    data_files: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the model, its data, tokenizer and configs."""
+        return self.file.parent
+
+    @property
+    def bytes(self) -> int:
+        """Size of the model file and its data files."""
+        return sum(path.stat().st_size for path in (self.file, *self.data_files))
+
+    def sha256(self) -> dict[str, str]:
+        """The sha256 of each file, by file name."""
+        digests = {}
+        for path in (self.file, *self.data_files):
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            digests[path.relative_to(self.folder).as_posix()] = digest.hexdigest()
+        return digests
+
+
+def find_model_file(path: Path) -> Path:
+    """The .onnx file a user means: the file itself, or the one in a folder.
+
+    Raises:
+        FptqError: no such path, or a folder with no or several candidates.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise FptqError(f"no such file or folder: {path}")
+    if (path / "model.onnx").is_file():
+        return path / "model.onnx"
+    candidates = sorted(path.glob("*.onnx"))
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise FptqError(f"{path} holds no .onnx file: give a model file or a folder with model.onnx")
+    names = ", ".join(candidate.name for candidate in candidates)
+    raise FptqError(f"{path} holds several models ({names}): give the path of one")
+
+
+def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
+    """Load a model; its weights stay in their files until somebody reads them.
+
+    Args:
+        path: a .onnx file, or a folder with one.
+        allow_quantized: accept a model that already holds quantized ops (to check an output).
+
+    Raises:
+        FptqError: not an ONNX file, an opset outside 17..28, external data missing, truncated or
+            outside the folder, or a model that is already quantized.
+    """
+    file = find_model_file(path)
+    try:
+        model = ir.load(file)
+    except (OSError, ValueError, TypeError, google.protobuf.message.DecodeError) as error:
+        raise FptqError(f"{file} is not a readable ONNX model: export it again") from error
+    except Exception as error:  # onnx_ir wraps what its deserializer meets in its own types
+        raise FptqError(f"{file} is not a readable ONNX model ({error}): export it again") from error
+    if len(model.graph) == 0:
+        raise FptqError(f"{file} is not an ONNX model, or an empty one: export it again")
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise FptqError(
+            f"{file} uses opset {opset}, supported are {OLDEST_OPSET} to {NEWEST_OPSET}: "
+            f"export it again with one of these"
+        )
+    data_files = _check_external_data(model, file.parent)
+    if not allow_quantized:
+        for node in model.graph.all_nodes():
+            if node.op_type in _ALREADY_QUANTIZED:
+                raise FptqError(
+                    f"{file} is already quantized (node {node.name!r} is {node.op_type}): "
+                    f"give the float model it was made from"
+                )
+    return LoadedModel(model, file, data_files)
+
+
+def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """All tensors a model holds: initializers and tensor attributes, subgraphs included."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
+
+
+def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:
+    """Check every reference to external data before anything maps it."""
+    sizes: dict[Path, int] = {}
+    root = folder.resolve()
+    for tensor in tensors_of(model):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location = os.fspath(tensor.location)
+        path = folder / location
+        if Path(location).is_absolute() or not path.resolve().is_relative_to(root):
+            raise FptqError(
+                f"refused: the weight {tensor.name!r} points to external data outside the model's "
+                f"folder ({location})"
+            )
+        if path not in sizes:
+            if not path.is_file():
+                raise FptqError(
+                    f"external data file {path} is missing: copy it next to the model"
+                )
+            sizes[path] = path.stat().st_size
+        offset = tensor.offset or 0
+        length = tensor.nbytes if tensor.length is None else tensor.length
+        if length < tensor.nbytes or offset < 0 or offset + tensor.nbytes > sizes[path]:
+            raise FptqError(
+                f"external data file {path} is truncated: the weight {tensor.name!r} ends at byte "
+                f"{offset + tensor.nbytes}, the file has {sizes[path]}; copy or export it again"
+            )
+    return tuple(sizes)

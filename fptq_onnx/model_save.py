@@ -1,0 +1,77 @@
+"""Write a model as model.onnx + model.onnx.data, streaming, with aligned weights.
+
+ONNX Runtime maps the data file, so a tensor's alignment in memory is its alignment in the file, and
+a weight stored in the kernel's layout is used where it lies. Tensors are written in the order of
+the graph: pages are then read in the order they are needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx_ir as ir
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+# Small tensors (shapes, axes, scalars) stay in the model file, where shape inference can see them.
+_SMALLEST_EXTERNAL = 1024
+_CACHE_LINE = 64
+_PAGE = 4096
+
+Tracker = Callable[[Iterable[ir.Value], int], Iterator[ir.Value]]
+
+
+def save_model(
+    model: ir.Model, folder: Path, track: Tracker = lambda items, _: iter(items)
+) -> None:
+    """Write the model into `folder`; afterwards its initializers refer to the written data.
+
+    Args:
+        model: its initializers are replaced by references to the new data file.
+        folder: exists; gets model.onnx and, when there are large tensors, model.onnx.data.
+        track: wraps the iteration over large initializers to show progress.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    large = [
+        value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.nbytes >= _SMALLEST_EXTERNAL
+        and value.const_value.dtype != ir.DataType.STRING
+    ]
+    if large:
+        with open(folder / DATA_FILE, "wb") as file:
+            for value in track(large, len(large)):
+                value.const_value = _append(file, value, folder)
+            file.flush()
+            os.fsync(file.fileno())
+    ir.save(model, folder / MODEL_FILE)
+
+
+def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
+    tensor = value.const_value
+    assert tensor is not None  # save_model selected it for having one
+    alignment = _PAGE if tensor.nbytes >= _PAGE else _CACHE_LINE
+    file.write(bytes(-file.tell() % alignment))
+    offset = file.tell()
+    tensor.tofile(file)
+    length = file.tell() - offset
+    if length != tensor.nbytes:
+        raise OSError(f"{value.name}: wrote {length} of {tensor.nbytes} bytes")
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return ir.ExternalTensor(
+        DATA_FILE,
+        offset,
+        length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=value.name or "",
+        base_dir=folder,
+    )

@@ -1,0 +1,167 @@
+"""What was decided for each linear: plain data that people read, edit and replay."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fptq_onnx.config import BLOCK_SIZES
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import LinearScan
+
+STATIC = "static"
+LAE_STATIC = "lae_static"
+PER_TOKEN = "per_token"
+FLOAT = "float"
+SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, FLOAT)
+
+_FORMAT = "fptq-plan-1"
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """How one linear is quantized.
+
+    name: the node's name.
+    path: the module path, for people.
+    k, n: input and output channels.
+    range: max|x| of the input seen in calibration.
+    scheme: one of SCHEMES.
+    reason: why this scheme.
+    fold_site: the norm whose gain takes the equalization of this linear's input, or None. Set for
+        lae_static, and for other schemes that share a folded input.
+    input_scale: the static int8 scale of the (equalized) input; None when not static.
+    block_size, symmetric: the int4 groups of the weight.
+    """
+
+    name: str
+    path: str
+    k: int
+    n: int
+    range: float
+    scheme: str
+    reason: str
+    fold_site: str | None
+    input_scale: float | None
+    block_size: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for a whole model, in graph order."""
+
+    v0: float
+    v1: float
+    linears: tuple[LinearPlan, ...]
+
+    def by_name(self) -> dict[str, LinearPlan]:
+        """The entries keyed by node name."""
+        return {entry.name: entry for entry in self.linears}
+
+    def folded_sites(self) -> tuple[str, ...]:
+        """Names of the norms that take an equalization, in graph order."""
+        sites = (entry.fold_site for entry in self.linears if entry.fold_site is not None)
+        return tuple(dict.fromkeys(sites))
+
+    def counts(self) -> dict[str, int]:
+        """Number of linears per scheme, schemes in the paper's order, zeros included."""
+        counter = Counter(entry.scheme for entry in self.linears)
+        return {scheme: counter[scheme] for scheme in SCHEMES}
+
+    def to_json(self) -> str:
+        """One object; one line per linear, so that it can be edited and compared by hand."""
+        rows = ",\n".join("    " + json.dumps(asdict(entry)) for entry in self.linears)
+        head = json.dumps({"format": _FORMAT, "v0": self.v0, "v1": self.v1})[:-1]
+        return f'{head},\n  "linears": [\n{rows}\n  ]\n}}\n'
+
+    @staticmethod
+    def load(path: Path) -> Plan:
+        """Read a plan.json.
+
+        Raises:
+            FptqError: no such file, not a plan, or an entry that makes no sense.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FptqError(f"cannot read the plan {path}: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise FptqError(f"the plan {path} is not valid JSON: {error}") from error
+        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+            raise FptqError(f"{path} is not a plan of this version (format {_FORMAT!r} expected)")
+        rows = data.get("linears")
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
+            raise FptqError(f"the plan {path} has no list of linears")
+        try:
+            v0, v1 = float(data["v0"]), float(data["v1"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FptqError(f"the plan {path} has no thresholds v0 and v1") from error
+        return Plan(v0, v1, tuple(_entry(row, path) for row in rows))
+
+    def check_against(self, scan: LinearScan) -> None:
+        """Refuse a plan that was made for another model.
+
+        Raises:
+            FptqError: the linears differ in name or shape.
+        """
+        linears = scan.by_name()
+        planned = self.by_name()
+        if len(planned) != len(self.linears):
+            raise FptqError("the plan names a linear twice: keep one entry for each")
+        for name, entry in planned.items():
+            linear = linears.get(name)
+            if linear is None:
+                raise FptqError(f"the plan names {name!r}, which is no linear of this model")
+            if (linear.k, linear.n) != (entry.k, entry.n):
+                raise FptqError(
+                    f"the plan has {name!r} as {entry.k} x {entry.n}, the model as "
+                    f"{linear.k} x {linear.n}: it was made for another model"
+                )
+        missing = [name for name in linears if name not in planned]
+        if missing:
+            raise FptqError(
+                f"the plan lacks {missing[0]!r} (and {len(missing) - 1} more): add an entry for "
+                f"every linear, with scheme 'float' for those to leave alone"
+            )
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str | None": (str, type(None)),
+    "float | None": (int, float, type(None)),
+}
+
+
+def _entry(row: Any, path: Path) -> LinearPlan:
+    """Check one row of the JSON: every field present, of its type, with a sensible value."""
+    names = {field.name for field in fields(LinearPlan)}
+    if not isinstance(row, Mapping) or set(row) != names:
+        found = sorted(set(row) ^ names) if isinstance(row, Mapping) else row
+        raise FptqError(f"the plan {path} has an entry with wrong or missing fields: {found}")
+    for field in fields(LinearPlan):
+        value = row[field.name]
+        boolean_as_number = isinstance(value, bool) and field.type != "bool"
+        if not isinstance(value, _JSON_TYPES[str(field.type)]) or boolean_as_number:
+            raise FptqError(
+                f"the plan {path} gives {row['name']!r} a {field.name} of {value!r}, "
+                f"which is not of type {field.type}"
+            )
+    if row["scheme"] not in SCHEMES:
+        raise FptqError(
+            f"the plan {path} gives {row['name']!r} the unknown scheme {row['scheme']!r}: "
+            f"use one of {', '.join(SCHEMES)}"
+        )
+    if row["block_size"] not in BLOCK_SIZES:
+        raise FptqError(
+            f"the plan {path} gives {row['name']!r} block size {row['block_size']}: "
+            f"use one of {', '.join(map(str, BLOCK_SIZES))}"
+        )
+    return LinearPlan(**row)

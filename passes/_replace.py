@@ -1,0 +1,63 @@
+"""What the three emitters share: put a node where a linear was, and tensors made when written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fptq_onnx.graph.linears import Linear
+
+
+def lazy_initializer(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    make: Callable[[], NDArray[np.generic]],
+) -> ir.Value:
+    """Register an initializer whose array is made each time it is asked for, and not kept."""
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    value.const_value = ir.LazyTensor(
+        lambda: ir.Tensor(make(), dtype=dtype, shape=ir.Shape(shape), name=name),
+        dtype,
+        ir.Shape(shape),
+        name=name,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def constant_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Register a small initializer, or return the one of that name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
+def replace_linear(linear: Linear, node: ir.Node, *, keep_bias: bool) -> None:
+    """Put `node` (one output) in place of a linear's MatMul or Gemm.
+
+    Args:
+        linear: what is replaced.
+        node: computes x @ W, and the bias too unless keep_bias.
+        keep_bias: the Add after a MatMul stays; only the product is replaced.
+    """
+    old_nodes = linear.nodes[:1] if keep_bias else linear.nodes
+    old = old_nodes[-1].outputs[0]
+    graph = old_nodes[-1].graph
+    assert isinstance(graph, ir.Graph)  # find_linears looks at the main graph only
+    new = node.outputs[0]
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    node.name = linear.nodes[0].name
+    node.metadata_props.update(linear.nodes[0].metadata_props)
+    graph.insert_before(old_nodes[-1], node)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    graph.remove(list(reversed(old_nodes)), safe=True)

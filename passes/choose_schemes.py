@@ -1,0 +1,178 @@
+"""Decide how the input of each linear is quantized: the FPTQ policy (arXiv 2308.15987, section 3).
+
+    max|x| <= v0              static       one int8 scale for the tensor
+    v0 < max|x| <= v1         lae_static   equalize, then one int8 scale; needs a fold site
+    max|x| > v1, or no site   per_token    one int8 scale per row, found at run time
+    matched by --ignore       float        left alone
+
+Sizes are decided per activation: linears that read the same value get the same scheme.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
+from fptq_onnx.config import Config
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.numerics.int8 import static_scale
+from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
+
+
+def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> Plan:
+    """Choose a scheme for every linear.
+
+    Args:
+        scan: the linears of the model.
+        stats: channel ranges of all their inputs.
+        config: thresholds, group options and the expressions to ignore.
+
+    Returns:
+        A Plan with one entry per linear, in graph order.
+
+    Raises:
+        FptqError: an --ignore expression matches nothing, or the statistics do not fit the model.
+    """
+    ignored = _ignored(scan, config.ignore)
+    sites = find_fold_sites(scan.linears)
+    ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
+    entries = [
+        _entry(linear, ranges, sites[linear.name], ignored.get(linear.name), config)
+        for linear in scan.linears
+    ]
+    return Plan(config.v0, config.v1, mark_shared_folds(tuple(entries), sites))
+
+
+def mark_shared_folds(
+    entries: tuple[LinearPlan, ...], sites: Mapping[str, FoldSite | str]
+) -> tuple[LinearPlan, ...]:
+    """Give every linear that reads a folded value the fold site, whatever its own scheme.
+
+    Its weight must take the equalization too, even when it stays in float or is per-token.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    folded: dict[str, str] = {}
+    for entry in entries:
+        site = sites[entry.name]
+        if entry.scheme == LAE_STATIC and isinstance(site, FoldSite):
+            folded.update(dict.fromkeys(site.linears, site.name))
+    for name, site_name in folded.items():
+        by_name[name] = replace(by_name[name], fold_site=site_name)
+    return tuple(
+        by_name[entry.name]
+        if entry.name in folded
+        else replace(by_name[entry.name], fold_site=None)
+        for entry in entries
+    )
+
+
+def range_of(linear: Linear, stats: ActivationStats) -> ChannelRange:
+    """The channel ranges of a linear's input.
+
+    Raises:
+        FptqError: the statistics lack it, or have another number of channels.
+    """
+    channel = stats.ranges.get(linear.x.name or "")
+    if channel is None:
+        raise FptqError(
+            f"the statistics do not cover the input of {linear.name}: they were made for another "
+            f"model, calibrate again"
+        )
+    if channel.low.shape != (linear.k,) or channel.high.shape != (linear.k,):
+        raise FptqError(
+            f"the statistics have {channel.low.shape[0]} channels for the input of {linear.name}, "
+            f"the model has {linear.k}: calibrate again"
+        )
+    if not (np.isfinite(channel.low).all() and np.isfinite(channel.high).all()):
+        raise FptqError(f"the statistics hold NaN or infinity for the input of {linear.name}")
+    return channel
+
+
+def site_scale(site: FoldSite, ranges: Mapping[str, ChannelRange]) -> np.ndarray:
+    """The LAE divisor s [K] of a site, from the ranges of all linears that read it."""
+    merged = ranges[site.linears[0]]
+    for name in site.linears[1:]:
+        merged = merged.merged(ranges[name])
+    return equalization_scale(merged.absmax)
+
+
+def _ignored(scan: LinearScan, expressions: tuple[str, ...]) -> dict[str, str]:
+    """Linear name -> the expression that keeps it in float."""
+    ignored: dict[str, str] = {}
+    for expression in expressions:
+        pattern = re.compile(expression)
+        matched = [linear.name for linear in scan.linears if linear.matches(pattern)]
+        if not matched:
+            example = scan.linears[0]
+            raise FptqError(
+                f"--ignore {expression!r} matches no linear: names look like {example.path!r} or "
+                f"{example.name!r} (see `fptq-onnx inspect`)"
+            )
+        ignored.update(dict.fromkeys(matched, expression))
+    return ignored
+
+
+def _entry(
+    linear: Linear,
+    ranges: Mapping[str, ChannelRange],
+    site: FoldSite | str,
+    ignored_by: str | None,
+    config: Config,
+) -> LinearPlan:
+    absmax = ranges[linear.name].tensor_absmax
+    entry = LinearPlan(
+        name=linear.name,
+        path=linear.path,
+        k=linear.k,
+        n=linear.n,
+        range=absmax,
+        scheme=PER_TOKEN,
+        reason="",
+        fold_site=None,
+        input_scale=None,
+        block_size=config.block_size,
+        symmetric=config.symmetric,
+    )
+    if ignored_by is not None:
+        return replace(entry, scheme=FLOAT, reason=f"kept in float by --ignore {ignored_by!r}")
+    if absmax <= config.v0:
+        return replace(
+            entry,
+            scheme=STATIC,
+            reason=f"range {absmax:.4g} <= v0 = {config.v0:g}",
+            input_scale=float(static_scale(absmax)),
+        )
+    if absmax > config.v1:
+        return replace(entry, reason=f"range {absmax:.4g} > v1 = {config.v1:g}")
+    between = f"v0 = {config.v0:g} < range {absmax:.4g} <= v1 = {config.v1:g}"
+    if isinstance(site, str):
+        return replace(entry, reason=f"{between}, but it cannot be equalized: {site}")
+    scale = site_scale(site, ranges)
+    problem = _fold_overflow(site, scale)
+    if problem:
+        return replace(entry, reason=f"{between}, but it cannot be equalized: {problem}")
+    return replace(
+        entry,
+        scheme=LAE_STATIC,
+        reason=between,
+        fold_site=site.name,
+        input_scale=float(static_scale(equalized_absmax(ranges[linear.name].absmax, scale))),
+    )
+
+
+def _fold_overflow(site: FoldSite, scale: np.ndarray) -> str:
+    """Why a gain divided by s does not fit its type (float16 overflows at 65504), or ''."""
+    for operand in site.operands:
+        dtype = operand.constant.dtype
+        with np.errstate(over="ignore"):
+            divided = (operand.constant.load().astype(np.float32) / scale).astype(dtype.numpy())
+        if not np.isfinite(divided.astype(np.float32)).all():
+            return f"{operand.constant.name} divided by s overflows {dtype.name}"
+    return ""

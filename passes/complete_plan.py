@@ -1,0 +1,75 @@
+"""Make a replayed plan whole: fold sites and missing static scales follow from the statistics.
+
+A person edits `scheme` and leaves the rest; this pass works out what the edit implies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.numerics.int8 import FLOAT32_TINY, static_scale
+from fptq_onnx.numerics.log_equalization import equalized_absmax
+from fptq_onnx.passes.choose_schemes import mark_shared_folds, range_of, site_scale
+from fptq_onnx.plan import LAE_STATIC, STATIC, LinearPlan, Plan
+
+# A given scale that clips below this share of the largest value seen is worth a warning: it is
+# what is left behind when lae_static is edited to static.
+_SUSPICIOUS_CLIP = 0.5
+
+
+def complete_plan(
+    plan: Plan, scan: LinearScan, stats: ActivationStats
+) -> tuple[Plan, tuple[str, ...]]:
+    """Fill in what an edited plan leaves open.
+
+    Args:
+        plan: read from a file.
+        scan: the linears of the model.
+        stats: channel ranges of all their inputs.
+
+    Returns:
+        The plan with fold_site and input_scale consistent, and warnings for the user.
+
+    Raises:
+        FptqError: the plan does not fit the model, asks for a fold that is impossible, or holds an
+            input_scale that is not a positive number.
+    """
+    plan.check_against(scan)
+    sites = find_fold_sites(scan.linears)
+    for entry in plan.linears:
+        site = sites[entry.name]
+        if entry.scheme == LAE_STATIC and isinstance(site, str):
+            raise FptqError(
+                f"the plan equalizes the input of {entry.name}, but {site}: use per_token there"
+            )
+    marked = mark_shared_folds(plan.linears, sites)
+    linears = scan.by_name()
+    ranges = {name: range_of(linear, stats) for name, linear in linears.items()}
+    entries: list[LinearPlan] = []
+    warnings: list[str] = []
+    for entry in marked:
+        if entry.scheme not in (STATIC, LAE_STATIC):
+            entries.append(replace(entry, input_scale=None))
+            continue
+        site = sites[entry.name]
+        absmax = ranges[entry.name].tensor_absmax
+        if entry.fold_site is not None and isinstance(site, FoldSite):
+            absmax = equalized_absmax(ranges[entry.name].absmax, site_scale(site, ranges))
+        scale = entry.input_scale
+        if scale is None:
+            scale = float(static_scale(absmax))
+        if not np.isfinite(scale) or scale < FLOAT32_TINY:
+            raise FptqError(f"the plan gives {entry.name} the input_scale {scale}: use null")
+        if scale * 127 < _SUSPICIOUS_CLIP * absmax:
+            warnings.append(
+                f"{entry.name}: input_scale {scale:.4g} clips at {scale * 127:.4g}, calibration "
+                f"saw {absmax:.4g}; set input_scale to null after changing a scheme"
+            )
+        entries.append(replace(entry, input_scale=scale))
+    return replace(plan, linears=tuple(entries)), tuple(warnings)

@@ -1,0 +1,99 @@
+"""Target `custom`: one fptq::MatMulW4A8 node per linear, weights in the kernel's panel layout.
+
+    MatMul(x, W) (+ Add bias)  ->  fptq::MatMulW4A8(x, panels, scales, zero_points?, bias?)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.numerics.int4 import group_count
+from fptq_onnx.numerics.panels import (
+    LAYOUT_VERSION,
+    LINE_BYTES,
+    PANEL_COLUMNS,
+    pack_codes,
+    pack_group_values,
+    panel_count,
+    step_count,
+)
+from fptq_onnx.passes._replace import lazy_initializer, replace_linear
+from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
+from fptq_onnx.weight_store import WeightStore
+
+DOMAIN = "fptq"
+OP_TYPE = "MatMulW4A8"
+DOMAIN_VERSION = 1
+
+
+def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+    """Replace every quantized linear by our op, in place.
+
+    Args:
+        model: the equalized model.
+        plan: schemes and static scales.
+        store: the int4 weights by linear name; read again when the model is written.
+    """
+    linears = find_linears(model).by_name()
+    for entry in plan.linears:
+        if entry.scheme != FLOAT:
+            _emit(model.graph, linears[entry.name], entry, store)
+    model.graph.opset_imports[DOMAIN] = DOMAIN_VERSION
+    common_passes.RemoveUnusedNodesPass()(model)
+
+
+def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
+    name, k, n = entry.name, linear.k, linear.n
+    panels, groups = panel_count(n), group_count(k, entry.block_size)
+    packed = lazy_initializer(
+        graph,
+        f"{name}.W4",
+        ir.DataType.UINT8,
+        (panels, step_count(k), LINE_BYTES),
+        lambda: pack_codes(store.get(name).codes),
+    )
+    group_shape = (panels, groups, PANEL_COLUMNS)
+    scales = lazy_initializer(
+        graph,
+        f"{name}.scales",
+        ir.DataType.FLOAT,
+        group_shape,
+        lambda: pack_group_values(store.get(name).scales),
+    )
+    inputs: list[ir.Value | None] = [linear.x, packed, scales]
+    if not entry.symmetric:
+        inputs.append(
+            lazy_initializer(
+                graph,
+                f"{name}.zero_points",
+                ir.DataType.UINT8,
+                group_shape,
+                lambda: _packed_zero_points(store, name),
+            )
+        )
+    if linear.bias is not None:
+        load_bias = linear.bias.load
+        bias = lazy_initializer(
+            graph, f"{name}.bias", ir.DataType.FLOAT, (n,), lambda: load_bias().astype(np.float32)
+        )
+        inputs += [None] * (4 - len(inputs)) + [bias]
+    attributes: dict[str, int | float | str] = {
+        "K": k,
+        "N": n,
+        "block_size": entry.block_size,
+        "layout": LAYOUT_VERSION,
+        "activation": "per_token" if entry.scheme == PER_TOKEN else "static",
+    }
+    if entry.input_scale is not None:
+        attributes["a_scale"] = entry.input_scale
+    node = ir.node(OP_TYPE, inputs, attributes, domain=DOMAIN)
+    replace_linear(linear, node, keep_bias=False)
+
+
+def _packed_zero_points(store: WeightStore, name: str) -> np.ndarray:
+    zero_points = store.get(name).zero_points
+    assert zero_points is not None  # the plan says asymmetric, and so was it quantized
+    return pack_group_values(zero_points)

@@ -1,0 +1,118 @@
+"""Target `matmulnbits`: com.microsoft::MatMulNBits, which any ONNX Runtime runs without us.
+
+    MatMul(x, W)  ->  MatMulNBits(x, blocks, scales, zero_points?)      accuracy_level 4
+
+accuracy_level 4 makes ONNX Runtime quantize activations to int8 itself, per row and block, so the
+plan's static and per-token schemes do not apply; the folded equalization does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
+
+from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.numerics.int4 import PER_CHANNEL, Int4Weights, group_count
+from fptq_onnx.passes._replace import lazy_initializer, replace_linear
+from fptq_onnx.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.weight_store import WeightStore
+
+DOMAIN = "com.microsoft"
+INT8_ACTIVATIONS = 4
+# MatMulNBits wants power-of-two blocks; a per-channel scale is written once per block of this size,
+# which is the same arithmetic.
+_BLOCK_FOR_PER_CHANNEL = 256
+
+
+def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+    """Replace every quantized linear by MatMulNBits, in place; a bias stays a separate Add.
+
+    Args:
+        model: the equalized model.
+        plan: which linears are quantized, and their groups.
+        store: the int4 weights by linear name; read again when the model is written.
+    """
+    linears = find_linears(model).by_name()
+    for entry in plan.linears:
+        if entry.scheme != FLOAT:
+            _emit(model.graph, linears[entry.name], entry, store)
+    model.graph.opset_imports[DOMAIN] = 1
+    common_passes.RemoveUnusedNodesPass()(model)
+
+
+def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
+    name, k, n = entry.name, linear.k, linear.n
+    block = _BLOCK_FOR_PER_CHANNEL if entry.block_size == PER_CHANNEL else entry.block_size
+    blocks = group_count(k, block)
+    inputs: list[ir.Value | None] = [
+        linear.x,
+        lazy_initializer(
+            graph,
+            f"{name}.W4",
+            ir.DataType.UINT8,
+            (n, blocks, block // 2),
+            lambda: pack_blocks(store.get(name), block),
+        ),
+        lazy_initializer(
+            graph,
+            f"{name}.scales",
+            linear.weight.dtype,
+            (n, blocks),
+            lambda: _by_column(store.get(name).scales, blocks).astype(linear.weight.dtype.numpy()),
+        ),
+    ]
+    if not entry.symmetric:
+        inputs.append(
+            lazy_initializer(
+                graph,
+                f"{name}.zero_points",
+                ir.DataType.UINT8,
+                (n, -(-blocks // 2)),
+                lambda: _pack_zero_points(store.get(name), blocks),
+            )
+        )
+    bias_in_gemm = linear.bias is not None and len(linear.nodes) == 1
+    if bias_in_gemm and linear.bias is not None:
+        bias = linear.bias
+        value = lazy_initializer(graph, f"{name}.bias", bias.dtype, (n,), bias.load)
+        inputs += [None] * (5 - len(inputs)) + [value]
+    attributes = {
+        "K": k,
+        "N": n,
+        "bits": 4,
+        "block_size": block,
+        "accuracy_level": INT8_ACTIVATIONS,
+    }
+    node = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
+    replace_linear(linear, node, keep_bias=not bias_in_gemm)
+
+
+def pack_blocks(weights: Int4Weights, block: int) -> NDArray[np.uint8]:
+    """Codes [K, N] -> uint8 [N, blocks, block / 2], low nibble first along K.
+
+    Channels past K hold the zero point's code, so that they stand for 0.
+    """
+    k, n = weights.codes.shape
+    blocks = group_count(k, block)
+    padded = np.full((n, blocks * block), 8, np.uint8)
+    padded[:, :k] = weights.codes.T
+    if weights.zero_points is not None and k < blocks * block:
+        padded[:, k:] = weights.zero_points[-1][:, None]
+    pairs = padded.reshape(n, blocks, block // 2, 2)
+    return pairs[..., 0] | (pairs[..., 1] << 4)
+
+
+def _by_column(values: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
+    """Group values [G, N] -> [N, blocks]; a single group is repeated."""
+    repeated = np.repeat(values, blocks, axis=0) if values.shape[0] == 1 else values
+    return np.ascontiguousarray(repeated.T)
+
+
+def _pack_zero_points(weights: Int4Weights, blocks: int) -> NDArray[np.uint8]:
+    assert weights.zero_points is not None  # the plan says asymmetric, and so was it quantized
+    columns = _by_column(weights.zero_points, blocks).astype(np.uint8)
+    if blocks % 2:
+        columns = np.pad(columns, ((0, 0), (0, 1)))
+    return columns[:, 0::2] | (columns[:, 1::2] << 4)

@@ -1,0 +1,121 @@
+"""Fold the equalization of activations into the norms before them.
+
+    gain, bias  ->  gain / s, bias / s           W (each reader)  ->  diag(s) W
+
+The float model computes the same function; no node is added. Weights are only multiplied when they
+are read, so no second copy of the model exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
+
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.constants import Array, Constant
+from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.passes.choose_schemes import range_of, site_scale
+from fptq_onnx.plan import LAE_STATIC, Plan
+
+_SUFFIX = "_equalized"
+
+
+def equalize(model: ir.Model, plan: Plan, stats: ActivationStats) -> tuple[str, ...]:
+    """Fold every site the plan names, in place.
+
+    Args:
+        model: changed in place; the arrays it was loaded from are not.
+        plan: entries with scheme lae_static say which sites to fold.
+        stats: the channel ranges s is computed from.
+
+    Returns:
+        Names of the folded norms.
+
+    Raises:
+        FptqError: an entry asks for lae_static where no fold is possible, with the reason.
+    """
+    scan = find_linears(model)
+    linears = scan.by_name()
+    sites = find_fold_sites(scan.linears)
+    folded: list[str] = []
+    for entry in plan.linears:
+        if entry.scheme != LAE_STATIC:
+            continue
+        site = sites[entry.name]
+        if isinstance(site, str):
+            raise FptqError(
+                f"the plan equalizes the input of {entry.name}, but {site}: use per_token there"
+            )
+        if site.name not in folded:
+            ranges = {name: range_of(linears[name], stats) for name in site.linears}
+            _fold(site, site_scale(site, ranges), linears)
+            folded.append(site.name)
+    if folded:
+        common_passes.RemoveUnusedNodesPass()(model)
+    return tuple(folded)
+
+
+def _fold(site: FoldSite, scale: NDArray[np.float32], linears: dict[str, Linear]) -> None:
+    for operand in site.operands:
+        _replace_constant(operand.node, operand.index, operand.constant, _divided, scale)
+    for name in site.linears:
+        linear = linears[name]
+        transposed = _is_transposed(linear)
+        _replace_constant(
+            linear.nodes[0],
+            1,
+            linear.weight,
+            _transposed_rows_multiplied if transposed else _rows_multiplied,
+            scale,
+            transposed=transposed,
+        )
+
+
+def _replace_constant(
+    node: ir.Node,
+    index: int,
+    constant: Constant,
+    rescale: Callable[[Array, NDArray[np.float32]], NDArray[np.float32]],
+    scale: NDArray[np.float32],
+    *,
+    transposed: bool = False,
+) -> None:
+    """Plug a rescaled copy of a constant into one input of one node; compute it when it is read."""
+    name = f"{constant.name}{_SUFFIX}_{node.name}"
+    dtype = constant.dtype
+    shape = ir.Shape(constant.shape[::-1] if transposed else constant.shape)
+
+    def make() -> ir.Tensor:
+        return ir.Tensor(rescale(constant.load(), scale).astype(dtype.numpy(), copy=False), name=name)
+
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise FptqError(f"{node.name} is inside a function, which cannot be changed")
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+    value.const_value = ir.LazyTensor(make, dtype, shape, name=name)
+    graph.register_initializer(value)
+    node.replace_input_with(index, value)
+
+
+def _is_transposed(linear: Linear) -> bool:
+    """Whether the node itself stores its weight as [N, K] (Gemm with transB)."""
+    attribute = linear.nodes[0].attributes.get("transB")
+    return linear.nodes[0].op_type == "Gemm" and attribute is not None and bool(attribute.value)
+
+
+def _divided(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    return array.astype(np.float32) / scale
+
+
+def _rows_multiplied(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.multiply(array, scale[:, None], dtype=np.float32)
+
+
+def _transposed_rows_multiplied(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(_rows_multiplied(array, scale).T)

@@ -1,0 +1,47 @@
+"""Quantize the weight of every planned linear to int4, one at a time, into a store.
+
+    W [K, N] (already equalized)  ->  codes 0..15, scales [G, N], zero points
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import onnx_ir as ir
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.numerics.int4 import quantize_rtn
+from fptq_onnx.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.weight_store import WeightStore
+
+Tracker = Callable[[Iterable[LinearPlan], int], Iterator[LinearPlan]]
+
+
+def quantize_weights(
+    model: ir.Model, plan: Plan, store: WeightStore, track: Tracker = lambda items, _: iter(items)
+) -> None:
+    """Quantize the weights; the model itself does not change.
+
+    Args:
+        model: the equalized model.
+        plan: entries that are not float are quantized with their own block_size and symmetry.
+        store: receives each linear's Int4Weights under its name.
+        track: wraps the iteration to show progress; gets the entries and their number.
+
+    Raises:
+        FptqError: a weight holds NaN or infinity.
+    """
+    linears = find_linears(model).by_name()
+    entries = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    for entry in track(entries, len(entries)):
+        linear = linears[entry.name]
+        try:
+            weights = quantize_rtn(
+                linear.weight.load(), entry.block_size, symmetric=entry.symmetric
+            )
+        except ValueError as error:
+            raise FptqError(
+                f"cannot quantize {linear.weight.name} of {entry.name}: {error}"
+            ) from error
+        store.put(entry.name, weights)

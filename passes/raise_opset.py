@@ -1,0 +1,55 @@
+"""Bring a graph to a newer ONNX opset, through onnx's own version converter.
+
+The converter works on a copy whose weights were taken out, so its size does not depend on them.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+
+from fptq_onnx.errors import FptqError
+
+# The converter may need to see the value of small constants (axes, shapes).
+_LARGEST_VISIBLE = 1024
+
+
+def raise_opset(model: ir.Model, opset: int) -> ir.Model:
+    """Return the model at `opset` at least; the same object when it is there already.
+
+    Args:
+        model: not changed.
+        opset: the ai.onnx version wanted.
+
+    Raises:
+        FptqError: the converter cannot do it.
+    """
+    current = model.opset_imports.get("", 0)
+    if current >= opset:
+        return model
+    hidden = {
+        name: value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > _LARGEST_VISIBLE
+    }
+    skeleton = model.clone()
+    for name in hidden:
+        value = skeleton.graph.initializers.pop(name)
+        value.const_value = None
+        skeleton.graph.inputs.append(value)
+    try:
+        converted = ir.from_proto(
+            onnx.version_converter.convert_version(ir.to_proto(skeleton), opset)
+        )
+    except Exception as error:  # the converter raises bare RuntimeErrors of many texts
+        raise FptqError(
+            f"cannot bring the model from opset {current} to {opset} for this target "
+            f"({error}): export it with opset {opset} or newer"
+        ) from error
+    for value in [value for value in converted.graph.inputs if value.name in hidden]:
+        converted.graph.inputs.remove(value)
+        value.const_value = hidden[value.name or ""].const_value
+        converted.graph.register_initializer(value)
+    converted.metadata_props.update(model.metadata_props)
+    return converted
