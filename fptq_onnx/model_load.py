@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import google.protobuf.message
+from google.protobuf.message import DecodeError
 import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
@@ -83,7 +83,9 @@ def find_model_file(path: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise FptqError(f"{path} holds no .onnx file: give a model file or a folder with model.onnx")
+        raise FptqError(
+            f"{path} holds no .onnx file: give a model file or a folder with model.onnx"
+        )
     names = ", ".join(candidate.name for candidate in candidates)
     raise FptqError(f"{path} holds several models ({names}): give the path of one")
 
@@ -102,10 +104,12 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     file = find_model_file(path)
     try:
         model = ir.load(file)
-    except (OSError, ValueError, TypeError, google.protobuf.message.DecodeError) as error:
+    except (OSError, ValueError, TypeError, DecodeError) as error:
         raise FptqError(f"{file} is not a readable ONNX model: export it again") from error
     except Exception as error:  # onnx_ir wraps what its deserializer meets in its own types
-        raise FptqError(f"{file} is not a readable ONNX model ({error}): export it again") from error
+        raise FptqError(
+            f"{file} is not a readable ONNX model ({error}): export it again"
+        ) from error
     if len(model.graph) == 0:
         raise FptqError(f"{file} is not an ONNX model, or an empty one: export it again")
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
@@ -153,9 +157,7 @@ def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:
             )
         if path not in sizes:
             if not path.is_file():
-                raise FptqError(
-                    f"external data file {path} is missing: copy it next to the model"
-                )
+                raise FptqError(f"external data file {path} is missing: copy it next to the model")
             sizes[path] = path.stat().st_size
         offset = tensor.offset or 0
         length = tensor.nbytes if tensor.length is None else tensor.length

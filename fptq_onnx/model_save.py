@@ -60,7 +60,7 @@ def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
     alignment = _PAGE if tensor.nbytes >= _PAGE else _CACHE_LINE
     file.write(bytes(-file.tell() % alignment))
     offset = file.tell()
-    tensor.tofile(file)
+    file.write(tensor.tobytes())
     length = file.tell() - offset
     if length != tensor.nbytes:
         raise OSError(f"{value.name}: wrote {length} of {tensor.nbytes} bytes")
@@ -71,7 +71,7 @@ def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
         offset,
         length,
         tensor.dtype,
-        shape=tensor.shape,
+        shape=ir.Shape(tensor.shape.numpy()),
         name=value.name or "",
         base_dir=folder,
     )

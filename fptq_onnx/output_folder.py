@@ -64,7 +64,9 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+        work = Path(
+            tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
+        )
     except OSError as error:
         raise FptqError(f"cannot write to {output.parent}: {error.strerror}") from error
     try:

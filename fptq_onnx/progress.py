@@ -39,9 +39,7 @@ def track(
         yield from _plain_lines(items, total, what, out)
 
 
-def _plain_lines(
-    items: Iterable[T], total: int | None, what: str, out: TextIO
-) -> Iterator[T]:
+def _plain_lines(items: Iterable[T], total: int | None, what: str, out: TextIO) -> Iterator[T]:
     started = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fptq_onnx.numerics.int4 import Int4Weights
 
@@ -32,15 +33,15 @@ class WeightStore:
         low, high = codes[0::2], codes[1::2]
         pairs = low.copy()
         pairs[: high.shape[0]] |= high << 4
-        optional = {} if weights.zero_points is None else {"zero_points": weights.zero_points}
+        arrays: dict[str, NDArray[np.generic]] = {
+            "pairs": pairs,
+            "scales": weights.scales,
+            "about": np.array([codes.shape[0], weights.block_size], np.int64),
+        }
+        if weights.zero_points is not None:
+            arrays["zero_points"] = weights.zero_points
         with open(self._folder / f"{index}.npz", "wb") as file:
-            np.savez(
-                file,
-                pairs=pairs,
-                scales=weights.scales,
-                about=np.array([codes.shape[0], weights.block_size], np.int64),
-                **optional,
-            )
+            np.savez(file, allow_pickle=False, **arrays)
 
     def get(self, name: str) -> Int4Weights:
         """Read one linear's weights back, exactly as put."""

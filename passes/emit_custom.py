@@ -1,6 +1,6 @@
 """Target `custom`: one fptq::MatMulW4A8 node per linear, weights in the kernel's panel layout.
 
-    MatMul(x, W) (+ Add bias)  ->  fptq::MatMulW4A8(x, panels, scales, zero_points?, bias?)
+MatMul(x, W) (+ Add bias)  ->  fptq::MatMulW4A8(x, panels, scales, zero_points?, bias?)
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def pack_blocks(weights: Int4Weights, block: int) -> NDArray[np.uint8]:
     if weights.zero_points is not None and k < blocks * block:
         padded[:, k:] = weights.zero_points[-1][:, None]
     pairs = padded.reshape(n, blocks, block // 2, 2)
-    return pairs[..., 0] | (pairs[..., 1] << 4)
+    return (pairs[..., 0] | (pairs[..., 1] << 4)).astype(np.uint8)
 
 
 def _by_column(values: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
@@ -115,4 +115,4 @@ def _pack_zero_points(weights: Int4Weights, blocks: int) -> NDArray[np.uint8]:
     columns = _by_column(weights.zero_points, blocks).astype(np.uint8)
     if blocks % 2:
         columns = np.pad(columns, ((0, 0), (0, 1)))
-    return columns[:, 0::2] | (columns[:, 1::2] << 4)
+    return (columns[:, 0::2] | (columns[:, 1::2] << 4)).astype(np.uint8)

@@ -91,8 +91,10 @@ def _replace_constant(
     dtype = constant.dtype
     shape = ir.Shape(constant.shape[::-1] if transposed else constant.shape)
 
-    def make() -> ir.Tensor:
-        return ir.Tensor(rescale(constant.load(), scale).astype(dtype.numpy(), copy=False), name=name)
+    def make() -> ir.TensorProtocol:
+        return ir.Tensor(
+            rescale(constant.load(), scale).astype(dtype.numpy(), copy=False), name=name
+        )
 
     graph = node.graph
     if not isinstance(graph, ir.Graph):

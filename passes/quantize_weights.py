@@ -1,6 +1,6 @@
 """Quantize the weight of every planned linear to int4, one at a time, into a store.
 
-    W [K, N] (already equalized)  ->  codes 0..15, scales [G, N], zero points
+W [K, N] (already equalized)  ->  codes 0..15, scales [G, N], zero points
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Read-only views of an ONNX graph: constants, linears, fold sites. Nothing here changes a model."""
+"""Read-only views of a graph: constants, linears, fold sites. Nothing here changes a model."""

@@ -60,7 +60,7 @@ class FoldSite:
 
 
 def find_fold_sites(linears: Sequence[Linear]) -> dict[str, FoldSite | str]:
-    """For each linear (by name) the site its input can be folded into, or the reason there is none."""
+    """For each linear (by name) the site its input folds into, or the reason there is none."""
     by_node = {id(linear.nodes[0]): linear for linear in linears}
     return {linear.name: _site_of(linear, by_node) for linear in linears}
 

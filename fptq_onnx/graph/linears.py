@@ -30,7 +30,8 @@ class Linear:
     """One linear layer: y = x @ W (+ bias).
 
     name: the node's name, unique in the graph; the key in plans and statistics.
-    path: the module path when the exporter left one (a hint for people), else a weight or node name.
+    path: the module path when the exporter left one (a hint for people), else a weight's or the
+        node's name.
     x: the activation, last dimension K.
     weight: W as [K, N], not read until loaded.
     bias: [N], or None.
@@ -134,10 +135,8 @@ def _view(node: ir.Node) -> Linear | str:
 
 
 def _matmul_view(node: ir.Node, x: ir.Value, weight: Constant) -> Linear:
-    linear = Linear(
-        node.name or "", _path(node, weight), x, weight, None, node.outputs[0], (node,)
-    )
-    uses = node.outputs[0].uses()
+    linear = Linear(node.name or "", _path(node, weight), x, weight, None, node.outputs[0], (node,))
+    uses = tuple(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return linear
     add = uses[0].node

@@ -11,6 +11,7 @@ Symmetric groups have zero point 8. The last group may be shorter when block_siz
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,14 +48,14 @@ def group_count(k: int, block_size: int) -> int:
     return -(-k // group_length(k, block_size))
 
 
-def quantize_rtn(w: NDArray[np.float32], block_size: int, *, symmetric: bool = True) -> Int4Weights:
+def quantize_rtn(w: NDArray[Any], block_size: int, *, symmetric: bool = True) -> Int4Weights:
     """Round-to-nearest int4.
 
     Symmetric: scale = max|w| / 7 and codes -7..7 (stored plus 8), so the sign of every weight is
     treated alike. Asymmetric: the range is widened to include 0 so that 0 stays exact.
 
     Args:
-        w: float32 [K, N], finite.
+        w: [K, N], any float type, finite.
         block_size: a positive number of input channels, or -1 for one group.
         symmetric: zero point fixed at 8, or one zero point per group.
 

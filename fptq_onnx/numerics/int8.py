@@ -43,7 +43,7 @@ def quantize_static(
     scale = np.float32(scale)
     if not np.isfinite(scale) or scale < FLOAT32_TINY:
         raise ValueError(f"static activation scale must be a positive normal float32, got {scale}")
-    broken = np.isnan(x).any(axis=1)
+    broken: NDArray[np.bool_] = np.asarray(np.isnan(x).any(axis=1))
     codes = _round_to_int8(np.where(broken[:, None], np.float32(0), x), np.float32(1.0) / scale)
     return codes, np.where(broken, np.float32(np.nan), scale).astype(np.float32)
 
@@ -66,7 +66,7 @@ def quantize_per_token(
     broken = ~np.isfinite(absmax)
     scale = (np.where(broken, np.float32(0), absmax) / INT8_MAX).astype(np.float32)
     empty = scale < FLOAT32_TINY
-    inverse = np.float32(1.0) / np.where(empty, np.float32(1), scale)
+    inverse = (np.float32(1.0) / np.where(empty, np.float32(1), scale)).astype(np.float32)
     codes = _round_to_int8(np.where((broken | empty)[:, None], np.float32(0), x), inverse[:, None])
     scale = np.where(empty, np.float32(0), scale)
     return codes, np.where(broken, np.float32(np.nan), scale).astype(np.float32)
@@ -77,4 +77,5 @@ def _round_to_int8(
 ) -> NDArray[np.int8]:
     with np.errstate(over="ignore"):  # x / tiny may be infinite: it saturates like any large value
         scaled = np.rint(x * inverse)
-    return np.clip(scaled, -128, 127).astype(np.int8)
+    codes: NDArray[np.int8] = np.clip(scaled, -128, 127).astype(np.int8)
+    return codes

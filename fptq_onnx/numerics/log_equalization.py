@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# A channel that calibration (almost) never saw active would get s_j near 0, and one later activation
-# there would saturate the whole tensor's int8 range. Below this the channel is left as it is.
+# A channel that calibration (almost) never saw active would get s_j near 0, and one later
+# activation there would saturate the whole tensor's int8 range. Below this the channel is left as
+# it is.
 MIN_CHANNEL_ABSMAX = 1e-5
 
 

@@ -36,7 +36,7 @@ def step_count(k: int) -> int:
 
 
 def pack_codes(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """codes uint8 [K, N] (0..15) -> packed uint8 [P, S, 256]."""
+    """Pack codes uint8 [K, N] (0..15) -> packed uint8 [P, S, 256]."""
     k, n = codes.shape
     panels, steps = panel_count(n), step_count(k)
     packed = np.zeros((panels, steps, LINE_BYTES), np.uint8)
