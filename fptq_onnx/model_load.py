@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from fptq_onnx.errors import FptqError
 

@@ -20,6 +20,7 @@ DATA_FILE = "model.onnx.data"
 _SMALLEST_EXTERNAL = 1024
 _CACHE_LINE = 64
 _PAGE = 4096
+_COPY_BYTES = 1 << 22
 
 Tracker = Callable[[Iterable[ir.Value], int], Iterator[ir.Value]]
 
@@ -60,12 +61,13 @@ def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
     alignment = _PAGE if tensor.nbytes >= _PAGE else _CACHE_LINE
     file.write(bytes(-file.tell() % alignment))
     offset = file.tell()
-    file.write(tensor.tobytes())
+    if isinstance(tensor, ir.ExternalTensor):
+        _copy_bytes(file, tensor)
+    else:
+        file.write(tensor.tobytes())
     length = file.tell() - offset
     if length != tensor.nbytes:
         raise OSError(f"{value.name}: wrote {length} of {tensor.nbytes} bytes")
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
     return ir.ExternalTensor(
         DATA_FILE,
         offset,
@@ -75,3 +77,13 @@ def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
         name=value.name or "",
         base_dir=folder,
     )
+
+
+def _copy_bytes(file: BinaryIO, tensor: ir.ExternalTensor) -> None:
+    """Copy a tensor from file to file in small pieces; it may be larger than memory."""
+    left = tensor.nbytes
+    with open(tensor.path, "rb") as source:
+        source.seek(tensor.offset or 0)
+        while left and (piece := source.read(min(left, _COPY_BYTES))):
+            file.write(piece)
+            left -= len(piece)
