@@ -1,0 +1,182 @@
+"""The conversion, from an exported model to a W4A8 folder: the whole flow on one screen.
+
+    load -> normalize -> calibrate -> plan -> equalize -> quantize -> emit(target) -> save + verify
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fptq_onnx import __version__
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.config import TARGETS, Config
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import LinearScan, find_linears
+from fptq_onnx.model_load import LoadedModel, load_model
+from fptq_onnx.model_save import DATA_FILE, MODEL_FILE, save_model
+from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
+from fptq_onnx.passes.choose_schemes import choose_schemes
+from fptq_onnx.passes.complete_plan import complete_plan
+from fptq_onnx.passes.emit_custom import emit_custom
+from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
+from fptq_onnx.passes.emit_qdq import MINIMUM_OPSET, emit_qdq
+from fptq_onnx.passes.equalize import equalize
+from fptq_onnx.passes.normalize import normalize
+from fptq_onnx.passes.quantize_weights import quantize_weights
+from fptq_onnx.passes.raise_opset import raise_opset
+from fptq_onnx.plan import Plan
+from fptq_onnx.progress import track
+from fptq_onnx.report import Report, coverage_lines, scheme_lines
+from fptq_onnx.samples import Samples
+from fptq_onnx.side_files import copy_side_files
+from fptq_onnx.verify import verify
+from fptq_onnx.weight_store import WeightStore
+
+PLAN_FILE = "plan.json"
+FLOAT_TARGET = "float"
+QDQ_NOTE = (
+    "the qdq target is for interchange and NPUs: ONNX Runtime's CPU provider runs it correctly but "
+    "slowly, use custom or matmulnbits there"
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` returns.
+
+    scan: the linears found and the look-alikes left alone.
+    plan: the decision for each linear.
+    stats: the channel ranges the plan is based on.
+    folders: the written folder of each target; empty after a dry run.
+    reports: the report of each target; empty after a dry run.
+    warnings: what a user should look at.
+    """
+
+    scan: LinearScan
+    plan: Plan
+    stats: ActivationStats
+    folders: Mapping[str, Path]
+    reports: Mapping[str, Report]
+    warnings: tuple[str, ...]
+
+
+def convert(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    targets: Sequence[str] = ("custom",),
+    samples: Samples | None = None,
+    config: Config | None = None,
+    stats: ActivationStats | Sequence[Path] = (),
+    plan: Path | Plan | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    verify_samples: int = 8,
+    threads: int = 0,
+    quiet: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Conversion:
+    """Convert an exported float model to W4A8.
+
+    Args:
+        model: a .onnx file or a folder with one. Never changed.
+        output: the folder to write; by default `<model's folder>-w4a8` beside it. With several
+            targets each gets a subfolder.
+        targets: any of config.TARGETS.
+        samples: calibration samples; by default random tokens from the vocabulary.
+        config: thresholds, groups and what to leave alone.
+        stats: statistics to use instead of calibrating; one path that does not exist yet is
+            calibrated for and written, several are merged.
+        plan: a plan to replay instead of deciding.
+        overwrite: replace an output folder this tool wrote before.
+        dry_run: stop after planning; nothing is written.
+        verify_samples: samples to compare with the original on; 0 compares nothing.
+        threads: intra-op threads for our runs, 0 lets ONNX Runtime choose.
+        quiet: show no progress on stderr.
+        say: receives lines for people as the work goes on.
+
+    Returns:
+        A Conversion.
+
+    Raises:
+        FptqError: anything a user can mend; one sentence says what and how.
+    """
+    config, samples = config or Config(), samples or Samples()
+    _check_targets(targets)
+    source, destination = Path(model), None if output is None else Path(output)
+    loaded = load_model(source)
+    destination = destination or default_output(source)
+    if not dry_run:
+        check_output(source, destination, overwrite=overwrite)
+    normalize(loaded.model)
+    scan = find_linears(loaded.model)
+    for line in coverage_lines(scan):
+        say(line)
+    if not scan.linears:
+        raise FptqError(_no_linears(loaded, scan))
+    stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
+    decided, warnings = _decide(scan, stats, config, plan)
+    for line in (*scheme_lines(decided), *(f"warning      {text}" for text in warnings)):
+        say(line)
+    if dry_run:
+        return Conversion(scan, decided, stats, {}, {}, warnings)
+    with atomic_folder(destination) as work:
+        prepared = load_model(loaded.file)
+        normalize(prepared.model)
+        folded = equalize(prepared.model, decided, stats)
+        say(f"folded       {len(folded)} norms take an equalization")
+        store = WeightStore(work / ".weights")
+        if config.quantize:
+            tracker = functools.partial(_track, what="quantizing", quiet=quiet)
+            quantize_weights(prepared.model, decided, store, tracker)
+        reports: dict[str, Report] = {}
+        wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
+        base = Report(
+            version=__version__,
+            target="",
+            source={"path": loaded.file.name, "sha256": loaded.sha256()},
+            options={**asdict(config), "samples": samples.describe(), "calibration": stats.source},
+            linears=len(scan.linears),
+            matmul_like=len(scan.linears) + len(scan.others),
+            others=tuple(asdict(other) for other in scan.others),
+            schemes=decided.counts() if config.quantize else {},
+            folded=folded,
+            bits_per_weight=0.0,
+            bytes_before=loaded.bytes,
+            bytes_after=0,
+            notes=warnings,
+        )
+        for target in wanted:
+            folder = work if len(wanted) == 1 else work / target
+            folder.mkdir(exist_ok=True)
+            emitted = _emit(prepared.model, target, decided, store)
+            _stamp(emitted, base, target)
+            bits = _bits_per_weight(emitted, scan)
+            tracker = functools.partial(_track, what=f"writing {target}", quiet=quiet)
+            save_model(emitted, folder, tracker)
+            copy_side_files(loaded.folder, folder, MODEL_FILE)
+            (folder / PLAN_FILE).write_text(decided.to_json(), encoding="utf-8")
+            notes = (*warnings, QDQ_NOTE) if target == "qdq" else warnings
+            report = replace(base, target=target, bits_per_weight=bits, notes=notes)
+            report = replace(report, bytes_after=_bytes_of(folder))
+            say(_written_line(report))
+            if verify_samples:
+                result = verify(
+                    loaded, folder, samples, verify_samples, threads=threads, quiet=quiet
+                )
+                say(result.line)
+                report = replace(report, verification=result.as_dict())
+            report.save(folder / REPORT_FILE)
+            reports[target] = report
+        store.remove()
+    folders = {
+        target: destination if len(wanted) == 1 else destination / target for target in wanted
+    }
+    return Conversion(scan, decided, stats, folders, reports, warnings)

@@ -1,0 +1,110 @@
+"""What a conversion did, as a record for machines (report.json) and a few lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
+
+SCHEME_NAMES = {
+    STATIC: "static",
+    LAE_STATIC: "equalized (LAE) + static",
+    PER_TOKEN: "per-token dynamic",
+    FLOAT: "float",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything worth keeping about one converted model.
+
+    target: custom, matmulnbits, qdq, or float for an equalized but unquantized model.
+    source: path, bytes and sha256 of the files converted.
+    options: what was asked for.
+    linears, matmul_like, others: coverage, with the reason for each look-alike left alone.
+    schemes: number of linears per scheme.
+    folded: norms that took an equalization.
+    bits_per_weight: average over all linears' weights, scales and zero points included, floats as
+        they are stored.
+    bytes_before, bytes_after: model and external data on disk.
+    verification: comparison with the original, empty when it was switched off.
+    notes: what a user should know, one sentence each.
+    """
+
+    version: str
+    target: str
+    source: Mapping[str, Any]
+    options: Mapping[str, Any]
+    linears: int
+    matmul_like: int
+    others: tuple[Mapping[str, str], ...]
+    schemes: Mapping[str, int]
+    folded: tuple[str, ...]
+    bits_per_weight: float
+    bytes_before: int
+    bytes_after: int
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def coverage_lines(scan: LinearScan) -> list[str]:
+    """How many nodes are linears, and why the others are not."""
+    lines = [f"linears      {scan.coverage}"]
+    reasons = Counter(other.reason for other in scan.others)
+    lines += [f"             {count} left alone: {reason}" for reason, count in reasons.items()]
+    return lines
+
+
+def scheme_lines(plan: Plan) -> list[str]:
+    """How many linears per scheme, and why some could not be equalized."""
+    counts = plan.counts()
+    text = ", ".join(f"{counts[scheme]} {SCHEME_NAMES[scheme]}" for scheme in SCHEME_NAMES)
+    lines = [f"schemes      {text}"]
+    declined = [entry for entry in plan.linears if "cannot be equalized" in entry.reason]
+    if declined:
+        lines.append(
+            f"             {len(declined)} would be equalized but are per-token, such as "
+            f"{declined[0].path}: {declined[0].reason.split('cannot be equalized: ')[1]}"
+        )
+    return lines
+
+
+def plan_table(plan: Plan) -> list[str]:
+    """One row per linear: path, shape, range, scheme, reason."""
+    header = ("linear", "K x N", "range", "scheme", "why")
+    rows = [header, *(_row(entry) for entry in plan.linears)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+
+
+def _row(entry: LinearPlan) -> tuple[str, str, str, str, str]:
+    return (
+        entry.path,
+        f"{entry.k} x {entry.n}",
+        f"{entry.range:.4g}",
+        entry.scheme,
+        entry.reason + (f"; folded into {entry.fold_site}" if entry.fold_site else ""),
+    )
+
+
+def human_bytes(count: int) -> str:
+    """1234567 -> '1.2 MB' (decimal units)."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
