@@ -12,6 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.model_configs import find_model_file
 
 OLDEST_OPSET, NEWEST_OPSET = 17, 28
 _ALREADY_QUANTIZED = {
@@ -65,29 +66,6 @@ class LoadedModel:
                     digest.update(chunk)
             digests[path.relative_to(self.folder).as_posix()] = digest.hexdigest()
         return digests
-
-
-def find_model_file(path: Path) -> Path:
-    """The .onnx file a user means: the file itself, or the one in a folder.
-
-    Raises:
-        FptqError: no such path, or a folder with no or several candidates.
-    """
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise FptqError(f"no such file or folder: {path}")
-    if (path / "model.onnx").is_file():
-        return path / "model.onnx"
-    candidates = sorted(path.glob("*.onnx"))
-    if len(candidates) == 1:
-        return candidates[0]
-    if not candidates:
-        raise FptqError(
-            f"{path} holds no .onnx file: give a model file or a folder with model.onnx"
-        )
-    names = ", ".join(candidate.name for candidate in candidates)
-    raise FptqError(f"{path} holds several models ({names}): give the path of one")
 
 
 def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:

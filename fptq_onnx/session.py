@@ -1,9 +1,10 @@
-"""ONNX Runtime sessions, made so that memory-mapped weights stay mapped."""
+"""ONNX Runtime sessions, with our operators registered only where a model uses them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -14,7 +15,7 @@ _ERROR_ONLY = 3
 
 
 def session_options(*, threads: int = 0, custom_ops: bool = False) -> ort.SessionOptions:
-    """Options for our own runs.
+    """Options for our own runs, made so that memory-mapped weights stay mapped.
 
     Weights are not prepacked: a prepacked float matrix is a second copy of it in memory, which a
     run that is made once does not earn back.
@@ -34,17 +35,34 @@ def session_options(*, threads: int = 0, custom_ops: bool = False) -> ort.Sessio
     return options
 
 
-def open_session(file: Path, *, threads: int = 0, custom_ops: bool = False) -> ort.InferenceSession:
-    """A session over a model file.
+def open_session(
+    path: Path, *, threads: int | None = None, options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    """A session over a model file; our library is registered if the model imports its domain.
+
+    Args:
+        path: the .onnx file; its external data are looked for beside it.
+        threads: intra-op threads; None leaves what the options say, 0 lets ONNX Runtime choose.
+        options: session options such as `session_options` gives, without our library; they are
+            changed by this call. By default ONNX Runtime's own, with prepacking: the fast ones.
 
     Raises:
-        FptqError: ONNX Runtime cannot run the model.
+        FptqError: no such file, not a model, ONNX Runtime refuses it, or it needs our library and
+            that is missing.
     """
-    options = session_options(threads=threads, custom_ops=custom_ops)
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERROR_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if CUSTOM_DOMAIN in opset_domains(path):
+        from fptq_onnx.runtime import register  # only then: the library may not be there
+
+        register(options)
     try:
-        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT raises its own types, RuntimeError and ValueError
-        raise FptqError(f"ONNX Runtime cannot run {file}: {_first_line(error)}") from error
+        raise FptqError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
 
 
 def open_session_in_memory(
@@ -68,9 +86,26 @@ def open_session_in_memory(
         serialized = ir.to_proto(model).SerializeToString()
         return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # protobuf: EncodeError or ValueError; ORT: its own types
-        raise FptqError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
+        raise FptqError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def opset_domains(path: Path) -> set[str]:
+    """The operator domains a model file imports ("" is ai.onnx's).
+
+    Raises:
+        FptqError: no such file, or it is not an ONNX model.
+    """
+    if not path.is_file():
+        raise FptqError(f"no model file at {path}; give an .onnx file or a folder that holds one")
+    try:
+        imports = onnx.load(path, load_external_data=False).opset_import
+    except Exception as error:  # protobuf's DecodeError, or OSError
+        raise FptqError(f"{path} is not an ONNX model file, or is cut short") from error
+    if not imports:
+        raise FptqError(f"{path} is not an ONNX model file: it imports no operator set")
+    return {entry.domain for entry in imports}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an ONNX Runtime message, which goes on with C++ detail."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

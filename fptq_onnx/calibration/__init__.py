@@ -1,0 +1,1 @@
+"""Measuring activations: where samples come from, and what is kept of a run."""

@@ -1,0 +1,167 @@
+"""How an exported causal language model is fed: which input and output plays which role.
+
+Three exporters are known (optimum-onnx, torch.onnx dynamo, onnxruntime-genai's builder), and none
+says in the graph which past_* input goes with which present_* output, or which axis grows. Here
+that is found from names, shapes and, where they exist, the configuration files beside the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.kv_cache import CacheTensor, cache_tensor, pair_cache, symbolic_sizes
+from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
+
+_IDS = ("input_ids", "tokens", "input_tokens")
+_MASK = ("attention_mask",)
+_POSITIONS = ("position_ids",)
+# transformers' own name for the positions of the new tokens, rank 1.
+_CACHE_POSITION = ("cache_position",)
+_INT_DTYPES = frozenset({"int32", "int64"})
+_MASK_DTYPES = _INT_DTYPES | {"bool", "float16", "float32"}
+
+_NOT_LM = "not a causal language model: {}; give calibration samples as .npz files"
+
+
+@dataclass(frozen=True)
+class DecoderIO:
+    """Roles of a causal language model's inputs and outputs: plain data, no session.
+
+    Attributes:
+        input_ids: spec of the token ids, int32 or int64 [batch, sequence].
+        logits: spec of the logits output [batch, sequence, vocabulary].
+        attention_mask: spec of the mask [batch, past + sequence], or None.
+        position_ids: spec of the positions [batch, sequence], or None.
+        cache_position: spec of the positions [sequence], or None.
+        cache: the KV cache, empty for a model that has none.
+    """
+
+    input_ids: TensorSpec
+    logits: TensorSpec
+    attention_mask: TensorSpec | None = None
+    position_ids: TensorSpec | None = None
+    cache_position: TensorSpec | None = None
+    cache: tuple[CacheTensor, ...] = ()
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the model can be fed one token at a time."""
+        return bool(self.cache)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size the graph demands, None where any will do."""
+        return _fixed(self.input_ids, 0)
+
+    @property
+    def fixed_sequence(self) -> int | None:
+        """The number of tokens the graph demands in each call, None where any will do."""
+        return _fixed(self.input_ids, 1)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Width of the logits, None where the graph does not say."""
+        return _fixed(self.logits, 2)
+
+    @classmethod
+    def from_specs(
+        cls,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        genai_config: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        head_size: int | None = None,
+    ) -> DecoderIO:
+        """Find each input's role.
+
+        Args:
+            inputs: the inputs a caller must feed.
+            outputs: the outputs; those that are neither logits nor cache are ignored.
+            genai_config: onnxruntime-genai's genai_config.json, for names and head size.
+            config: transformers' config.json, for the head size.
+            head_size: head size found elsewhere (`head_size_of_graph`), used where the graph leaves
+                it symbolic and the two configurations do not say.
+
+        Raises:
+            FptqError: not a causal language model ("not a causal language model: ..."), or one
+                with an input that this tool does not know how to feed.
+        """
+        decoder = _decoder_section(genai_config)
+        names_in: Mapping[str, Any] = decoder.get("inputs") or {}
+        names_out: Mapping[str, Any] = decoder.get("outputs") or {}
+        by_name = {spec.name: spec for spec in inputs}
+
+        def role(key: str, usual: tuple[str, ...]) -> TensorSpec | None:
+            configured = names_in.get(key)
+            for name in (configured, *usual) if configured else usual:
+                if name in by_name:
+                    return by_name[name]
+            return None
+
+        ids = find_input_ids(inputs, genai_config)
+        if ids is None:
+            raise FptqError(_NOT_LM.format("it has no input named input_ids"))
+        if ids.dtype not in _INT_DTYPES or ids.rank not in (2, None):
+            raise FptqError(_NOT_LM.format(f"{ids.describe()} is not an integer [batch, sequence]"))
+        mask = role("attention_mask", _MASK)
+        if mask is not None and (mask.rank not in (2, None) or mask.dtype not in _MASK_DTYPES):
+            raise FptqError(
+                f"cannot feed {mask.describe()}: a mask must be [batch, past + sequence]; "
+                "give calibration samples as .npz files"
+            )
+        positions = role("position_ids", _POSITIONS)
+        if positions is not None and positions.rank not in (2, None):
+            raise FptqError(
+                f"cannot feed {positions.describe()}: positions must be [batch, sequence]; "
+                "give calibration samples as .npz files"
+            )
+        cache_position = role("cache_position", _CACHE_POSITION)
+        known = {spec.name for spec in (ids, mask, positions, cache_position) if spec is not None}
+        past = [spec for spec in inputs if spec.name not in known]
+        logits = _find_logits(outputs, names_out.get("logits"))
+        sizes = symbolic_sizes(decoder, config or {}, head_size)
+        pairs = pair_cache(past, [o for o in outputs if o is not logits], names_in, names_out)
+        cache = tuple(cache_tensor(p, q, ids, sizes) for p, q in pairs)
+        return cls(ids, logits, mask, positions, cache_position, cache)
+
+
+def find_input_ids(
+    inputs: Sequence[TensorSpec], genai_config: Mapping[str, Any] | None = None
+) -> TensorSpec | None:
+    """The input that takes token ids; None for a model that is no language model."""
+    configured = (_decoder_section(genai_config).get("inputs") or {}).get("input_ids")
+    by_name = {spec.name: spec for spec in inputs}
+    return next((by_name[name] for name in (configured, *_IDS) if name in by_name), None)
+
+
+def _fixed(spec: TensorSpec, axis: int) -> int | None:
+    if spec.shape is None or axis >= len(spec.shape):
+        return None
+    size = spec.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _decoder_section(genai_config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    model = (genai_config or {}).get("model")
+    decoder = model.get("decoder") if isinstance(model, Mapping) else None
+    return decoder if isinstance(decoder, Mapping) else {}
+
+
+def _find_logits(outputs: Sequence[TensorSpec], configured: str | None) -> TensorSpec:
+    by_name = {spec.name: spec for spec in outputs}
+    for name in (configured, "logits", "lm_logits"):
+        if name in by_name:
+            return by_name[name]
+    for spec in outputs:
+        if spec.rank == 3 and spec.dtype in FLOAT_DTYPES and not _is_cache_name(spec.name):
+            return spec
+    raise FptqError(_NOT_LM.format("it has no logits output"))
+
+
+def _is_cache_name(name: str) -> bool:
+    return re.search(r"past|present|cache|\bk(ey)?s?\b|\bv(alue)?s?\b", name.lower()) is not None
