@@ -80,7 +80,7 @@ def tiny_model() -> ir.Model:
     """y = x @ w, one large enough to be stored as float16, and + b, which is not a matrix."""
     rng = np.random.default_rng(0)
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=["n", 256])
-    w, b = rng.normal(size=(256, 128)).astype(np.float32), np.ones(65536, np.float32)[:128]
+    w, b = rng.normal(size=(256, 128)).astype(np.float32), np.ones((300, 1, 128), np.float32)
     weights = [ir.val(n, const_value=ir.tensor(a, name=n)) for n, a in (("w", w), ("b", b))]
     product = ir.node("MatMul", [x, weights[0]])
     total = ir.node("Add", [product.outputs[0], weights[1]])
@@ -150,6 +150,9 @@ def test_accuracy_prints_a_table_and_writes_json(
     arguments = [str(DEMO), str(DEMO), "--text", text, "--windows", "2", "--length", "32"]
     assert main([*arguments, "--threads", "1", "--json", str(report)]) == 0
     original, converted = json.loads(report.read_text())["models"]
+    windows = first_windows(DEMO / "heldout.txt", DEMO, count=2, length=32)
+    expected = perplexity(open_decoder(DEMO, threads=1), windows)
+    assert original["perplexity"] == pytest.approx(expected, rel=1e-12)
     assert converted["kl"] == 0 and converted["top1"] == 1.0
     assert converted["perplexity"] == pytest.approx(original["perplexity"], rel=1e-12)
     printed = capsys.readouterr().out
