@@ -5,22 +5,19 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import onnx_ir as ir
 
-from fptq_onnx import __version__
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.model_load import LoadedModel, load_model
-from fptq_onnx.model_save import DATA_FILE, MODEL_FILE, save_model
+from fptq_onnx.model_save import MODEL_FILE, save_model
 from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
@@ -33,11 +30,14 @@ from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.raise_opset import raise_opset
 from fptq_onnx.plan import Plan
 from fptq_onnx.progress import track
-from fptq_onnx.report import Report, coverage_lines, scheme_lines
+from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
+from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.samples import Samples
 from fptq_onnx.side_files import copy_side_files
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
+
+T = TypeVar("T")
 
 PLAN_FILE = "plan.json"
 FLOAT_TARGET = "float"
@@ -110,9 +110,9 @@ def convert(
     """
     config, samples = config or Config(), samples or Samples()
     _check_targets(targets)
-    source, destination = Path(model), None if output is None else Path(output)
+    source = Path(model)
     loaded = load_model(source)
-    destination = destination or default_output(source)
+    destination = default_output(source) if output is None else Path(output)
     if not dry_run:
         check_output(source, destination, overwrite=overwrite)
     normalize(loaded.model)
@@ -120,59 +120,48 @@ def convert(
     for line in coverage_lines(scan):
         say(line)
     if not scan.linears:
-        raise FptqError(_no_linears(loaded, scan))
+        raise FptqError(
+            f"no linear layer found in {loaded.file} ({scan.coverage}): nothing to quantize"
+        )
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
     for line in (*scheme_lines(decided), *(f"warning      {text}" for text in warnings)):
         say(line)
     if dry_run:
         return Conversion(scan, decided, stats, {}, {}, warnings)
+    wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
+    reports: dict[str, Report] = {}
     with atomic_folder(destination) as work:
-        prepared = load_model(loaded.file)
-        normalize(prepared.model)
-        folded = equalize(prepared.model, decided, stats)
+        prepared = load_model(loaded.file).model
+        normalize(prepared)
+        folded = equalize(prepared, decided, stats)
         say(f"folded       {len(folded)} norms take an equalization")
         store = WeightStore(work / ".weights")
         if config.quantize:
-            tracker = functools.partial(_track, what="quantizing", quiet=quiet)
-            quantize_weights(prepared.model, decided, store, tracker)
-        reports: dict[str, Report] = {}
-        wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
-        base = Report(
-            version=__version__,
-            target="",
-            source={"path": loaded.file.name, "sha256": loaded.sha256()},
-            options={**asdict(config), "samples": samples.describe(), "calibration": stats.source},
-            linears=len(scan.linears),
-            matmul_like=len(scan.linears) + len(scan.others),
-            others=tuple(asdict(other) for other in scan.others),
-            schemes=decided.counts() if config.quantize else {},
-            folded=folded,
-            bits_per_weight=0.0,
-            bytes_before=loaded.bytes,
-            bytes_after=0,
-            notes=warnings,
-        )
+            quantize_weights(prepared, decided, store, _tracker("quantizing", quiet))
         for target in wanted:
             folder = work if len(wanted) == 1 else work / target
             folder.mkdir(exist_ok=True)
-            emitted = _emit(prepared.model, target, decided, store)
-            _stamp(emitted, base, target)
-            bits = _bits_per_weight(emitted, scan)
-            tracker = functools.partial(_track, what=f"writing {target}", quiet=quiet)
-            save_model(emitted, folder, tracker)
-            copy_side_files(loaded.folder, folder, MODEL_FILE)
-            (folder / PLAN_FILE).write_text(decided.to_json(), encoding="utf-8")
-            notes = (*warnings, QDQ_NOTE) if target == "qdq" else warnings
-            report = replace(base, target=target, bits_per_weight=bits, notes=notes)
-            report = replace(report, bytes_after=_bytes_of(folder))
-            say(_written_line(report))
+            emitted = EMITTERS[target](prepared.clone(), decided, store)
+            report = new_report(target, loaded, scan, decided, config, samples, stats)
+            report = replace(report, folded=folded, notes=warnings)
+            report = replace(report, bits_per_weight=bits_per_weight(decided, emitted))
+            if target == "qdq":
+                say(f"note         {QDQ_NOTE}")
+                report = replace(report, notes=(*warnings, QDQ_NOTE))
+            stamp(emitted, report)
+            save_model(emitted, folder, _tracker(f"writing {target}", quiet))
+            report = replace(report, bytes_after=files_size(folder))
+            say(
+                f"written      {target}: {human_bytes(report.bytes_before)} -> "
+                f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
+            )
             if verify_samples:
-                result = verify(
-                    loaded, folder, samples, verify_samples, threads=threads, quiet=quiet
-                )
+                result = verify(loaded, folder, samples, verify_samples, threads=threads)
                 say(result.line)
                 report = replace(report, verification=result.as_dict())
+            copy_side_files(loaded.folder, folder, MODEL_FILE)
+            (folder / PLAN_FILE).write_text(decided.to_json(), encoding="utf-8")
             report.save(folder / REPORT_FILE)
             reports[target] = report
         store.remove()
@@ -180,3 +169,62 @@ def convert(
         target: destination if len(wanted) == 1 else destination / target for target in wanted
     }
     return Conversion(scan, decided, stats, folders, reports, warnings)
+
+
+def default_output(source: Path) -> Path:
+    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file."""
+    resolved = source.resolve()
+    return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
+
+
+def _emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
+    raised = raise_opset(model, MINIMUM_OPSET)
+    emit_qdq(raised, plan, store)
+    return raised
+
+
+def _emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
+    emit_matmul_nbits(model, plan, store)
+    return model
+
+
+def _emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
+    emit_custom(model, plan, store)
+    return model
+
+
+def _emit_float(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
+    return model
+
+
+EMITTERS: dict[str, Callable[[ir.Model, Plan, WeightStore], ir.Model]] = {
+    "custom": _emit_custom,
+    "matmulnbits": _emit_matmul_nbits,
+    "qdq": _emit_qdq,
+    FLOAT_TARGET: _emit_float,
+}
+
+
+def _check_targets(targets: Sequence[str]) -> None:
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown or not targets:
+        raise FptqError(
+            f"unknown target {', '.join(map(repr, unknown)) or '(none)'}: use one or more of "
+            f"{', '.join(TARGETS)}"
+        )
+
+
+def _decide(
+    scan: LinearScan, stats: ActivationStats, config: Config, plan: Path | Plan | None
+) -> tuple[Plan, tuple[str, ...]]:
+    if plan is None:
+        return choose_schemes(scan, stats, config), ()
+    if config.ignore:
+        raise FptqError(
+            "--ignore and --plan cannot be combined: give the linear scheme 'float' in the plan"
+        )
+    return complete_plan(plan if isinstance(plan, Plan) else Plan.load(plan), scan, stats)
+
+
+def _tracker(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:
+    return lambda items, total: track(items, total=total, what=what, quiet=quiet)

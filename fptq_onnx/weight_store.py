@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ class WeightStore:
     """int4 weights by linear name, kept as two codes a byte in a work folder."""
 
     def __init__(self, folder: Path):
-        """Use `folder` (made if missing); the caller removes it."""
+        """Use `folder` (made if missing); `remove` deletes it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._index: dict[str, int] = {}
@@ -53,3 +54,7 @@ class WeightStore:
             codes[1::2] = pairs[: k // 2] >> 4
             zero_points = data["zero_points"] if "zero_points" in data else None
             return Int4Weights(codes, data["scales"], zero_points, block_size)
+
+    def remove(self) -> None:
+        """Delete the folder with everything in it."""
+        shutil.rmtree(self._folder)

@@ -1,0 +1,212 @@
+"""The command line: arguments in, lines out; every decision is made elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fptq_onnx import __version__
+from fptq_onnx.errors import FptqError
+
+INTERRUPTED = 130
+WRONG = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for a user's error, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+        sys.stdout.flush()
+    except FptqError as error:
+        print(f"fptq-onnx: error: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("fptq-onnx: interrupted, nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        print("fptq-onnx: error: out of memory: close other programs", file=sys.stderr)
+        return WRONG
+    return 0
+
+
+def entry_point() -> NoReturn:
+    """What the installed `fptq-onnx` command calls."""
+    # SIGTERM cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fptq-onnx",
+        description="Exported ONNX language models to 4-bit weights and 8-bit activations (W4A8).",
+    )
+    parser.add_argument("--version", action="version", version=f"fptq-onnx {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = commands.add_parser("convert", help="convert a model to W4A8")
+    convert.set_defaults(run=_convert)
+    convert.add_argument("model", type=Path, help="a .onnx file or a folder with model.onnx")
+    convert.add_argument("-o", "--output", type=Path, help="folder to write (MODEL-w4a8)")
+    convert.add_argument(
+        "--target",
+        default="custom",
+        help="custom, matmulnbits, qdq, several with commas, or all (custom)",
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    convert.add_argument("--dry-run", action="store_true", help="stop after planning and print it")
+    convert.add_argument(
+        "--equalize-only", action="store_true", help="fold, but keep float weights: to check folds"
+    )
+    convert.add_argument(
+        "--verify-samples", type=int, default=8, help="samples to compare on, 0 for none (8)"
+    )
+    _add_planning(convert)
+
+    inspect = commands.add_parser("inspect", help="show linears, ranges and schemes")
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("model", type=Path, help="a float model, or a folder convert wrote")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    _add_planning(inspect)
+
+    run = commands.add_parser("run", help="generate text with a model")
+    run.set_defaults(run=_run)
+    run.add_argument("model", type=Path, help="a model folder with tokenizer.json")
+    run.add_argument("--prompt", required=True, help="text to go on from")
+    run.add_argument("--max-new-tokens", type=int, default=128, help="tokens at most (128)")
+    run.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
+
+    library = commands.add_parser("library", help="print the path of the custom-op library")
+    library.set_defaults(run=_library)
+    return parser
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("calibration")
+    data.add_argument(
+        "--calibration",
+        default="random",
+        help="random (tokens of the vocabulary), a .txt, .jsonl or .npz file, a folder of .npz",
+    )
+    data.add_argument("--text-field", default="text", help="field of a .jsonl object (text)")
+    data.add_argument("--max-samples", type=int, default=48, help="samples at most (48)")
+    data.add_argument("--max-seq-len", type=int, default=256, help="tokens per sample (256)")
+    data.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
+    data.add_argument(
+        "--stats",
+        type=Path,
+        action="append",
+        default=[],
+        help="statistics to use; one that does not exist is measured and saved; several are merged",
+    )
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--v0", type=float, default=15.0, help="static up to this range (15)")
+    plan.add_argument("--v1", type=float, default=150.0, help="equalized up to this range (150)")
+    plan.add_argument(
+        "--block-size", type=int, default=128, help="32, 64, 128, 256 or -1 per channel (128)"
+    )
+    plan.add_argument("--asymmetric", action="store_true", help="one zero point per group")
+    plan.add_argument(
+        "--ignore", action="append", default=[], metavar="REGEX", help="keep matches in float"
+    )
+    plan.add_argument("--plan", type=Path, help="replay this plan.json")
+    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from fptq_onnx.config import TARGETS
+    from fptq_onnx.pipeline import Conversion, convert
+    from fptq_onnx.report import plan_table
+
+    targets = TARGETS if options.target == "all" else tuple(options.target.split(","))
+    result: Conversion = convert(
+        options.model,
+        options.output,
+        targets=targets,
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        verify_samples=options.verify_samples,
+        say=print,
+        **_planning(options, quantize=not options.equalize_only),
+    )
+    if options.dry_run:
+        print("\n".join(plan_table(result.plan)))
+    for target, folder in result.folders.items():
+        print(f"output       {folder} ({target})")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from fptq_onnx.inspection import inspect_model
+
+    for line in inspect_model(options.model, as_json=options.json, **_planning(options)):
+        print(line)
+
+
+def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str, object]:
+    from fptq_onnx.config import Config
+    from fptq_onnx.samples import Samples
+
+    return {
+        "config": Config(
+            v0=options.v0,
+            v1=options.v1,
+            block_size=options.block_size,
+            symmetric=not options.asymmetric,
+            ignore=tuple(options.ignore),
+            quantize=quantize,
+        ),
+        "samples": Samples(
+            options.calibration,
+            options.max_samples,
+            options.max_seq_len,
+            options.seed,
+            options.text_field,
+        ),
+        "stats": tuple(options.stats),
+        "plan": options.plan,
+        "threads": options.threads,
+        "quiet": options.quiet,
+    }
+
+
+def _run(options: argparse.Namespace) -> None:
+    from fptq_onnx.generate import run_prompt
+
+    if options.max_new_tokens < 1:
+        raise FptqError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
+    stats = run_prompt(
+        options.model,
+        options.prompt,
+        options.max_new_tokens,
+        sys.stdout,
+        threads=options.threads or None,
+    )
+    print()
+    decode = stats.decode_tokens_per_second
+    speed = "" if decode is None else f", {decode:.1f} tokens/s"
+    print(
+        f"{stats.prompt_tokens} prompt tokens in {stats.prefill_seconds:.3f} s, "
+        f"{stats.tokens} new tokens{speed}",
+        file=sys.stderr,
+    )
+
+
+def _library(options: argparse.Namespace) -> None:
+    from fptq_onnx.runtime import library_path
+
+    print(library_path())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,84 @@
+"""Where an output came from: the first half of its report, and the stamp inside the model file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fptq_onnx import __version__
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.config import Config
+from fptq_onnx.graph.linears import LinearScan, find_linears
+from fptq_onnx.model_load import LoadedModel
+from fptq_onnx.model_save import DATA_FILE, MODEL_FILE
+from fptq_onnx.plan import FLOAT, Plan
+from fptq_onnx.report import Report
+from fptq_onnx.samples import Samples
+
+
+def new_report(
+    target: str,
+    loaded: LoadedModel,
+    scan: LinearScan,
+    plan: Plan,
+    config: Config,
+    samples: Samples,
+    stats: ActivationStats,
+) -> Report:
+    """What is known before anything is written."""
+    return Report(
+        version=__version__,
+        target=target,
+        source={"file": loaded.file.name, "sha256": loaded.sha256()},
+        options={
+            **asdict(config),
+            "calibration": {**samples.describe(), "used": stats.source, "samples": stats.samples},
+        },
+        linears=len(scan.linears),
+        matmul_like=len(scan.linears) + len(scan.others),
+        others=tuple(asdict(other) for other in scan.others),
+        schemes=plan.counts() if config.quantize else {},
+        folded=(),
+        bits_per_weight=0.0,
+        bytes_before=loaded.bytes,
+        bytes_after=0,
+    )
+
+
+def stamp(model: ir.Model, report: Report) -> None:
+    """Write version, target, options and the source's sha256 into the model's metadata_props."""
+    model.metadata_props["fptq.version"] = report.version
+    model.metadata_props["fptq.target"] = report.target
+    model.metadata_props["fptq.options"] = json.dumps(report.options)
+    model.metadata_props["fptq.source_sha256"] = json.dumps(report.source["sha256"])
+
+
+def bits_per_weight(plan: Plan, emitted: ir.Model) -> float:
+    """Average bits stored per weight of all linears: codes, scales, zero points and padding.
+
+    A linear kept in float counts with its float type.
+    """
+    weights = sum(entry.k * entry.n for entry in plan.linears)
+    stored = 0
+    kept = {linear.name: linear for linear in find_linears(emitted).linears}
+    for entry in plan.linears:
+        parts = [f"{entry.name}.{part}" for part in ("W4", "scales", "zero_points")]
+        tensors = [
+            emitted.graph.initializers[part].const_value
+            for part in parts
+            if part in emitted.graph.initializers
+        ]
+        if tensors:
+            stored += sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        elif entry.name in kept or entry.scheme == FLOAT:
+            stored += entry.k * entry.n * kept[entry.name].weight.dtype.itemsize
+    return 8 * stored / weights
+
+
+def files_size(folder: Path) -> int:
+    """Bytes of the written model and its data."""
+    files = (folder / MODEL_FILE, folder / DATA_FILE)
+    return sum(file.stat().st_size for file in files if file.exists())

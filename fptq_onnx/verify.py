@@ -1,0 +1,126 @@
+"""Reload what was written, run it against the original, and say how far apart they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from fptq_onnx.calibration.data import TokenWindows
+from fptq_onnx.decoder import Decoder, find_io
+from fptq_onnx.errors import FptqError
+from fptq_onnx.evaluate import Comparison, compare, compare_outputs
+from fptq_onnx.model_load import LoadedModel, load_model
+from fptq_onnx.model_save import MODEL_FILE
+from fptq_onnx.samples import Samples
+from fptq_onnx.session import open_session, open_session_in_memory
+from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the written model compares with the original.
+
+    comparison: for language models.
+    outputs: for all others, the difference of each output.
+    samples: samples compared on.
+    held_out: whether they were kept out of calibration.
+    """
+
+    comparison: Comparison | None
+    outputs: tuple[dict[str, Any], ...]
+    samples: int
+    held_out: bool
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        what = f"on {self.samples} {'held-out ' if self.held_out else ''}samples"
+        if self.comparison is not None:
+            c = self.comparison
+            return (
+                f"check        perplexity {c.perplexity_reference:.4g} -> {c.perplexity:.4g}, "
+                f"KL {c.kl:.3g} nats, top-1 agreement {c.top1:.1%}, largest logit difference "
+                f"{c.max_rel_diff:.2g} of the largest logit, {what}"
+            )
+        worst = min(self.outputs, key=lambda item: float(item["sqnr_db"]))
+        return (
+            f"check        worst output {worst['name']}: SQNR {worst['sqnr_db']:.1f} dB, largest "
+            f"difference {worst['max_rel_diff']:.2g} of the largest value, {what}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the report; infinities as null, which JSON has no number for."""
+        data: dict[str, Any] = {"samples": self.samples, "held_out": self.held_out}
+        if self.comparison is not None:
+            data.update(self.comparison.to_dict())
+        if self.outputs:
+            data["outputs"] = list(self.outputs)
+        return {key: _finite(value) for key, value in data.items()}
+
+
+def verify(
+    loaded: LoadedModel, folder: Path, samples: Samples, count: int, *, threads: int
+) -> Verification:
+    """Check a written model, and run it beside the original.
+
+    Args:
+        loaded: the original, its graph unchanged but for names.
+        folder: holds the written model.
+        samples: what calibration used; its held-out part where it has one.
+        count: samples to compare on.
+        threads: intra-op threads, 0 lets ONNX Runtime choose.
+
+    Raises:
+        FptqError: the written model cannot be loaded or run, or gives NaN.
+    """
+    written = folder / MODEL_FILE
+    load_model(written, allow_quantized=True)  # checks that all data is there
+    _check(written, loaded.file)
+    reference = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
+    candidate = open_session(written, threads=threads or None)
+    source = samples.open(loaded)
+    if isinstance(source, TokenWindows):
+        graph = loaded.model.graph
+        io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+        windows = source.verification[:count]
+        comparison = compare(Decoder(reference, io), Decoder(candidate, io), windows)
+        return Verification(comparison, (), len(windows), bool(source.heldout))
+    feeds = source.verification[:count]
+    differences = compare_outputs(reference, candidate, feeds)
+    outputs = tuple(
+        {
+            "name": item.name,
+            "sqnr_db": item.sqnr_db,
+            "max_abs_diff": item.max_abs_diff,
+            "max_rel_diff": item.max_rel_diff,
+        }
+        for item in differences
+    )
+    return Verification(None, outputs, len(feeds), held_out=False)
+
+
+def _check(written: Path, original: Path) -> None:
+    """Run onnx.checker; ops it does not know are accepted where the original has them too."""
+    try:
+        onnx.checker.check_model(str(written))
+    except onnx.checker.ValidationError as error:
+        try:
+            onnx.checker.check_model(str(original))
+        except onnx.checker.ValidationError:
+            return  # ONNX Runtime's own exporter puts its ops into the standard domain
+        text = str(error).strip().splitlines()[0]
+        raise FptqError(f"the converted model fails onnx.checker ({text}): report this") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
