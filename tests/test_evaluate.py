@@ -75,7 +75,9 @@ def test_a_shift_of_all_logits_is_no_divergence() -> None:
 def test_large_logits_do_not_overflow() -> None:
     table = np.array([[3e38, 0.0], [0.0, 3e38]])
     result = compare(decoder(table), decoder(-table), [window(0, 0)])
-    assert math.isfinite(result.kl) and result.top1 == 0.0
+    # The candidate gives the reference's sure token a log-probability of -3e38 (float32's 3e38).
+    assert result.kl == pytest.approx(3e38, rel=1e-6) and result.top1 == 0.0
+    assert result.perplexity_reference == 1.0
     assert result.perplexity == math.inf  # exp(3e38), said plainly and not raised
 
 

@@ -133,3 +133,11 @@ def test_an_unfinished_character_comes_out_at_the_end() -> None:
     tokenizer = byte_fallback_tokenizer()
     ids = [1, *(4 + byte for byte in "\U0001f600".encode()[:2])]
     assert "".join(pieces_of(tokenizer, ids, 0)).startswith("cat\ufffd")
+
+
+def test_bytes_that_are_no_text_spoil_their_whole_run() -> None:
+    # The decoder takes a run of byte tokens as a whole: the stray byte after a complete character
+    # makes all of them unreadable, so the character must not have been given out before.
+    tokenizer = byte_fallback_tokenizer()
+    ids = [1, *(4 + byte for byte in "\u00e9".encode()), 4 + 0xF0, 2]
+    assert "".join(pieces_of(tokenizer, ids, 0)) == tokenizer.decode(ids)
