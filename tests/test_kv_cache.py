@@ -71,7 +71,7 @@ def test_pairs_as_the_configuration_names_them() -> None:
         (("batch_size", "past", 16), ("batch_size", "total", 16), (1, 0, 16), 1),
         ((2, "batch_size", 4, "past", 8), (2, "batch_size", 4, "t", 8), (2, 1, 4, 0, 8), 3),
         # Only the name, then only the growth, then neither says which of two axes is meant.
-        (("batch_size", "past", "h", 8), ("batch_size", "t", "h", 8), (1, 0, 4, 8), 1),
+        (("batch_size", "past", "h", 8), ("batch_size", "t", "g", 8), (1, 0, 4, 8), 1),
         (("batch_size", "u", "h", 8), ("batch_size", "t", "h", 8), (1, 0, 4, 8), 1),
         (("batch_size", "h", "u", "d"), ("batch_size", "x", "y", "z"), (1, 4, 0, 16), 2),
     ],
