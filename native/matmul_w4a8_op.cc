@@ -2,7 +2,9 @@
 // activation and multiplies on ONNX Runtime's thread pool. Weights are used where they lie.
 #include "matmul_w4a8_op.h"
 
+#include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -301,6 +303,17 @@ Status* create(const ort::CustomOp* op, const ort::Api*, const ort::KernelInfo* 
   return nullptr;
 }
 
+// ONNX Runtime takes a dimension without a symbol for a number, so an unknown one needs a symbol of
+// its own; a name that occurs nowhere else says just as little.
+void name_unknown(const Shape& shape, const char** symbols, char (*names)[32]) {
+  static std::atomic<unsigned> counter{0};
+  for (size_t i = 0; i + 1 < shape.rank; ++i) {
+    if (shape.dims[i] >= 0 || (symbols[i] != nullptr && symbols[i][0] != '\0')) continue;
+    std::snprintf(names[i], sizeof(names[i]), "fptq_unknown_%u", counter.fetch_add(1));
+    symbols[i] = names[i];
+  }
+}
+
 // Y has A's shape, symbols included, with N for the last dimension.
 Status* infer_shape(const ort::CustomOp*, ort::ShapeInferContext* context) {
   ort::TensorInfo* a = nullptr;  // owned by the context
@@ -310,6 +323,8 @@ Status* infer_shape(const ort::CustomOp*, ort::ShapeInferContext* context) {
   if (shape.rank == 0) return nullptr;  // unknown rank
   const char* symbols[kMaxRank] = {};
   FPTQ_RETURN_IF_ERROR(api().GetSymbolicDimensions(a, symbols, shape.rank));
+  char names[kMaxRank][32];
+  name_unknown(shape, symbols, names);
   const ort::OpAttr* attribute = nullptr;
   FPTQ_RETURN_IF_ERROR(api().ShapeInferContext_GetAttribute(context, "N", &attribute));
   int64_t n = 0;
