@@ -40,8 +40,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first used: a server that only registers the library
-    should not pay for the converter."""
+    """Import a public name when it is first used.
+
+    A server that only registers the library should not pay for the converter.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'fptq_onnx' has no attribute {name!r}")
     import importlib

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fptq_onnx import __version__
 from fptq_onnx.errors import FptqError
@@ -153,7 +153,7 @@ def _inspect(options: argparse.Namespace) -> None:
         print(line)
 
 
-def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str, object]:
+def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str, Any]:
     from fptq_onnx.config import Config
     from fptq_onnx.samples import Samples
 

@@ -1,6 +1,6 @@
 """The conversion, from an exported model to a W4A8 folder: the whole flow on one screen.
 
-    load -> normalize -> calibrate -> plan -> equalize -> quantize -> emit(target) -> save + verify
+load -> normalize -> calibrate -> plan -> equalize -> quantize -> emit(target) -> save + verify
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
-from fptq_onnx.model_load import LoadedModel, load_model
+from fptq_onnx.model_load import load_model
 from fptq_onnx.model_save import MODEL_FILE, save_model
 from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes

@@ -62,7 +62,7 @@ def bits_per_weight(plan: Plan, emitted: ir.Model) -> float:
     A linear kept in float counts with its float type.
     """
     weights = sum(entry.k * entry.n for entry in plan.linears)
-    stored = 0
+    stored = 0.0
     kept = {linear.name: linear for linear in find_linears(emitted).linears}
     for entry in plan.linears:
         parts = [f"{entry.name}.{part}" for part in ("W4", "scales", "zero_points")]

@@ -74,9 +74,7 @@ def collect(
     return ActivationStats(ranges, samples, description)
 
 
-def _observe(
-    tap: Tap, observed: Observed, linears: Sequence[Linear], sample: int
-) -> ChannelRange:
+def _observe(tap: Tap, observed: Observed, linears: Sequence[Linear], sample: int) -> ChannelRange:
     low, high = observed[tap.low].astype(np.float32), observed[tap.high].astype(np.float32)
     finite = np.isfinite(observed[tap.total]).all() and np.isfinite(low).all()
     if not (finite and np.isfinite(high).all()):
@@ -106,7 +104,7 @@ def _token_runs(decoder: Decoder, source: TokenWindows, names: Sequence[str]) ->
 def _chunks(
     window: NDArray[np.int64], decoder: Decoder, decode_steps: int
 ) -> list[NDArray[np.int64]]:
-    """The pieces of a window to feed in turn; only the first when there is no cache to go on with."""
+    """The pieces of a window to feed in turn; only the first when there is no cache to use."""
     fixed = decoder.io.fixed_sequence
     if fixed is not None:
         pieces = [window[i : i + fixed] for i in range(0, len(window) - fixed + 1, fixed)]
@@ -122,7 +120,7 @@ def _chunks(
 
 
 def _merge(left: Observed, right: Observed) -> Observed:
-    """Two observations as one. Names end in _low, _high or _total, as tap_activations gives them."""
+    """Two observations as one. Names end in _low, _high or _total, as the taps name them."""
     merge = {"low": np.minimum, "high": np.maximum, "total": np.add}
     return {name: merge[name.rsplit("_", 1)[1]](left[name], right[name]) for name in left}
 

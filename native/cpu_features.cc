@@ -1,0 +1,65 @@
+#include "cpu_features.h"
+
+#include "kernel.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace fptq {
+
+#if defined(__x86_64__)
+namespace {
+
+// Which register files the operating system saves on a context switch. A CPU may have AVX-512 while
+// the OS does not keep its registers; then those instructions fault.
+uint64_t xcr0() {
+  uint32_t low = 0;
+  uint32_t high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+constexpr bool has(uint32_t reg, int bit) { return (reg >> bit) & 1; }
+
+}  // namespace
+
+uint32_t cpu_features() {
+  uint32_t a = 0;
+  uint32_t b = 0;
+  uint32_t c = 0;
+  uint32_t d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  const bool osxsave = has(c, 27);
+  const bool avx = has(c, 28);
+  if (!osxsave || !avx) return 0;
+  const uint64_t saved = xcr0();
+  constexpr uint64_t kYmm = 0x6;    // xmm and ymm
+  constexpr uint64_t kZmm = 0xe6;   // and opmask, both halves of zmm
+  if ((saved & kYmm) != kYmm) return 0;
+
+  uint32_t features = 0;
+  if (has(c, 12)) features |= kFma;
+  if (has(c, 29)) features |= kF16c;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
+  if (has(b, 5)) features |= kAvx2;
+  if ((saved & kZmm) == kZmm) {
+    const bool f = has(b, 16);
+    const bool dq = has(b, 17);
+    const bool bw = has(b, 30);
+    const bool vl = has(b, 31);
+    if (f && dq && bw && vl) {
+      features |= kAvx512;
+      if (has(c, 11)) features |= kAvx512Vnni;
+    }
+  }
+  return features;
+}
+
+#else
+
+uint32_t cpu_features() { return 0; }
+
+#endif
+
+}  // namespace fptq

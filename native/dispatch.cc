@@ -1,0 +1,62 @@
+#include "dispatch.h"
+
+#include <cstdio>
+#include <cstring>
+
+#include "cpu_features.h"
+
+namespace fptq {
+
+namespace {
+
+constexpr uint32_t kAvx2Set = kAvx2 | kFma | kF16c;
+
+// Best first. Adding a kernel is adding its line here, its file to CMakeLists.txt and its functions
+// to kernel.h; the native tests loop over this table.
+constexpr Kernel kKernels[] = {
+#if defined(FPTQ_X86_KERNELS)
+    {"avx512vnni", kAvx2Set | kAvx512 | kAvx512Vnni, quantize_avx2, matmul_w4a8_avx512vnni},
+    {"avx2", kAvx2Set, quantize_avx2, matmul_w4a8_avx2},
+#endif
+    {"scalar", 0, quantize_scalar, matmul_w4a8_scalar},
+};
+constexpr size_t kCount = sizeof(kKernels) / sizeof(kKernels[0]);
+
+void list_names(char* out, size_t size, bool only_usable) {
+  size_t used = 0;
+  out[0] = '\0';
+  for (const Kernel& kernel : kKernels) {
+    if (only_usable && !usable(kernel)) continue;
+    const int written = std::snprintf(out + used, size - used, "%s%s", used ? ", " : "", kernel.name);
+    if (written < 0 || used + static_cast<size_t>(written) >= size) return;
+    used += static_cast<size_t>(written);
+  }
+}
+
+}  // namespace
+
+KernelTable all_kernels() { return {kKernels, kCount}; }
+
+bool usable(const Kernel& kernel) {
+  static const uint32_t features = cpu_features();
+  return (kernel.features & ~features) == 0;
+}
+
+const Kernel* choose_kernel(const char* forced, char* message, size_t message_size) {
+  const bool any = forced == nullptr || forced[0] == '\0';
+  bool known = false;
+  for (const Kernel& kernel : kKernels) {
+    if (!any && std::strcmp(forced, kernel.name) != 0) continue;
+    known = true;
+    if (usable(kernel)) return &kernel;
+  }
+  char names[128];
+  list_names(names, sizeof(names), true);
+  std::snprintf(message, message_size,
+                known ? "FPTQ_FORCE_KERNEL=%.64s needs instructions that this CPU lacks; it can run: %s"
+                      : "FPTQ_FORCE_KERNEL=%.64s names no kernel; this CPU can run: %s",
+                forced, names);
+  return nullptr;
+}
+
+}  // namespace fptq

@@ -1,0 +1,87 @@
+// What a kernel file implements and what the op calls. Types only: code shared between files that
+// are compiled for different instruction sets would be merged by the linker (one definition rule),
+// and the merged copy may hold instructions that the CPU lacks.
+#pragma once
+
+#include <cstdint>
+
+namespace fptq {
+
+// The weight layout, version 1 (fptq_onnx/numerics/panels.py, docs/kernels.md).
+constexpr int64_t kPanelColumns = 64;
+constexpr int64_t kStepChannels = 8;
+constexpr int64_t kLineBytes = 256;  // one step of one panel
+
+// Instruction sets a kernel may need; cpu_features() returns those of this CPU and OS.
+enum Feature : uint32_t {
+  kAvx2 = 1u << 0,
+  kFma = 1u << 1,
+  kF16c = 1u << 2,
+  kAvx512 = 1u << 3,  // F, BW, DQ and VL together
+  kAvx512Vnni = 1u << 4,
+};
+
+// Where an activation or output element is float16; else float32.
+enum class Element : uint8_t { kFloat32, kFloat16 };
+
+// The int8 form of M rows of activations. The rows of `codes` are `stride` bytes apart (at least
+// 8 * steps) and zero from channel K up to 8 * steps.
+struct QuantizedRows {
+  int8_t* codes;
+  int32_t* group_sums;  // [M, groups]: the sum of the codes of each group
+  float* scales;        // [M]; NaN marks a row whose outputs must all be NaN
+  int64_t stride;
+};
+
+// Weights of one op, all in the model's own memory; no pointer has to be aligned to anything.
+struct PackedWeights {
+  const uint8_t* lines;        // [panels, steps, 256]
+  const float* scales;         // [panels, groups, 64]
+  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 everywhere
+  const float* bias;           // [n], or null
+  int64_t k, n;
+  int64_t panels, steps, groups;
+  int64_t group_steps;  // steps per group; the last group may be shorter
+};
+
+struct QuantizeArgs {
+  const void* input;  // [M, k]
+  Element element;
+  int64_t k, steps, groups, group_steps;
+  bool per_token;
+  float static_scale;  // used when not per_token
+  QuantizedRows rows;
+};
+
+struct MatMulArgs {
+  PackedWeights weights;
+  QuantizedRows rows;
+  void* output;  // [M, n]
+  Element element;
+};
+
+// A range of rows (and panels), so that a caller can give parts to threads.
+struct Range {
+  int64_t begin, end;
+};
+
+struct Kernel {
+  const char* name;
+  uint32_t features;
+  void (*quantize)(const QuantizeArgs&, Range rows);
+  void (*matmul)(const MatMulArgs&, Range rows, Range panels);
+};
+
+// The scale of a row whose largest |x|, as the bits of a float32, is given (a NaN counts as the
+// largest): NaN for a row that has no int8 form, 0 for one that counts as zero. The codes of both
+// are all 0. Every quantize function uses it, so that no file has its own idea of the edge cases.
+float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
+
+// One declaration per function that a kernel file defines; dispatch.cc has the table.
+void quantize_scalar(const QuantizeArgs& args, Range rows);
+void quantize_avx2(const QuantizeArgs& args, Range rows);
+void matmul_w4a8_scalar(const MatMulArgs& args, Range rows, Range panels);
+void matmul_w4a8_avx2(const MatMulArgs& args, Range rows, Range panels);
+void matmul_w4a8_avx512vnni(const MatMulArgs& args, Range rows, Range panels);
+
+}  // namespace fptq
