@@ -100,7 +100,7 @@ def read_documents(
     try:
         # utf-8-sig drops the byte-order mark that some editors put.
         with path.open(encoding="utf-8-sig") as file:
-            if path.suffix == ".jsonl":
+            if path.suffix.lower() == ".jsonl":
                 documents, more = _read_jsonl(file, path, text_field, max_chars)
             else:
                 text = file.read(-1 if max_chars is None else max_chars)

@@ -7,7 +7,7 @@ model as prefill and decode steps, or `Feeds`, complete inputs by name for any m
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class TokenWindows:
 
     windows: list[NDArray[np.int64]]
     decode_steps: int
-    heldout: list[NDArray[np.int64]]
+    heldout: list[NDArray[np.int64]] = field(default_factory=list)
 
     @property
     def verification(self) -> list[NDArray[np.int64]]:
@@ -121,12 +121,14 @@ def open_source(
                 f"cannot calibrate from {path.name}: the name must end in .txt, .jsonl or .npz"
             )
     special = read_special_ids(model_folder)
+    length, exact = _window_length(inputs, model_folder, special, max_seq_len)
     wanted = _Wanted(
         folder=model_folder,
         special=special,
         vocab_size=vocab_size or special.vocab_size,
         samples=max_samples,
-        length=_window_length(inputs, model_folder, special, max_seq_len),
+        length=length,
+        exact=exact,
         rng=np.random.default_rng(seed),
     )
     return _random_windows(wanted) if spec == RANDOM else _text_windows(path, wanted, text_field)
@@ -141,12 +143,14 @@ class _Wanted:
     vocab_size: int | None
     samples: int
     length: int
+    exact: bool  # a shorter window cannot be fed
     rng: np.random.Generator
 
 
 def _window_length(
     inputs: Sequence[TensorSpec], folder: Path, special: SpecialIds, max_seq_len: int
-) -> int:
+) -> tuple[int, bool]:
+    """Tokens in a window, and whether the graph takes no fewer."""
     ids = find_input_ids(inputs, read_config(folder, "genai_config.json"))
     if ids is None:
         raise FptqError(
@@ -155,8 +159,8 @@ def _window_length(
         )
     fixed = ids.shape[1] if ids.rank == 2 and ids.shape else None
     if isinstance(fixed, int) and fixed > 1:
-        return fixed
-    return min(max_seq_len, special.context_length or max_seq_len)
+        return fixed, True
+    return min(max_seq_len, special.context_length or max_seq_len), False
 
 
 def _decode_steps(length: int) -> int:
@@ -192,6 +196,13 @@ def _text_windows(path: Path, wanted: _Wanted, text_field: str) -> TokenWindows:
     if not len(ids):
         raise FptqError(f"the calibration text {path} is empty")
     pool = cut_windows(ids, wanted.length)
+    if wanted.exact:
+        pool = [window for window in pool if len(window) == wanted.length]
+        if not pool:
+            raise FptqError(
+                f"the model takes exactly {wanted.length} tokens at a time, and {path} has only "
+                f"{len(ids)}; give a longer text"
+            )
     order = wanted.rng.permutation(len(pool))
     cut = wanted.samples
     return TokenWindows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Feeds:
     """
 
     samples: Iterable[Sample]
-    verification: list[Sample]
+    verification: list[Sample] = field(default_factory=list)
 
 
 def feeds_from_npz(path: Path, inputs: Sequence[TensorSpec], max_samples: int) -> Feeds:
