@@ -176,6 +176,9 @@ def test_outputs_that_are_no_cache_are_passed_over() -> None:
         (("batch", "s62", 4, 32), ("batch", "s62 + s70", 4, 32), (1, 0, 4, 32), 1),
         ((2, "batch", 4, "past_len", 32), (2, "batch", 4, "x", 32), (2, 1, 4, 0, 32), 3),
         (("batch", "past_len", 64), ("batch", "x", 64), (1, 0, 64), 1),
+        # Two open axes besides the batch: the name tells, or else the change does.
+        (("batch", "past_len", 4, "d"), ("batch", "total", 4, "d"), (1, 0, 4, 32), 1),
+        (("batch", "s62", 4, "d"), ("batch", "s62 + s70", 4, "d"), (1, 0, 4, 32), 1),
     ],
 )
 def test_cache_layouts(
@@ -184,7 +187,8 @@ def test_cache_layouts(
     empty: tuple[int, ...],
     axis: int,
 ) -> None:
-    io = DecoderIO.from_specs([IDS, past("past.0", *shape)], [LOGITS, past("present.0", *grown)])
+    ins, outs = [IDS, past("past.0", *shape)], [LOGITS, past("present.0", *grown)]
+    io = DecoderIO.from_specs(ins, outs, head_size=32)
     assert (io.cache[0].shape, io.cache[0].sequence_axis) == (empty, axis)
 
 

@@ -1,180 +1,192 @@
-"""Perplexity, KL and top-1 against figures worked out by hand; refusal of NaN."""
-
-from __future__ import annotations
-
+import json
 import math
-from types import SimpleNamespace
-from typing import Any, cast
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
+import onnx.parser
 import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
 
 from fptq_onnx import evaluate
-from fptq_onnx.decoder import Decoder
+from fptq_onnx.decoder import Decoder, open_decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import compare, compare_outputs, perplexity
+from fptq_onnx.text import first_windows
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEMO = REPOSITORY / "models" / "tinystories-7m"
 
 
-def decoder(table: NDArray[Any]) -> Decoder:
-    """A stand-in whose logits at each position are a row of a table, by the token fed there."""
-    logits = np.asarray(table, np.float32)
-    return cast(Decoder, SimpleNamespace(forward=lambda ids: SimpleNamespace(logits=logits[ids])))
+def session(text: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    head = '<ir_version: 8, opset_import: ["" : 18]>\n'
+    return ort.InferenceSession(onnx.parser.parse_model(head + text).SerializeToString(), options)
 
 
-def window(*ids: int) -> NDArray[np.int64]:
-    return np.array(ids, np.int64)
+def bigram(rows: list[list[float]]) -> Decoder:
+    """A model whose logits depend on the last token alone: row `id` of a table."""
+    numbers = ", ".join(str(x) for row in rows for x in row)
+    shape = f"{len(rows)}, {len(rows[0])}"
+    text = f"m (int64[B, S] input_ids) => (float[B, S, {len(rows[0])}] logits)"
+    text += f" <float[{shape}] t = {{{numbers}}}> {{ logits = Gather(t, input_ids) }}"
+    return Decoder(session(text))
 
 
-def logits_of(*probabilities: list[float]) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore"):
-        return np.log(np.array(probabilities))
+EVEN = [[0.0, 0.0], [0.0, 0.0]]
+# softmax([ln 3, 0]) = [3/4, 1/4]
+LEANING = [[math.log(3), 0.0], [0.0, 0.0]]
 
 
-# After token 0 comes 0, 1, 2 with these probabilities, and so on.
-REFERENCE = logits_of([0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6])
-CANDIDATE = logits_of([0.25, 0.5, 0.25], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5])
-# Probabilities pass through float32 logits: each log is off by at most 2^-24 * |log| < 2e-7, and
-# what is compared below is a mean of such, or its exp times 3; 2e-6 covers both.
-CLOSE = 2e-6
+def test_by_hand() -> None:
+    # Window 0 0 1: two predictions (0 -> 0, 0 -> 1), three positions.
+    result = compare(bigram(EVEN), bigram(LEANING), [np.array([0, 0, 1])])
+    row = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # KL at id 0; id 1 has none
+    # float32 ln 3 is off by 2^-24 of itself at most, and so are the figures it goes into.
+    near = {"rel": 1e-6}
+    assert result.perplexity_reference == pytest.approx(2.0, **near)
+    assert result.perplexity == pytest.approx(1 / math.sqrt(0.75 * 0.25), **near)
+    assert result.kl == pytest.approx(2 * row / 3, **near)
+    assert result.kl_max == pytest.approx(row, **near)
+    assert result.max_abs_diff == pytest.approx(math.log(3), **near)
+    assert result.max_rel_diff == math.inf  # the reference's logits are all 0
+    assert (result.positions, result.predictions) == (3, 2)
+    assert result.top1 == 1.0  # argmax of a tie is the first token
 
 
-def test_figures_worked_out_by_hand() -> None:
-    result = compare(decoder(REFERENCE), decoder(CANDIDATE), [window(0, 1, 1), window(2, 0)])
-    # Predictions: 0 -> 1, 1 -> 1 in the first window and 2 -> 0 in the second.
-    assert result.perplexity_reference == pytest.approx((0.25 * 0.8 * 0.2) ** (-1 / 3), rel=CLOSE)
-    assert result.perplexity == pytest.approx((0.5 * 0.8 * 0.25) ** (-1 / 3), rel=CLOSE)
-    # Positions: 0, 1, 1, 2, 0. Row 1 does not differ.
-    kl_0 = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    kl_2 = 0.4 * math.log(0.2 / 0.25) + 0.6 * math.log(0.6 / 0.5)
-    assert result.kl == pytest.approx((2 * kl_0 + kl_2) / 5, abs=CLOSE)
-    assert result.kl_max == pytest.approx(kl_0, abs=CLOSE)
-    assert result.top1 == 3 / 5
-    assert result.max_abs_diff == pytest.approx(math.log(2), rel=CLOSE)
-    assert result.max_rel_diff == pytest.approx(math.log(2) / -math.log(0.1), rel=CLOSE)
-    assert (result.positions, result.predictions) == (5, 3)
+def test_kl_is_of_the_reference_against_the_candidate() -> None:
+    result = compare(bigram(LEANING), bigram(EVEN), [np.array([0, 0])])
+    want = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert result.kl == pytest.approx(want, rel=1e-6)
+    assert result.max_rel_diff == pytest.approx(1.0, rel=1e-6)
 
 
-def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
-    table = np.random.default_rng(0).normal(size=(50, 50)) * 20
-    result = compare(decoder(table), decoder(table), [np.arange(50)])
-    assert result.kl == result.kl_max == result.max_abs_diff == result.max_rel_diff == 0.0
+def test_windows_weigh_by_their_tokens() -> None:
+    windows = [np.array([0, 0, 0, 0, 0]), np.array([0, 1])]
+    result = compare(bigram(EVEN), bigram(LEANING), windows)
+    nll = -(4 * math.log(0.75) + math.log(0.25)) / 5
+    assert result.perplexity == pytest.approx(math.exp(nll), rel=1e-6)
+    assert perplexity(bigram(LEANING), windows) == pytest.approx(math.exp(nll), rel=1e-6)
+
+
+def test_top1() -> None:
+    flipped = [[0.0, 1.0], [0.0, 1.0]]
+    straight = [[1.0, 0.0], [0.0, 1.0]]
+    result = compare(bigram(straight), bigram(flipped), [np.array([0, 0, 0, 1])])
+    assert result.top1 == 0.25
+
+
+def test_a_model_against_itself_is_exactly_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = open_decoder(DEMO, threads=1)
+    windows = first_windows(DEMO / "heldout.txt", DEMO, count=3, length=100)
+    result = compare(decoder, decoder, windows)
+    assert (result.kl, result.kl_max, result.max_abs_diff, result.max_rel_diff) == (0, 0, 0, 0)
     assert result.top1 == 1.0
-    assert result.perplexity == result.perplexity_reference
-
-
-def test_a_shift_of_all_logits_is_no_divergence() -> None:
-    result = compare(decoder(REFERENCE), decoder(REFERENCE + 100), [window(0, 1, 2)])
-    # float32 logits near 100 are rounded by 2^-18 = 4e-6 (half an ulp); KL goes with its square.
-    assert result.kl < 1e-9
-    assert result.max_abs_diff == pytest.approx(100, rel=1e-6)
-
-
-def test_large_logits_do_not_overflow() -> None:
-    table = np.array([[3e38, 0.0], [0.0, 3e38]])
-    result = compare(decoder(table), decoder(-table), [window(0, 0)])
-    # The candidate gives the reference's sure token a log-probability of -3e38 (float32's 3e38).
-    assert result.kl == pytest.approx(3e38, rel=1e-6) and result.top1 == 0.0
-    assert result.perplexity_reference == 1.0
-    assert result.perplexity == math.inf  # exp(3e38), said plainly and not raised
-
-
-def test_blocks_do_not_change_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    reference, candidate = decoder(rng.normal(size=(9, 9))), decoder(rng.normal(size=(9, 9)))
-    windows = [window(*rng.integers(0, 9, 8)) for _ in range(3)]
-    whole = compare(reference, candidate, windows)
-    alone = perplexity(reference, windows)
-    monkeypatch.setattr(evaluate, "_BLOCK", 9 * 3)  # three rows at a time, the last block shorter
-    parts = compare(reference, candidate, windows)
-    # float64 sums of 24 terms in another order: 24 * 2^-53 < 1e-14.
-    assert parts.to_dict() == pytest.approx(whole.to_dict(), rel=1e-13)
-    assert perplexity(reference, windows) == pytest.approx(alone, rel=1e-13)
-    assert alone == pytest.approx(whole.perplexity_reference, rel=1e-13)
-
-
-def test_a_masked_token_is_let_through() -> None:
-    masked = logits_of([0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0])
-    other = logits_of([0.25, 0.75, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0])
-    result = compare(decoder(masked), decoder(other), [window(0, 1)])
-    kl = 0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75)
-    assert result.kl == pytest.approx(kl / 2, abs=CLOSE)
-    assert result.max_abs_diff == pytest.approx(math.log(2), rel=CLOSE)
-
-
-def test_what_the_candidate_rules_out_is_an_infinite_divergence() -> None:
-    sure = logits_of([1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0])
-    assert compare(decoder(REFERENCE), decoder(sure), [window(0, 0)]).kl == math.inf
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("which", ["reference", "candidate"])
-def test_nan_is_an_error_that_says_where(bad: float, which: str) -> None:
-    broken = REFERENCE.copy()
-    broken[2, 1] = bad
-    models = {"reference": decoder(REFERENCE), "candidate": decoder(REFERENCE)}
-    models[which] = decoder(broken)
-    who = "the reference model" if which == "reference" else "the model"
-    with pytest.raises(FptqError, match=f"^{who} on window 2 gave 1 logits .* position 1;"):
-        compare(models["reference"], models["candidate"], [window(0, 1), window(1, 2)])
-
-
-def test_different_vocabularies_and_nothing_to_predict() -> None:
-    with pytest.raises(FptqError, match="logits 3 and 2 wide"):
-        compare(decoder(REFERENCE), decoder(REFERENCE[:, :2]), [window(0, 1)])
-    for windows in ([], [window(0)]):
-        with pytest.raises(FptqError, match="nothing to evaluate on"):
-            compare(decoder(REFERENCE), decoder(REFERENCE), windows)
-        with pytest.raises(FptqError, match="nothing to evaluate on"):
-            perplexity(decoder(REFERENCE), windows)
-
-
-def test_logits_of_the_last_position_only_are_refused() -> None:
-    logits = np.zeros((1, 1, 3), np.float32)
-    last = cast(Decoder, SimpleNamespace(forward=lambda ids: SimpleNamespace(logits=logits)))
-    with pytest.raises(FptqError, match="logits for every position"):
-        perplexity(last, [window(0, 1)])
-
-
-def scale(by: float, *, name: str = "y") -> ort.InferenceSession:
-    """A model y = x * by."""
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=["n"])
-    factor = ir.val("factor", const_value=ir.tensor(np.float32(by), name="factor"))
-    node = ir.node("Mul", [x, factor])
-    node.outputs[0].name = name
-    node.outputs[0].dtype, node.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(["n"])
-    graph = ir.Graph(
-        [x], node.outputs, nodes=[node], initializers=[factor], opset_imports={"": 18}, name="g"
+    assert result.perplexity == result.perplexity_reference == perplexity(decoder, windows)
+    assert (result.positions, result.predictions) == (300, 297)
+    # In blocks of 7 rows (of 2048 logits) instead of one: sums in another order, so within
+    # 300 roundings of 2^-53.
+    monkeypatch.setattr(evaluate, "_BLOCK", 7 * 2048)
+    assert compare(decoder, decoder, windows).perplexity == pytest.approx(
+        result.perplexity, rel=300 * 2.0**-53
     )
-    proto = ir.to_proto(ir.Model(graph, ir_version=10))
-    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def feeds(*values: list[float]) -> list[dict[str, NDArray[Any]]]:
-    return [{"x": np.array(value, np.float32)} for value in values]
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_not_a_number_is_never_averaged(value: str) -> None:
+    # exp(1000) overflows to infinity, and infinity - infinity is NaN.
+    last = "Identity(e)" if value == "inf" else "Sub(e, e)"
+    text = f"""m (int64[B, S] input_ids) => (float[B, S, 2] logits)
+      <float[2, 2] t = {{0, 0, 0, 1000}}>
+      {{ g = Gather(t, input_ids) e = Exp(g) logits = {last} }}"""
+    bad = Decoder(session(text))
+    windows = [np.array([0, 0]), np.array([0, 1, 0])]
+    message = "on window 2 gave 1 logits that are NaN or infinite, first at position 1"
+    with pytest.raises(FptqError, match=f"the model {message}"):
+        compare(bigram(EVEN), bad, windows)
+    with pytest.raises(FptqError, match=f"the reference model {message}"):
+        compare(bad, bigram(EVEN), windows)
+    with pytest.raises(FptqError, match=f"the model {message}"):
+        perplexity(bad, windows)
 
 
-def test_outputs_of_any_model() -> None:
-    (difference,) = compare_outputs(scale(2.0), scale(1.5), feeds([1, -2], [4]))
-    assert (difference.name, difference.elements) == ("y", 3)
-    assert difference.max_abs_diff == 2.0
-    assert difference.max_rel_diff == 0.25
-    # Each difference is a quarter of the reference: 20 log10(4) dB, exact up to float64 rounding.
-    assert difference.sqnr_db == pytest.approx(20 * math.log10(4), rel=1e-12)
+def test_masked_tokens_do_not_spoil_the_mean() -> None:
+    # Log(0) = -infinity: how some models mask tokens that are only padding.
+    text = """m (int64[B, S] input_ids) => (float[B, S, 3] logits)
+      <float[1, 3] t = {1, 3, 0}, int64 z = {0}>
+      { i = Mul(input_ids, z) g = Gather(t, i) logits = Log(g) }"""
+    masked = Decoder(session(text))
+    result = compare(masked, masked, [np.array([0, 1])])
+    assert (result.kl, result.max_abs_diff) == (0, 0)
+    assert result.perplexity == pytest.approx(4 / 3, rel=1e-6)
 
 
-def test_equal_outputs() -> None:
-    (difference,) = compare_outputs(scale(2.0), scale(2.0), feeds([1, -2, math.inf]))
-    assert difference.max_abs_diff == difference.max_rel_diff == 0.0
-    assert difference.sqnr_db == math.inf
+def test_nothing_to_evaluate_on() -> None:
+    for windows in ([], [np.array([0])]):
+        with pytest.raises(FptqError, match="nothing to evaluate on"):
+            perplexity(bigram(EVEN), windows)
+        with pytest.raises(FptqError, match="nothing to evaluate on"):
+            compare(bigram(EVEN), bigram(EVEN), windows)
 
 
-def test_output_errors() -> None:
+def test_models_that_cannot_be_compared() -> None:
+    wide = [[0.0, 0.0, 0.0]] * 2
+    with pytest.raises(FptqError, match="logits 2 and 3 wide"):
+        compare(bigram(EVEN), bigram(wide), [np.array([0, 1])])
+    last = Decoder(
+        session("""m (int64[B, S] input_ids) => (float[B, one, 2] logits)
+          <float[2, 2] t = {0, 0, 0, 0}, int64[1] a = {-1}, int64[1] e = {9}, int64[1] x = {1}>
+          { g = Gather(t, input_ids) logits = Slice(g, a, e, x) }""")
+    )
+    with pytest.raises(FptqError, match="logits for every position"):
+        perplexity(last, [np.array([0, 1])])
+
+
+def scaled(by: float) -> ort.InferenceSession:
+    return session(f"""m (float[N] x) => (float[N] y, float[N] z)
+      <float s = {{{by}}}> {{ y = Mul(x, s) z = Identity(x) }}""")
+
+
+def test_differences_of_plain_outputs_by_hand() -> None:
+    samples = [{"x": np.array([3, -4], np.float32)}, {"x": np.array([8], np.float32)}]
+    y, z = compare_outputs(scaled(1.0), scaled(1.5), samples)
+    # Differences 1.5, -2, 4; powers of two and their sums, so exact.
+    assert (y.name, y.max_abs_diff, y.max_rel_diff, y.elements) == ("y", 4.0, 0.5, 3)
+    assert y.sqnr_db == pytest.approx(10 * math.log10(89 / 22.25), rel=1e-12)
+    assert (z.max_abs_diff, z.max_rel_diff, z.sqnr_db) == (0.0, 0.0, math.inf)
+    assert [d.name for d in compare_outputs(scaled(1), scaled(1), samples, ["z"])] == ["z"]
+
+
+def test_plain_outputs_with_nan_or_nothing_at_all() -> None:
     with pytest.raises(FptqError, match="nothing to evaluate on"):
-        compare_outputs(scale(2.0), scale(2.0), [])
-    with pytest.raises(FptqError, match=r"^the reference model on sample 2 gave NaN in output y"):
-        compare_outputs(scale(2.0), scale(2.0), feeds([1], [math.nan]))
-    with pytest.raises(FptqError, match="could not run the model on sample 1"):
-        compare_outputs(scale(2.0), scale(2.0, name="z"), feeds([1]))
+        compare_outputs(scaled(1), scaled(1), [])
+    nan = {"x": np.array([1, np.nan], np.float32)}
+    with pytest.raises(FptqError, match="gave NaN in output y"):
+        compare_outputs(scaled(1), scaled(1), [nan])
+    with pytest.raises(FptqError, match="could not run the reference model on sample 1"):
+        compare_outputs(scaled(1), scaled(1), [{"x": np.zeros((1, 1), np.float32)}])
+
+
+def accuracy(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "benchmarks/accuracy.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_the_accuracy_script(tmp_path: Path) -> None:
+    report = tmp_path / "accuracy.json"
+    text = DEMO / "heldout.txt"
+    size = ("--windows", 2, "--length", 64, "--threads", 1)
+    done = accuracy(DEMO, DEMO, "--text", text, *size, "--json", report)
+    assert done.returncode == 0, done.stderr
+    models = json.loads(report.read_text())["models"]
+    windows = first_windows(text, DEMO, count=2, length=64)
+    want = perplexity(open_decoder(DEMO, threads=1), windows)
+    assert models[0] == {"model": "tinystories-7m", "perplexity": want}
+    assert (models[1]["perplexity"], models[1]["kl"], models[1]["top1"]) == (want, 0, 1)
+    assert f"| tinystories-7m | {want:.4f} | 0.00000 | 1.0000 |" in done.stdout.splitlines()
+    missing = accuracy(tmp_path / "nothing", "--text", text)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: no such file or folder")
+    assert len(missing.stderr.splitlines()) == 1
