@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,7 +172,10 @@ def test_plain_outputs_with_nan_or_nothing_at_all() -> None:
 
 def accuracy(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "benchmarks/accuracy.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # works uninstalled, too
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment
+    )
 
 
 def test_the_accuracy_script(tmp_path: Path) -> None:
@@ -190,3 +194,17 @@ def test_the_accuracy_script(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: no such file or folder")
     assert len(missing.stderr.splitlines()) == 1
+
+
+def test_large_logits_do_not_overflow() -> None:
+    sure, wrong = bigram([[3e38, 0.0], [0.0, 0.0]]), bigram([[-3e38, 0.0], [0.0, 0.0]])
+    result = compare(sure, wrong, [np.array([0, 0])])
+    assert result.perplexity_reference == 1.0
+    assert result.kl == pytest.approx(3e38, rel=1e-6)  # float32's 3e38
+    assert result.perplexity == math.inf
+
+
+def test_equal_infinities_do_not_differ() -> None:
+    sample = {"x": np.array([1, -2, math.inf], np.float32)}
+    for difference in compare_outputs(scaled(1), scaled(1), [sample]):
+        assert (difference.max_abs_diff, difference.sqnr_db) == (0.0, math.inf)

@@ -197,3 +197,14 @@ def test_evaluation_protocol_gives_the_reference_perplexity() -> None:
     assert [len(w) for w in windows] == [256] * 80
     # The reference is given to four decimals; one wrong blank in the text moves the second.
     assert round(perplexity(open_decoder(folder, threads=2), windows), 4) == 13.6956
+
+
+def test_truncation_and_padding_stored_with_the_tokenizer_are_off(tmp_path: Path) -> None:
+    stored = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    sentence = "A cat sat on a mat and looked at the bird."
+    expected = stored.encode(sentence, add_special_tokens=False).ids
+    stored.enable_truncation(4)
+    stored.enable_padding(length=64)
+    stored.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode(sentence, add_special_tokens=False).ids == expected
