@@ -3,15 +3,21 @@
     x  ->  QuantizeLinear(int8) -> DequantizeLinear  ->  MatMul(., DequantizeLinear(W int4 blocked))
 
 One pair per activation, shared by all linears that read it. A per-token activation has no constant
-scale; it is built from standard ops:
+scale; its scale is computed by standard ops and multiplied in after the product:
 
-    s = Max(ReduceMax(Abs(x), last axis) / 127, tiny)          x' = Round(x / s) * s
+    s = Max(ReduceMax(Abs(x), last axis) / 127, tiny)
+    MatMul(x, W) (+ b)  ->  MatMul(DequantizeLinear(QuantizeLinear(x / s, 1), 1), W) * s (+ b)
+
+With s before the product instead, ONNX Runtime would take the weight for weight-only int4, fuse it
+to MatMulNBits and quantize the activation a second time.
 
 ONNX Runtime on CPU runs this correctly but slowly: it never fuses int8 activations with int4
 weights. Needs opset 21 (blocked INT4), see raise_opset.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +45,7 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     """
     graph = model.graph
     linears = find_linears(model).by_name()
-    rounded: dict[tuple[int, float | None], ir.Value] = {}
+    rounded: dict[tuple[int, float | None], _Rounded] = {}
     for entry in plan.linears:
         if entry.scheme == FLOAT:
             continue
@@ -48,35 +54,50 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         if key not in rounded:
             rounded[key] = _round_activation(graph, linear, entry)
         weight = _dequantized_weight(graph, linear, entry, store)
-        linear.nodes[0].replace_input_with(0, rounded[key])
+        linear.nodes[0].replace_input_with(0, rounded[key].codes)
         linear.nodes[0].replace_input_with(1, weight)
+        token_scale = rounded[key].token_scale
+        if token_scale is not None:
+            _multiply_after(graph, linear, token_scale)
     model.ir_version = max(model.ir_version, MINIMUM_IR_VERSION)
     common_passes.RemoveUnusedNodesPass()(model)
 
 
-def _round_activation(graph: ir.Graph, linear: Linear, entry: LinearPlan) -> ir.Value:
-    """Nodes that round x to int8 and back, placed before the linear; returns the result."""
+@dataclass(frozen=True)
+class _Rounded:
+    """An activation as int8 and back; token_scale is still to be multiplied in, if there is one."""
+
+    codes: ir.Value
+    token_scale: ir.Value | None
+
+
+def _round_activation(graph: ir.Graph, linear: Linear, entry: LinearPlan) -> _Rounded:
+    """Put the nodes that round x to int8 and back before the linear."""
     x, dtype, prefix = linear.x, linear.weight.dtype, entry.name
+    nodes: list[ir.Node] = []
+    token_scale = None
     if entry.scheme == PER_TOKEN:
-        nodes = _per_token_nodes(graph, x, dtype, prefix)
-    else:
-        scale_array = np.array(entry.input_scale, dtype.numpy())
-        scale = constant_initializer(graph, f"{prefix}.x_scale", scale_array)
-        zero = constant_initializer(graph, "fptq_zero_int8", np.array(0, np.int8))
-        quantize = ir.node("QuantizeLinear", [x, scale, zero], name=f"{prefix}.x_q")
-        quantize.outputs[0].dtype, quantize.outputs[0].shape = ir.DataType.INT8, x.shape
-        dequantize = ir.node(
-            "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{prefix}.x_dq"
-        )
-        nodes = [quantize, dequantize]
+        nodes = _token_scale_nodes(graph, x, dtype, prefix)
+        token_scale = nodes[-1].outputs[0]
+        nodes.append(ir.node("Div", [x, token_scale], name=f"{prefix}.x_scaled"))
+    source = nodes[-1].outputs[0] if nodes else x
+    static = 1.0 if entry.input_scale is None else entry.input_scale
+    scale = constant_initializer(graph, f"{prefix}.x_scale", np.array(static, dtype.numpy()))
+    zero = constant_initializer(graph, "fptq_zero_int8", np.array(0, np.int8))
+    quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{prefix}.x_q")
+    dequantize = ir.node(
+        "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{prefix}.x_dq"
+    )
+    nodes += [quantize, dequantize]
     for node in nodes:
         node.outputs[0].name = f"{node.name}_out"
-    nodes[-1].outputs[0].dtype, nodes[-1].outputs[0].shape = dtype, x.shape
+    quantize.outputs[0].dtype, quantize.outputs[0].shape = ir.DataType.INT8, x.shape
+    dequantize.outputs[0].dtype, dequantize.outputs[0].shape = dtype, x.shape
     graph.insert_before(linear.nodes[0], nodes)
-    return nodes[-1].outputs[0]
+    return _Rounded(dequantize.outputs[0], token_scale)
 
 
-def _per_token_nodes(
+def _token_scale_nodes(
     graph: ir.Graph, x: ir.Value, dtype: ir.DataType, prefix: str
 ) -> list[ir.Node]:
     numpy_type = dtype.numpy()
@@ -90,11 +111,28 @@ def _per_token_nodes(
         "ReduceMax", [absolute.outputs[0], last], {"keepdims": 1}, name=f"{prefix}.x_max"
     )
     divided = ir.node("Div", [highest.outputs[0], top], name=f"{prefix}.x_max_127")
-    scale = ir.node("Max", [divided.outputs[0], floor], name=f"{prefix}.x_scale")
-    scaled = ir.node("Div", [x, scale.outputs[0]], name=f"{prefix}.x_scaled")
-    codes = ir.node("Round", [scaled.outputs[0]], name=f"{prefix}.x_q")
-    result = ir.node("Mul", [codes.outputs[0], scale.outputs[0]], name=f"{prefix}.x_dq")
-    return [absolute, highest, divided, scale, scaled, codes, result]
+    scale = ir.node("Max", [divided.outputs[0], floor], name=f"{prefix}.token_scale")
+    return [absolute, highest, divided, scale]
+
+
+def _multiply_after(graph: ir.Graph, linear: Linear, token_scale: ir.Value) -> None:
+    """Multiply the product by the tokens' scales; a bias inside Gemm moves behind that."""
+    node = linear.nodes[0]
+    product = node.outputs[0]
+    after = ir.node("Mul", [product, token_scale], name=f"{node.name}.rescale")
+    nodes = [after]
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = node.inputs[2]
+        node.resize_inputs(2)
+        nodes.append(ir.node("Add", [after.outputs[0], bias], name=f"{node.name}.bias"))
+    result = nodes[-1].outputs[0]
+    result.name, result.type, result.shape = product.name, product.type, product.shape
+    product.replace_all_uses_with(result, replace_graph_outputs=True)
+    after.replace_input_with(0, product)
+    product.name = f"{node.name}.product"
+    if len(nodes) == 2:
+        after.outputs[0].name = f"{node.name}.rescaled"
+    graph.insert_after(node, nodes)
 
 
 def _dequantized_weight(

@@ -14,13 +14,14 @@ channel j of the linear is still channel j of the gain.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import Constant, constant_of
-from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.linears import FLOAT_TYPES, Linear
 
 # Op -> positions of the inputs that scale linearly with the normalized output (gain, then bias).
 # The fourth input of SkipSimplifiedLayerNormalization is added before the norm: not among them.
@@ -93,7 +94,10 @@ def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
 
 
 def _passes_through(node: ir.Node) -> bool:
-    return node.op_type in _PASS_THROUGH and node.domain in _STANDARD
+    if node.op_type not in _PASS_THROUGH or node.domain not in _STANDARD:
+        return False
+    # A cast to integers rounds: what comes after it is not linear in the gain any more.
+    return node.op_type != "Cast" or node.attributes["to"].as_int() in FLOAT_TYPES
 
 
 def _norm_operands(value: ir.Value, producer: ir.Node, k: int) -> list[Operand] | str:
@@ -146,14 +150,18 @@ def _vector_operand(node: ir.Node, k: int) -> Operand | str:
     """The constant [K] operand of an elementwise node."""
     for index, value in enumerate(node.inputs):
         constant = constant_of(value)
-        if constant is not None and constant.shape == (k,):
-            return Operand(node, index, constant)
+        if constant is None or constant.shape != (k,) or constant.dtype not in FLOAT_TYPES:
+            continue
+        return Operand(node, index, constant)
     return f"its input is made by {node.name} ({node.op_type}), which has no gain to fold into"
 
 
 def _shared_with(operand: Operand) -> str:
     """Why a gain cannot be divided: something else reads it. Empty when nothing does."""
     for source in operand.constant.sources:
+        tensor = constant_of(source)
+        if tensor is not None and math.prod(tensor.shape) == 1 < math.prod(operand.constant.shape):
+            continue  # the 1 of gemma's 1 + w, which every norm reads
         if source.is_graph_output():
             return f"the gain {source.name} is also an output of the model"
         for use in source.uses():

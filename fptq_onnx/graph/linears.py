@@ -120,6 +120,9 @@ def _view(node: ir.Node) -> Linear | str:
     if weight is None:
         if constant_of(x) is not None:
             return "its constant is the left operand (a rotary table, or a transposed product)"
+        operand = node.inputs[1]
+        if operand is not None and operand.is_graph_input() and operand.const_value is not None:
+            return "its weight is also an input of the model, which a caller may override"
         return "both operands are computed (attention, or another activation product)"
     if len(weight.shape) != 2:
         return f"its constant has rank {len(weight.shape)}, a linear's weight has rank 2"
@@ -127,6 +130,8 @@ def _view(node: ir.Node) -> Linear | str:
         return "both operands are constant"
     if 0 in weight.shape:
         return f"its weight is empty, shape {weight.shape}"
+    if weight.shape[0] == 1:  # positions times frequencies: int4 would ruin every angle
+        return "it is an outer product of one input channel (positions times a rotary table)"
     if weight.dtype not in FLOAT_TYPES:
         return f"its weight is {weight.dtype.name}, not a float type this tool quantizes"
     if node.op_type == "Gemm":

@@ -1,0 +1,29 @@
+"""Fixtures for all tests. Helpers live in tests/support, importable by their own names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# pytest's importlib mode puts nothing on sys.path; only this one folder of helpers belongs there.
+sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same random numbers in every run."""
+    return np.random.default_rng(20231108)
+
+
+@pytest.fixture
+def shared_exports() -> Path:
+    """The folder of real exports; the test is skipped where it is absent."""
+    root = Path(os.environ.get("FPTQ_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (root / "onnx").is_dir():
+        pytest.skip(f"no real exports at {root} (set FPTQ_SHARED_DATA)")
+    return root / "onnx"
