@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -44,7 +47,8 @@ class Step:
     Attributes:
         logits: float32 [batch, sequence, vocabulary]; None where they were not asked for.
         cache: the cache with the new tokens in it; without values if the model has none.
-        outputs: the further outputs that were asked for, by name, in their own dtype.
+        outputs: the further outputs that were asked for, by name, in their own dtype (bfloat16
+            as float32, which holds it exactly).
     """
 
     logits: NDArray[np.float32] | None
@@ -118,9 +122,9 @@ class Decoder:
             past + sequence, batch, {tensor.past: results[tensor.present] for tensor in io.cache}
         )
         return Step(
-            np.asarray(results[io.logits.name].numpy(), np.float32) if logits else None,
+            np.asarray(_array(results[io.logits.name]), np.float32) if logits else None,
             new_cache,
-            {name: results[name].numpy() for name in outputs},
+            {name: _array(results[name]) for name in outputs},
         )
 
     def _check(self, ids: NDArray[np.int64], cache: Cache | None) -> tuple[int, int]:
@@ -162,6 +166,20 @@ class Decoder:
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
             for name, array in feeds.items()
         }
+
+
+def _array(value: ort.OrtValue) -> NDArray[Any]:
+    """The array in an OrtValue, which itself refuses to give out bfloat16."""
+    if value.element_type() != _ONNX_BFLOAT16:
+        array: NDArray[Any] = value.numpy()
+        return array
+    shape = value.shape()
+    count = math.prod(shape)
+    if count == 0:
+        return np.zeros(shape, np.float32)
+    raw = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
+    # bfloat16 is the upper half of a float32; the shift also copies, so `value` may go.
+    return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
 
 def _empty(tensor: CacheTensor, batch: int) -> ort.OrtValue:

@@ -90,6 +90,21 @@ def test_named_outputs_come_back_and_logits_may_be_left_out() -> None:
     np.testing.assert_array_equal(step.outputs["present_0_key"].ravel(), [5, 7])
 
 
+def test_bfloat16_logits_and_cache_are_read_exactly() -> None:
+    cached = TINY.replace("IDTYPE", "int64").replace("CTYPE", "bfloat16").replace("CNUM", "16")
+    text = cached.replace("float[B, S, 3] logits", "bfloat16[B, S, 3] logits")
+    text = text.replace("logits = Concat<axis = 2>", "wide = Concat<axis = 2>")
+    text = text.replace("(a, b, pos_3)", "(a, b, pos_3)\n  logits = Cast<to = 16>(wide)")
+    decoder = Decoder(ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString()))
+    assert decoder.io.cache[0].dtype == "bfloat16"
+    first = decoder.forward(np.array([[5, 7]]), None, ["present_0_key"])
+    second = decoder.forward(np.array([[10]]), first.cache)
+    # Integers below 256 are exact in bfloat16.
+    np.testing.assert_array_equal(first.logits, [[[12, 2, 0], [12, 2, 1]]])
+    np.testing.assert_array_equal(second.logits, [[[22, 3, 2]]])
+    np.testing.assert_array_equal(first.outputs["present_0_key"].ravel(), [5, 7])
+
+
 def test_demo_prefill_then_decode_is_the_whole_window() -> None:
     decoder = open_decoder(DEMO, threads=1)
     _check_decode(decoder)
