@@ -137,13 +137,18 @@ def _convert(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         dry_run=options.dry_run,
         verify_samples=options.verify_samples,
-        say=print,
+        say=_say,
         **_planning(options, quantize=not options.equalize_only),
     )
     if options.dry_run:
         print("\n".join(plan_table(result.plan)))
     for target, folder in result.folders.items():
         print(f"output       {folder} ({target})")
+
+
+def _say(line: str) -> None:
+    # Flushed, so that a log shows each step when it happens.
+    print(line, flush=True)
 
 
 def _inspect(options: argparse.Namespace) -> None:
