@@ -87,7 +87,8 @@ def _replace_constant(
     transposed: bool = False,
 ) -> None:
     """Plug a rescaled copy of a constant into one input of one node; compute it when it is read."""
-    name = f"{constant.name}{_SUFFIX}_{node.name}"
+    # The index tells gain from bias where both are the same tensor.
+    name = f"{constant.name}{_SUFFIX}_{node.name}_{index}"
     dtype = constant.dtype
     shape = ir.Shape(constant.shape[::-1] if transposed else constant.shape)
 
