@@ -187,7 +187,7 @@ def test_input_is_never_changed(converted):
     assert committed < (converted[0] / "custom" / "model.onnx").stat().st_mtime
 
 
-# --- bad input -------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 def test_no_such_path(tmp_path):
