@@ -32,7 +32,6 @@ def main() -> int:
     print(f"perplexity   {result.perplexity_reference:.4f} original, {result.perplexity:.4f} W4A8")
     print(f"KL           {result.kl:.5f} nats, top-1 agreement {result.top1:.1%}")
     print(f"\n$ fptq-onnx run {OUTPUT.name} --prompt {PROMPT!r}", flush=True)
-    print(PROMPT, end="", flush=True)
     return fptq_onnx(["run", str(OUTPUT), "--prompt", PROMPT, "--max-new-tokens", "80"])
 
 

@@ -190,6 +190,7 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.max_new_tokens < 1:
         raise FptqError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
+    print(options.prompt, end="", flush=True)
     stats = run_prompt(
         options.model,
         options.prompt,

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from fptq_onnx.calibration.data import TokenWindows
+from fptq_onnx.calibration.data import RANDOM, TokenWindows
 from fptq_onnx.decoder import Decoder, find_io
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import Comparison, compare, compare_outputs
@@ -28,21 +28,25 @@ class Verification:
     outputs: for all others, the difference of each output.
     samples: samples compared on.
     held_out: whether they were kept out of calibration.
+    random: the samples are random tokens, of which perplexity says nothing.
     """
 
     comparison: Comparison | None
     outputs: tuple[dict[str, Any], ...]
     samples: int
     held_out: bool
+    random: bool = False
 
     @property
     def line(self) -> str:
         """One line for people."""
-        what = f"on {self.samples} {'held-out ' if self.held_out else ''}samples"
+        kind = "samples of random tokens" if self.random else "samples"
+        what = f"on {self.samples} {'held-out ' if self.held_out else ''}{kind}"
         if self.comparison is not None:
             c = self.comparison
+            perplexity = f"perplexity {c.perplexity_reference:.4g} -> {c.perplexity:.4g}, "
             return (
-                f"check        perplexity {c.perplexity_reference:.4g} -> {c.perplexity:.4g}, "
+                f"check        {'' if self.random else perplexity}"
                 f"KL {c.kl:.3g} nats, top-1 agreement {c.top1:.1%}, largest logit difference "
                 f"{c.max_rel_diff:.2g} of the largest logit, {what}"
             )
@@ -54,7 +58,11 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the report; infinities as null, which JSON has no number for."""
-        data: dict[str, Any] = {"samples": self.samples, "held_out": self.held_out}
+        data: dict[str, Any] = {
+            "samples": self.samples,
+            "held_out": self.held_out,
+            "random_tokens": self.random,
+        }
         if self.comparison is not None:
             data.update(self.comparison.to_dict())
         if self.outputs:
@@ -88,7 +96,9 @@ def verify(
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
         windows = source.verification[:count]
         comparison = compare(Decoder(reference, io), Decoder(candidate, io), windows)
-        return Verification(comparison, (), len(windows), bool(source.heldout))
+        return Verification(
+            comparison, (), len(windows), bool(source.heldout), random=samples.source == RANDOM
+        )
     feeds = source.verification[:count]
     differences = compare_outputs(reference, candidate, feeds)
     outputs = tuple(
