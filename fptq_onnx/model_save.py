@@ -38,14 +38,16 @@ def save_model(
     Raises:
         OSError: the disk is full or not writable.
     """
-    large = [
-        value
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-        and value.const_value.nbytes >= _SMALLEST_EXTERNAL
-        and value.const_value.dtype != ir.DataType.STRING
-    ]
+    large: list[ir.Value] = []
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if tensor.nbytes >= _SMALLEST_EXTERNAL:
+                large.append(value)
+            elif isinstance(tensor, ir.ExternalTensor):  # would point to the old data file
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
     if large:
         with open(folder / DATA_FILE, "wb") as file:
             for value in track(large, len(large)):

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
@@ -28,7 +28,8 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         overwrite: replace an output folder that this tool wrote before.
 
     Raises:
-        FptqError: the output is inside the input, holds it, or exists and may not be replaced.
+        FptqError: the output is inside the input, holds it or the current folder, or exists and may
+            not be replaced.
     """
     source, target = source.resolve(), output.resolve()
     folder = source if source.is_dir() else source.parent
@@ -40,6 +41,8 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         raise FptqError(
             f"the output {output} is the folder of the input: choose another one with -o"
         )
+    if Path.cwd().is_relative_to(target):  # it is renamed at the end, and would be pulled away
+        raise FptqError(f"the output {output} is the current folder: choose another one with -o")
     if not output.exists() and not output.is_symlink():
         return
     if not output.is_dir() or output.is_symlink():
@@ -62,12 +65,14 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     Raises:
         FptqError: the disk is full or the place is not writable.
     """
+    made = [folder for folder in output.parents if not folder.exists()]  # the deepest first
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         work = Path(
             tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
         )
     except OSError as error:
+        _remove_empty(made)
         raise FptqError(f"cannot write to {output.parent}: {error.strerror}") from error
     try:
         yield work
@@ -77,6 +82,14 @@ def atomic_folder(output: Path) -> Iterator[Path]:
         raise FptqError(_explain(error, output)) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those that hold nothing: after a success the output is in them."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _replace(output: Path, work: Path) -> None:
