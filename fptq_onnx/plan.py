@@ -90,7 +90,7 @@ class Plan:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise FptqError(f"cannot read the plan {path}: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FptqError(f"the plan {path} is not valid JSON: {error}") from error
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             raise FptqError(f"{path} is not a plan of this version (format {_FORMAT!r} expected)")

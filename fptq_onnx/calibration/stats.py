@@ -7,8 +7,8 @@ data, or on different machines, combine into the same numbers as one run over ev
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +56,20 @@ class ActivationStats:
     source: str = ""
 
     def merged(self, other: ActivationStats) -> ActivationStats:
-        """Statistics over both sets of data; activations of either are kept."""
+        """Statistics over both sets of data; activations of either are kept.
+
+        Raises:
+            FptqError: an activation has another number of channels in the other statistics.
+        """
         ranges = dict(self.ranges)
         for name, channel in other.ranges.items():
-            ranges[name] = ranges[name].merged(channel) if name in ranges else channel
+            known = ranges.get(name)
+            if known is not None and known.low.shape != channel.low.shape:
+                raise FptqError(
+                    f"the statistics are of different models: {name!r} has {len(known.low)} "
+                    f"channels in one and {len(channel.low)} in the other"
+                )
+            ranges[name] = channel if known is None else known.merged(channel)
         sources = [text for text in (self.source, other.source) if text]
         return ActivationStats(
             ranges, self.samples + other.samples, " + ".join(dict.fromkeys(sources))
@@ -88,7 +98,8 @@ class ActivationStats:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder may not even be one
+                partial.unlink()
             raise FptqError(f"cannot write the statistics to {path}: {error.strerror}") from error
 
     @staticmethod
@@ -113,7 +124,7 @@ class ActivationStats:
                     for index, name in enumerate(about["activations"])
                 }
                 return ActivationStats(ranges, int(about["samples"]), str(about["source"]))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damage makes zipfile, zlib and NumPy raise a dozen types
             raise FptqError(
                 f"{path} is not a statistics file of fptq-onnx (or it is damaged): make it again"
             ) from error
