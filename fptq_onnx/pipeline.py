@@ -33,7 +33,7 @@ from fptq_onnx.progress import track
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.samples import Samples
-from fptq_onnx.side_files import copy_side_files
+from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
@@ -161,6 +161,8 @@ def convert(
                 say(result.line)
                 report = replace(report, verification=result.as_dict())
             copy_side_files(loaded.folder, folder, MODEL_FILE)
+            if samples.tokenizer_folder is not None:
+                copy_tokenizer(samples.tokenizer_folder, folder)
             (folder / PLAN_FILE).write_text(decided.to_json(), encoding="utf-8")
             report.save(folder / REPORT_FILE)
             reports[target] = report
