@@ -21,6 +21,7 @@ _ALREADY_QUANTIZED = {
     "MatMulW4A8",
     "MatMulInteger",
     "MatMulIntegerToFloat",
+    "DynamicQuantizeLinear",
     "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM",
     "QLinearMatMul",
@@ -85,9 +86,8 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     except (OSError, ValueError, TypeError, DecodeError) as error:
         raise FptqError(f"{file} is not a readable ONNX model: export it again") from error
     except Exception as error:  # onnx_ir wraps what its deserializer meets in its own types
-        raise FptqError(
-            f"{file} is not a readable ONNX model ({error}): export it again"
-        ) from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FptqError(f"{file} is not a readable ONNX model ({why}): export it again") from error
     if len(model.graph) == 0:
         raise FptqError(f"{file} is not an ONNX model, or an empty one: export it again")
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))

@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 from fptq_onnx.graph.linears import Linear
 
 
+def current_input(linear: Linear) -> ir.Value:
+    """The activation a linear reads now; `linear.x` may be gone when it was another linear's y."""
+    x = linear.nodes[0].inputs[0]
+    assert x is not None  # find_linears saw one, and nobody takes inputs away
+    return x
+
+
 def lazy_initializer(
     graph: ir.Graph,
     name: str,

@@ -155,7 +155,7 @@ def _entry(
     if isinstance(site, str):
         return replace(entry, reason=f"{between}, but it cannot be equalized: {site}")
     scale = site_scale(site, ranges)
-    problem = _fold_overflow(site, scale)
+    problem = fold_overflow(site, scale)
     if problem:
         return replace(entry, reason=f"{between}, but it cannot be equalized: {problem}")
     return replace(
@@ -167,7 +167,7 @@ def _entry(
     )
 
 
-def _fold_overflow(site: FoldSite, scale: np.ndarray) -> str:
+def fold_overflow(site: FoldSite, scale: np.ndarray) -> str:
     """Why a gain divided by s does not fit its type (float16 overflows at 65504), or ''."""
     for operand in site.operands:
         dtype = operand.constant.dtype

@@ -15,12 +15,13 @@ from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.numerics.int8 import FLOAT32_TINY, static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
-from fptq_onnx.passes.choose_schemes import mark_shared_folds, range_of, site_scale
+from fptq_onnx.passes.choose_schemes import fold_overflow, mark_shared_folds, range_of, site_scale
 from fptq_onnx.plan import LAE_STATIC, STATIC, LinearPlan, Plan
 
 # A given scale that clips below this share of the largest value seen is worth a warning: it is
 # what is left behind when lae_static is edited to static.
 _SUSPICIOUS_CLIP = 0.5
+_FLOAT32_MAX = float(np.finfo(np.float32).max)  # the scale is stored as float32
 
 
 def complete_plan(
@@ -42,15 +43,20 @@ def complete_plan(
     """
     plan.check_against(scan)
     sites = find_fold_sites(scan.linears)
-    for entry in plan.linears:
+    ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
+    planned = plan.by_name()
+    # Graph order, whatever the file's: emitters put what linears share before the first of them.
+    in_order = tuple(planned[linear.name] for linear in scan.linears)
+    for entry in in_order:
         site = sites[entry.name]
-        if entry.scheme == LAE_STATIC and isinstance(site, str):
+        if entry.scheme != LAE_STATIC:
+            continue
+        problem = site if isinstance(site, str) else fold_overflow(site, site_scale(site, ranges))
+        if problem:
             raise FptqError(
-                f"the plan equalizes the input of {entry.name}, but {site}: use per_token there"
+                f"the plan equalizes the input of {entry.name}, but {problem}: use per_token there"
             )
-    marked = mark_shared_folds(plan.linears, sites)
-    linears = scan.by_name()
-    ranges = {name: range_of(linear, stats) for name, linear in linears.items()}
+    marked = mark_shared_folds(in_order, sites)
     entries: list[LinearPlan] = []
     warnings: list[str] = []
     for entry in marked:
@@ -64,7 +70,7 @@ def complete_plan(
         scale = entry.input_scale
         if scale is None:
             scale = float(static_scale(absmax))
-        if not np.isfinite(scale) or scale < FLOAT32_TINY:
+        if not float(FLOAT32_TINY) <= scale <= _FLOAT32_MAX:  # false for NaN too
             raise FptqError(f"the plan gives {entry.name} the input_scale {scale}: use null")
         if scale * 127 < _SUSPICIOUS_CLIP * absmax:
             warnings.append(

@@ -20,7 +20,7 @@ from fptq_onnx.numerics.panels import (
     panel_count,
     step_count,
 )
-from fptq_onnx.passes._replace import lazy_initializer, replace_linear
+from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
 from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
@@ -63,7 +63,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
         group_shape,
         lambda: pack_group_values(store.get(name).scales),
     )
-    inputs: list[ir.Value | None] = [linear.x, packed, scales]
+    inputs: list[ir.Value | None] = [current_input(linear), packed, scales]
     if not entry.symmetric:
         inputs.append(
             lazy_initializer(

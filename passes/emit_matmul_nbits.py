@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.int4 import PER_CHANNEL, Int4Weights, group_count
-from fptq_onnx.passes._replace import lazy_initializer, replace_linear
+from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
 from fptq_onnx.plan import FLOAT, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
@@ -47,7 +47,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     block = _BLOCK_FOR_PER_CHANNEL if entry.block_size == PER_CHANNEL else entry.block_size
     blocks = group_count(k, block)
     inputs: list[ir.Value | None] = [
-        linear.x,
+        current_input(linear),
         lazy_initializer(
             graph,
             f"{name}.W4",

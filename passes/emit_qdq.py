@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.int4 import PER_CHANNEL, SYMMETRIC_ZERO_POINT, Int4Weights, group_count
-from fptq_onnx.passes._replace import constant_initializer, lazy_initializer
+from fptq_onnx.passes._replace import constant_initializer, current_input, lazy_initializer
 from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
@@ -50,7 +50,7 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         if entry.scheme == FLOAT:
             continue
         linear = linears[entry.name]
-        key = (id(linear.x), entry.input_scale)
+        key = (id(current_input(linear)), entry.input_scale)
         if key not in rounded:
             rounded[key] = _round_activation(graph, linear, entry)
         weight = _dequantized_weight(graph, linear, entry, store)
@@ -73,7 +73,7 @@ class _Rounded:
 
 def _round_activation(graph: ir.Graph, linear: Linear, entry: LinearPlan) -> _Rounded:
     """Put the nodes that round x to int8 and back before the linear."""
-    x, dtype, prefix = linear.x, linear.weight.dtype, entry.name
+    x, dtype, prefix = current_input(linear), linear.weight.dtype, entry.name
     nodes: list[ir.Node] = []
     token_scale = None
     if entry.scheme == PER_TOKEN:

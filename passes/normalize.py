@@ -14,11 +14,16 @@ def normalize(model: ir.Model) -> None:
     """Inline functions and give every node a unique name, in place. Keeps names that are unique."""
     if model.functions:
         common_passes.InlinePass()(model)
+    nodes = list(model.graph.all_nodes())
+    given = {node.name for node in nodes if node.name}
     taken: set[str] = set()
-    for index, node in enumerate(model.graph.all_nodes()):
+    for index, node in enumerate(nodes):
+        if node.name and node.name not in taken:
+            taken.add(node.name)
+            continue
         name = node.name or f"{node.op_type}_{index}"
         unique, copies = name, 1
-        while unique in taken:
+        while unique in taken or unique in given:  # a name given further on is not to be stolen
             copies += 1
             unique = f"{name}_{copies}"
         taken.add(unique)

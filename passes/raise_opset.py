@@ -37,7 +37,12 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
     for name in hidden:
         value = skeleton.graph.initializers.pop(name)
         value.const_value = None
-        skeleton.graph.inputs.append(value)
+        if not value.is_graph_input():
+            skeleton.graph.inputs.append(value)
+    for value in skeleton.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):  # the converter knows no folder
+            external = value.const_value
+            value.const_value = ir.Tensor(external.numpy(), external.dtype, name=external.name)
     try:
         converted = ir.from_proto(
             onnx.version_converter.convert_version(ir.to_proto(skeleton), opset)
@@ -48,8 +53,10 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
             f"({error}): export it with opset {opset} or newer"
         ) from error
     for value in [value for value in converted.graph.inputs if value.name in hidden]:
-        converted.graph.inputs.remove(value)
-        value.const_value = hidden[value.name or ""].const_value
+        original = hidden[value.name or ""]
+        if not original.is_graph_input():
+            converted.graph.inputs.remove(value)
+        value.const_value = original.const_value
         converted.graph.register_initializer(value)
     converted.metadata_props.update(model.metadata_props)
     return converted
