@@ -99,6 +99,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
         help="random (tokens of the vocabulary), a .txt, .jsonl or .npz file, a folder of .npz",
     )
     data.add_argument("--text-field", default="text", help="field of a .jsonl object (text)")
+    data.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"
+    )
     data.add_argument("--max-samples", type=int, default=48, help="samples at most (48)")
     data.add_argument("--max-seq-len", type=int, default=256, help="tokens per sample (256)")
     data.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
@@ -177,6 +180,7 @@ def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str
             options.max_seq_len,
             options.seed,
             options.text_field,
+            options.tokenizer,
         ),
         "stats": tuple(options.stats),
         "plan": options.plan,
@@ -190,12 +194,12 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.max_new_tokens < 1:
         raise FptqError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
-    print(options.prompt, end="", flush=True)
     stats = run_prompt(
         options.model,
         options.prompt,
         options.max_new_tokens,
         sys.stdout,
+        echo=True,
         threads=options.threads or None,
     )
     print()

@@ -92,15 +92,17 @@ def run_prompt(
     max_new_tokens: int,
     stream: TextIO,
     *,
+    echo: bool = False,
     threads: int | None = None,
 ) -> RunStats:
-    """Write what the model says after `prompt` to `stream`, as it comes; not the prompt itself.
+    """Write what the model says after `prompt` to `stream`, as it comes.
 
     Args:
         folder: of the model with its tokenizer and configuration files, or the .onnx file in it.
         prompt: text; may be empty where the model has a BOS id.
         max_new_tokens: tokens at most.
         stream: flushed after each piece.
+        echo: write the prompt first, once the model is ready.
         threads: intra-op threads, None for onnxruntime's choice.
 
     Raises:
@@ -113,6 +115,8 @@ def run_prompt(
     check_vocabulary(tokenizer, decoder.io.vocab_size or special.vocab_size, "the model")
     ids = [] if special.bos is None else [special.bos]
     ids += tokenizer.encode(prompt, add_special_tokens=False).ids
+    if echo:
+        _write(stream, prompt)
     text = StreamingDetokenizer(tokenizer, ids)
     tokens = generate(
         decoder, ids, max_new_tokens, eos=special.eos, context_length=special.context_length

@@ -33,7 +33,7 @@ from fptq_onnx.progress import track
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.samples import Samples
-from fptq_onnx.side_files import copy_side_files
+from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
@@ -142,26 +142,18 @@ def convert(
         for target in wanted:
             folder = work if len(wanted) == 1 else work / target
             folder.mkdir(exist_ok=True)
-            emitted = EMITTERS[target](prepared.clone(), decided, store)
             report = new_report(target, loaded, scan, decided, config, samples, stats)
             report = replace(report, folded=folded, notes=warnings)
+            emitted = EMITTERS[target](prepared.clone(), decided, store)
             report = replace(report, bits_per_weight=bits_per_weight(decided, emitted))
-            if target == "qdq":
-                say(f"note         {QDQ_NOTE}")
-                report = replace(report, notes=(*warnings, QDQ_NOTE))
-            stamp(emitted, report)
-            save_model(emitted, folder, _tracker(f"writing {target}", quiet))
-            report = replace(report, bytes_after=files_size(folder))
-            say(
-                f"written      {target}: {human_bytes(report.bytes_before)} -> "
-                f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
-            )
+            report = _write(emitted, report, decided, folder, quiet=quiet, say=say)
+            copy_side_files(loaded.folder, folder, MODEL_FILE)
+            if samples.tokenizer_folder is not None:
+                copy_tokenizer(samples.tokenizer_folder, folder)
             if verify_samples:
                 result = verify(loaded, folder, samples, verify_samples, threads=threads)
                 say(result.line)
                 report = replace(report, verification=result.as_dict())
-            copy_side_files(loaded.folder, folder, MODEL_FILE)
-            (folder / PLAN_FILE).write_text(decided.to_json(), encoding="utf-8")
             report.save(folder / REPORT_FILE)
             reports[target] = report
         store.remove()
@@ -169,6 +161,30 @@ def convert(
         target: destination if len(wanted) == 1 else destination / target for target in wanted
     }
     return Conversion(scan, decided, stats, folders, reports, warnings)
+
+
+def _write(
+    emitted: ir.Model,
+    report: Report,
+    plan: Plan,
+    folder: Path,
+    *,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Report:
+    """Write one target's model and plan; the report with what is known afterwards."""
+    if report.target == "qdq":
+        say(f"note         {QDQ_NOTE}")
+        report = replace(report, notes=(*report.notes, QDQ_NOTE))
+    stamp(emitted, report)
+    save_model(emitted, folder, _tracker(f"writing {report.target}", quiet))
+    (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+    report = replace(report, bytes_after=files_size(folder))
+    say(
+        f"written      {report.target}: {human_bytes(report.bytes_before)} -> "
+        f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
+    )
+    return report
 
 
 def default_output(source: Path) -> Path:

@@ -29,6 +29,7 @@ class Samples:
     max_seq_len: tokens in a sample at most.
     seed: of the random tokens, and of the choice of windows from a text.
     text_field: field of a .jsonl object that holds the text.
+    tokenizer: tokenizer.json, or a folder with it, for a model whose own folder has none.
     """
 
     source: str | Path | Iterable[dict[str, Any]] | Any = RANDOM
@@ -36,6 +37,7 @@ class Samples:
     max_seq_len: int = 256
     seed: int = 0
     text_field: str = "text"
+    tokenizer: Path | None = None
     _opened: Source | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +52,13 @@ class Samples:
             raise FptqError(f"--max-seq-len must be at least 1, got {self.max_seq_len}")
         if self.seed < 0:
             raise FptqError(f"--seed must not be negative, got {self.seed}")
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the tokenizer given, None when the model's own is to be used."""
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.parent if self.tokenizer.is_file() else self.tokenizer
 
     def describe(self) -> dict[str, Any]:
         """Plain data for the report."""
@@ -77,6 +86,7 @@ class Samples:
                 max_seq_len=self.max_seq_len,
                 seed=self.seed,
                 text_field=self.text_field,
+                tokenizer_folder=self.tokenizer_folder,
             )
         return self._opened
 

@@ -44,6 +44,14 @@ def copy_side_files(source: Path, destination: Path, model_file: str) -> tuple[s
     return tuple(copied)
 
 
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the tokenizer's files that `destination` has not got."""
+    for name in SIDE_FILES:
+        of_tokenizer = name.startswith("tokenizer") or name == "special_tokens_map.json"
+        if of_tokenizer and (source / name).is_file() and not (destination / name).exists():
+            shutil.copyfile(source / name, destination / name)
+
+
 def _point_genai_config(path: Path, model_file: str) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise FptqError(
             f"no tokenizer.json in {folder}, and text cannot be read without it; copy the model's "
-            "there"
+            "there, or name it with --tokenizer"
         )
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))

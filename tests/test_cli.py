@@ -247,6 +247,17 @@ def test_text_without_tokenizer(copy, tmp_path):
     )
 
 
+def test_a_tokenizer_from_elsewhere(copy, tmp_path):
+    (copy / "tokenizer.json").unlink()
+    result = command(
+        *("convert", copy, "-o", tmp_path / "o", "--calibration", MODEL / "heldout.txt"),
+        *("--tokenizer", MODEL / "tokenizer.json", *RANDOM_FEW),
+    )
+    assert result.returncode == 0, result.stderr
+    written, given = tmp_path / "o" / "tokenizer.json", MODEL / "tokenizer.json"
+    assert written.read_bytes() == given.read_bytes()
+
+
 def test_wrong_name_rank_or_dtype_in_npz(tmp_path):
     for arrays, what in (
         ({"ids": np.zeros((1, 4), np.int64)}, "ids"),

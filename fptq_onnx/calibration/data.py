@@ -7,7 +7,7 @@ model as prefill and decode steps, or `Feeds`, complete inputs by name for any m
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def open_source(
     max_seq_len: int,
     seed: int = 0,
     text_field: str = "text",
+    tokenizer_folder: Path | None = None,
 ) -> Source:
     """Turn what the user named as calibration data into samples.
 
@@ -93,6 +94,7 @@ def open_source(
             sequence length where the graph has a fixed one.
         seed: of the random tokens, and of the choice of windows from a text.
         text_field: field of a .jsonl object that holds the text.
+        tokenizer_folder: holds the tokenizer (and names its BOS) where the model's folder has none.
 
     Returns:
         TokenWindows for random tokens and text, Feeds otherwise.
@@ -121,9 +123,11 @@ def open_source(
                 f"cannot calibrate from {path.name}: the name must end in .txt, .jsonl or .npz"
             )
     special = read_special_ids(model_folder)
+    if tokenizer_folder is not None and special.bos is None:
+        special = replace(special, bos=read_special_ids(tokenizer_folder).bos)
     length, exact = _window_length(inputs, model_folder, special, max_seq_len)
     wanted = _Wanted(
-        folder=model_folder,
+        folder=tokenizer_folder or model_folder,
         special=special,
         vocab_size=vocab_size or special.vocab_size,
         samples=max_samples,
