@@ -48,6 +48,8 @@ def save_model(
                 large.append(value)
             elif isinstance(tensor, ir.ExternalTensor):  # would point to the old data file
                 value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+        for node in graph:
+            _bring_attributes_in(node)
     if large:
         with open(folder / DATA_FILE, "wb") as file:
             for value in track(large, len(large)):
@@ -55,6 +57,16 @@ def save_model(
             file.flush()
             os.fsync(file.fileno())
     ir.save(model, folder / MODEL_FILE)
+
+
+def _bring_attributes_in(node: ir.Node) -> None:
+    """Constant nodes may keep their tensor in the old data file; put it into the model file."""
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.TENSOR:
+            tensor = attribute.as_tensor()
+            if isinstance(tensor, ir.ExternalTensor):
+                copy = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+                node.attributes[name] = ir.AttrTensor(name, copy)
 
 
 def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
