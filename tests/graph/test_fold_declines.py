@@ -82,6 +82,13 @@ CASES = {
         {"g": np.ones(1, np.float32)},
         "has shape (1,), not (8,)",
     ),
+    "gain of a fused norm with more axes": (
+        NORMS["LayerNormalization without bias"],
+        "q = MatMul(n, Wq)",
+        "float q",
+        GAIN_11K,
+        "has shape (1, 1, 8), not (8,)",
+    ),
     "transpose between": (
         RMS,
         "t2 = Transpose<perm = [0, 2, 1]>(n) t3 = Transpose<perm = [0, 2, 1]>(t2)"
