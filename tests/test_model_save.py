@@ -41,6 +41,20 @@ def test_every_tensor_survives(tmp_path: Path, external: int | None) -> None:
     onnx.checker.check_model(str(tmp_path / "out" / MODEL_FILE), full_check=True)
 
 
+def test_large_tensors_are_copied_from_where_they_lie(tmp_path: Path) -> None:
+    """Several in one data file, none but the first at its beginning."""
+    rng = np.random.default_rng(0)
+    weights = {name: weight(rng, 40, 40) for name in "ABC"}
+    model = build("g (float x) => (float y) { p = Sum(A, B, C) y = Add(p, x) }", weights)
+    loaded = load_model(saved(tmp_path / "in", model)).model
+    assert len({value.const_value.offset for value in loaded.graph.initializers.values()}) == 3
+    (tmp_path / "out").mkdir()
+    save_model(loaded, tmp_path / "out")
+    again = load_model(tmp_path / "out").model.graph.initializers
+    for name, array in weights.items():
+        np.testing.assert_array_equal(again[name].const_value.numpy(), array)
+
+
 def test_the_written_model_runs(tmp_path: Path) -> None:
     model = linear_model()
     x = weight(np.random.default_rng(1), 5, 64)
