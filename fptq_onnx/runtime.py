@@ -1,4 +1,4 @@
-"""The native library: where it is, and how a session gets it."""
+"""Where the native library is, and how a session gets it."""
 
 from __future__ import annotations
 
@@ -9,47 +9,71 @@ from typing import TYPE_CHECKING
 
 from fptq_onnx.errors import FptqError
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
+if TYPE_CHECKING:  # importing onnxruntime takes longer than everything else here
+    import onnxruntime
 
 LIBRARY_NAME = "libfptq_ort_ops.so"
 LIBRARY_VARIABLE = "FPTQ_ONNX_LIBRARY"
+# Options that have the library carry this entry: ONNX Runtime refuses sessions with two of a domain
+# and cannot be asked which domains it has.
+_REGISTERED = "fptq_onnx.library"
 
 
 def library_path() -> Path:
-    """The custom-op library, for any program that runs converted models.
+    """The native library with the fptq ops.
 
-    FPTQ_ONNX_LIBRARY names another one.
+    The environment variable FPTQ_ONNX_LIBRARY names another one than the package's own.
+
+    Returns:
+        An absolute path to an existing file.
 
     Raises:
-        FptqError: it is not there.
+        FptqError: FPTQ_ONNX_LIBRARY names no file, or the package was installed without the library.
     """
-    named = os.environ.get(LIBRARY_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise FptqError(f"{LIBRARY_VARIABLE} names {named}, which is not a file")
-        return Path(named)
-    path = importlib.resources.files("fptq_onnx").joinpath("lib", LIBRARY_NAME)
+    chosen = os.environ.get(LIBRARY_VARIABLE)
+    if chosen:
+        path = Path(chosen)
+        if not path.is_file():
+            raise FptqError(f"{LIBRARY_VARIABLE}={chosen} is not a file; correct or unset it")
+        return path.resolve()
+    # Not next to __file__: in an editable install the library is in another folder.
+    resource = importlib.resources.files("fptq_onnx") / "lib" / LIBRARY_NAME
+    path = Path(str(resource))
     if not path.is_file():
         raise FptqError(
-            f"the native library {LIBRARY_NAME} is not installed: install fptq-onnx with pip, or "
-            f"set {LIBRARY_VARIABLE} to its path"
+            f"the native library {LIBRARY_NAME} is missing from this installation; "
+            f"build it with `pip install .`, or set {LIBRARY_VARIABLE} to one built by CMake"
         )
-    return Path(str(path))
+    return path.resolve()
 
 
-def register(session_options: ort.SessionOptions) -> None:
-    """Let sessions made with these options run models converted to the `custom` target.
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Make the fptq ops known to sessions that are created with these options.
+
+    A second call with the same options changes nothing.
 
     Args:
-        session_options: changed; give them to onnxruntime.InferenceSession.
+        session_options: changed in place.
 
     Raises:
-        FptqError: the library is missing, or ONNX Runtime cannot load it.
+        FptqError: the library is missing (see library_path), or ONNX Runtime cannot load it.
     """
+    if _has_entry(session_options, _REGISTERED):
+        return
     path = library_path()
     try:
         session_options.register_custom_ops_library(str(path))
-    except Exception as error:  # ONNX Runtime raises its own types
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FptqError(f"ONNX Runtime cannot load {path}: {text}") from error
+    except Exception as error:  # onnxruntime raises bare RuntimeError and its own types alike
+        raise FptqError(
+            f"ONNX Runtime could not load {path} ({error}); it needs onnxruntime 1.20 or newer "
+            "and a library built for this machine"
+        ) from error
+    session_options.add_session_config_entry(_REGISTERED, str(path))
+
+
+def _has_entry(session_options: onnxruntime.SessionOptions, key: str) -> bool:
+    try:
+        session_options.get_session_config_entry(key)
+    except RuntimeError:  # how onnxruntime says that there is no such entry
+        return False
+    return True

@@ -103,7 +103,6 @@ struct CustomOp {
     (KernelContext*, size_t, const int64_t*, size_t, Value**))                                    \
   X(93, ReleaseStatus, void, (Status*))                                                           \
   X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo*))                                       \
-  X(101, ReleaseCustomOpDomain, void, (CustomOpDomain*))                                          \
   X(132, ReleaseAllocator, void, (Allocator*))                                                    \
   X(230, KernelInfo_GetInputCount, Status*, (const KernelInfo*, size_t*))                         \
   X(232, KernelInfo_GetInputName, Status*, (const KernelInfo*, size_t, char*, size_t*))           \

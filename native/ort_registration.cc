@@ -1,38 +1,121 @@
-// The entry point ONNX Runtime looks up after loading the library.
-#include <initializer_list>
+// The entry point, and the callbacks through which ONNX Runtime reaches the ops.
+#include <climits>
+#include <mutex>
 
 #include "matmul_w4a8_op.h"
-#include "ort_status.h"
+#include "ort_wrappers.h"
+
+namespace fptq {
 
 namespace {
 
-using fptq::ort::api;
+constexpr const char* kDomain = "fptq";
 
-fptq::ort::Status* add_domain(fptq::ort::SessionOptions* options) {
-  fptq::ort::CustomOpDomain* domain = nullptr;
-  FPTQ_RETURN_IF_ERROR(api().CreateCustomOpDomain("fptq", &domain));
-  for (const auto element : {fptq::Element::kFloat32, fptq::Element::kFloat16}) {
-    if (auto* failed = api().CustomOpDomain_Add(domain, fptq::matmul_w4a8_op(element))) {
-      api().ReleaseCustomOpDomain(domain);
-      return failed;
-    }
+// One op for one activation type. ONNX Runtime chooses among ops of one name by their types.
+struct Op : ort::CustomOp {
+  ort::Functions f;
+  ort::ElementType activation;
+};
+
+const Op& self(const ort::CustomOp* op) { return *static_cast<const Op*>(op); }
+
+struct Node {
+  const ort::Functions& f;
+  MatMulW4A8 op;
+};
+
+ort::Status* create_kernel(const ort::CustomOp* op, const ort::Api*, const ort::KernelInfo* info,
+                           void** kernel) {
+  const Op& o = self(op);
+  return ort::guarded(o.f, [&] { *kernel = new Node{o.f, {o.f, info, o.activation}}; });
+}
+
+ort::Status* compute(void* kernel, ort::KernelContext* context) {
+  const Node& node = *static_cast<const Node*>(kernel);
+  return ort::guarded(node.f, [&] { node.op.compute(context); });
+}
+
+ort::Status* infer_shape(const ort::CustomOp* op, ort::ShapeInferContext* context) {
+  const ort::Functions& f = self(op).f;
+  return ort::guarded(f, [&] { MatMulW4A8::infer_shape(f, context); });
+}
+
+void fill(Op& op, const ort::Functions& f, ort::ElementType activation) {
+  op = Op{};
+  op.f = f;
+  op.activation = activation;
+  op.version = ort::kApiVersion;
+  op.CreateKernelV2 = create_kernel;
+  op.KernelComputeV2 = compute;
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
+  op.InferOutputShapeFn = infer_shape;
+  op.GetName = [](const ort::CustomOp*) { return MatMulW4A8::name(); };
+  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  op.GetInputTypeCount = [](const ort::CustomOp*) { return MatMulW4A8::kInputs; };
+  op.GetInputType = [](const ort::CustomOp* o, size_t index) {
+    return MatMulW4A8::input_type(index, self(o).activation);
+  };
+  op.GetInputCharacteristic = [](const ort::CustomOp*, size_t index) {
+    return index < MatMulW4A8::kRequiredInputs ? ort::kRequired : ort::kOptional;
+  };
+  op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kMemDefault; };
+  op.GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{1}; };
+  op.GetOutputType = [](const ort::CustomOp* o, size_t) { return self(o).activation; };
+  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  op.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 0; };
+  op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };
+  op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 0; };
+  op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
+  op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
+  op.GetEndVersion = [](const ort::CustomOp*) { return INT_MAX; };
+}
+
+// The ops as one ONNX Runtime sees them. Sessions keep pointers to these, and no call tells when the
+// last one is gone, so they live as long as the process; the list keeps them reachable. A process
+// may hold several ONNX Runtimes, each with its own table of functions.
+struct Runtime {
+  const ort::Api* api;
+  Op ops[2];
+  ort::CustomOpDomain* domain;
+  Runtime* next;
+};
+
+ort::CustomOpDomain* domain_for(const ort::Api* api, const ort::Functions& f) {
+  static std::mutex mutex;
+  static Runtime* runtimes = nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (Runtime* r = runtimes; r != nullptr; r = r->next) {
+    if (r->api == api) return r->domain;
   }
-  // The session keeps a pointer to the domain: it must live as long as any session, so it is not
-  // released here. It holds two pointers.
-  return api().AddCustomOpDomain(options, domain);
+  auto* r = new Runtime{api, {}, nullptr, runtimes};
+  fill(r->ops[0], f, ort::kFloat);
+  fill(r->ops[1], f, ort::kFloat16);
+  ort::CustomOpDomain* domain = nullptr;
+  ort::check(f, f.CreateCustomOpDomain(kDomain, &domain));
+  for (const Op& op : r->ops) ort::check(f, f.CustomOpDomain_Add(domain, &op));
+  r->domain = domain;
+  runtimes = r;
+  return domain;
 }
 
 }  // namespace
 
+}  // namespace fptq
+
 extern "C" __attribute__((visibility("default"))) fptq::ort::Status* RegisterCustomOps(
     fptq::ort::SessionOptions* options, const fptq::ort::ApiBase* base) {
-  if (fptq::ort::load_functions(base) == nullptr) {
-    // Without the table there is no way to make a status; every runtime since 1.0 has slot 0.
-    const auto* oldest = base->GetApi(1);
+  namespace ort = fptq::ort;
+  const ort::Api* api = base->GetApi(ort::kApiVersion);
+  if (api == nullptr) {
+    // Version 1 has CreateStatus and every ONNX Runtime has version 1.
+    using CreateStatus = decltype(ort::Functions::CreateStatus);
+    const ort::Api* oldest = base->GetApi(1);
     if (oldest == nullptr) return nullptr;
-    using CreateStatus = fptq::ort::Status* (*)(fptq::ort::ErrorCode, const char*);
-    const auto create = *reinterpret_cast<const CreateStatus*>(oldest);
-    return create(fptq::ort::kFail, "the fptq library needs ONNX Runtime 1.18 or newer");
+    return (*reinterpret_cast<const CreateStatus*>(oldest))(
+        ort::kFail, "fptq needs ONNX Runtime 1.18 or newer");
   }
-  return add_domain(options);
+  const ort::Functions f = ort::load_functions(api);
+  return ort::guarded(f, [&] {
+    ort::check(f, f.AddCustomOpDomain(options, fptq::domain_for(api, f)));
+  });
 }

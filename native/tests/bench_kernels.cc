@@ -1,0 +1,89 @@
+// Times every kernel this CPU runs, on one thread: fptq_bench_kernels [K N [block]].
+//
+// Weights cycle through enough copies to be out of cache for few rows, as in a model. Prints the
+// median and the best of several runs; GOPS counts a multiply-add as two.
+#include <algorithm>
+#include <chrono>
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace {
+
+double seconds() {
+  using Clock = std::chrono::steady_clock;
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t k = argc > 2 ? std::atoll(argv[1]) : 4096;
+  const int64_t n = argc > 2 ? std::atoll(argv[2]) : 4096;
+  const int64_t block = argc > 3 ? std::atoll(argv[3]) : 128;
+  const bool asymmetric = argc > 4;
+  const int64_t steps = (k + 7) / 8;
+  const int64_t panels = (n + 63) / 64;
+  const int64_t group_steps = block == -1 ? steps : block / 8;
+  const int64_t groups = (steps + group_steps - 1) / group_steps;
+  const int64_t max_rows = 512;
+  const int64_t stride = 8 * steps + 64;
+
+  const int64_t bytes = panels * steps * fptq::kLineBytes;
+  const int64_t copies = std::max<int64_t>(1, (int64_t{1} << 30) / bytes);
+  std::mt19937 random(1);
+  std::vector<uint8_t> lines(static_cast<size_t>(bytes * copies));
+  for (auto& b : lines) b = static_cast<uint8_t>(random());
+  std::vector<float> scales(static_cast<size_t>(panels * groups * 64), 0.01f);
+  std::vector<uint8_t> zeros(scales.size(), 7);
+  std::vector<float> input(static_cast<size_t>(max_rows * k));
+  for (auto& x : input) x = static_cast<float>(random() % 255) - 127.0f;
+  std::vector<int8_t> codes(static_cast<size_t>(max_rows * stride));
+  std::vector<int32_t> sums(static_cast<size_t>(max_rows * groups));
+  std::vector<float> row_scales(static_cast<size_t>(max_rows));
+  std::vector<float> output(static_cast<size_t>(max_rows * n));
+  const fptq::QuantizedRows rows = {codes.data(), sums.data(), row_scales.data(), stride};
+
+  std::printf("K=%" PRId64 " N=%" PRId64 " block=%" PRId64 "%s\n", k, n, block,
+              asymmetric ? " asymmetric" : "");
+  const fptq::KernelTable table = fptq::all_kernels();
+  for (size_t i = 0; i < table.count; ++i) {
+    const fptq::Kernel& kernel = table.kernels[i];
+    if (!fptq::usable(kernel)) continue;
+    for (const int64_t m : {1, 2, 4, 16, 128, 512}) {
+      if (kernel.features == 0 && m > 4) continue;
+      const fptq::QuantizeArgs quantize = {input.data(), fptq::Element::kFloat32, k,    steps,
+                                           groups,       group_steps,             true, 1.0f, rows};
+      std::vector<double> times;
+      double quantize_time = 1e9;
+      const double end = seconds() + 1.0;
+      for (int64_t run = 0; times.size() < 5 || seconds() < end; ++run) {
+        const fptq::MatMulArgs matmul = {
+            {lines.data() + (run % copies) * bytes, scales.data(),
+             asymmetric ? zeros.data() : nullptr, nullptr, k, n, panels, steps, groups, group_steps},
+            rows, output.data(), fptq::Element::kFloat32};
+        const double t0 = seconds();
+        kernel.quantize(quantize, {0, m});
+        const double t1 = seconds();
+        for (int64_t row = 0; row < m; row += 192) {
+          kernel.matmul(matmul, {row, std::min(row + 192, m)}, {0, panels});
+        }
+        times.push_back(seconds() - t0);
+        quantize_time = std::min(quantize_time, t1 - t0);
+      }
+      std::sort(times.begin(), times.end());
+      const double median = times[times.size() / 2];
+      const double operations = 2.0 * static_cast<double>(m * k * n);
+      std::printf("%-12s M=%-4" PRId64 " median %9.1f us %7.1f GOPS  best %7.1f GOPS  %5.1f GB/s  "
+                  "quantize %.1f us\n",
+                  kernel.name, m, median * 1e6, operations / median * 1e-9,
+                  operations / times[0] * 1e-9, static_cast<double>(bytes) / median * 1e-9,
+                  quantize_time * 1e6);
+    }
+  }
+  return 0;
+}
