@@ -28,7 +28,7 @@ def library_path() -> Path:
         An absolute path to an existing file.
 
     Raises:
-        FptqError: FPTQ_ONNX_LIBRARY names no file, or the package was installed without the library.
+        FptqError: FPTQ_ONNX_LIBRARY names no file, or the package has no library in it.
     """
     chosen = os.environ.get(LIBRARY_VARIABLE)
     if chosen:

@@ -53,7 +53,7 @@ def test_rank(op: Any, activations: Any, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 40), (2, 0, 40)])
 def test_no_rows(op: Any, shape: tuple[int, ...]) -> None:
-    node = op.make_node(40, 70, 16, a_shape=tuple("abc"[: len(shape) - 1]) + (40,))
+    node = op.make_node(40, 70, 16, a_shape=(*tuple("abc"[: len(shape) - 1]), 40))
     op.assert_exact(node, np.zeros(shape, np.float32))
 
 
