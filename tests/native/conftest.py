@@ -72,7 +72,7 @@ def make_node(
     constants: dict[str, NDArray[Any] | None] = {
         "B": pack_codes(codes),
         "scales": pack_group_values(weights.scales),
-        # Empty rather than left out: ONNX Runtime up to 1.22 crashes on a node with a custom shape
+        # Empty rather than left out: ONNX Runtime up to 1.23 crashes on a node with a custom shape
         # function that skips an input before the last one.
         "zero_points": np.zeros(0, np.uint8) if zeros is None else pack_group_values(zeros),
         "bias": bias_values,

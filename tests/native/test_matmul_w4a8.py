@@ -114,7 +114,16 @@ def test_a_group_too_long_for_int16_pairs(op: Any, each_kernel: str) -> None:
     node = op.make_node(4096, 3, -1, a_scale=1.0)
     node.weights.codes[:] = 15
     node = node.with_constant("B", pack_codes(node.weights.codes))
-    op.assert_exact(node, np.full((2, 4096), -128, np.float32))
+    for rows in (1, 2, 3, 4, 20):
+        op.assert_exact(node, np.full((rows, 4096), -128, np.float32))
+
+
+def test_groups_longer_than_what_a_kernel_unpacks_at_once(
+    op: Any, activations: Any, each_kernel: str
+) -> None:
+    for block in (296, 1024, -1):
+        node = op.make_node(1400, 70, block, symmetric=False)
+        op.assert_exact(node, activations((20, 1400)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
