@@ -79,7 +79,16 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
         bias = lazy_initializer(
             graph, f"{name}.bias", ir.DataType.FLOAT, (n,), lambda: load_bias().astype(np.float32)
         )
-        inputs += [None] * (4 - len(inputs)) + [bias]
+        if entry.symmetric:
+            # Empty rather than left out: ONNX Runtime before 1.23 crashes on a node of a custom
+            # domain that skips an input before the last one.
+            absent = f"{name}.zero_points"
+            inputs.append(
+                lazy_initializer(
+                    graph, absent, ir.DataType.UINT8, (0,), lambda: np.zeros(0, np.uint8)
+                )
+            )
+        inputs.append(bias)
     attributes: dict[str, int | float | str] = {
         "K": k,
         "N": n,
