@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fptq {
 
@@ -18,6 +22,17 @@ uint64_t xcr0() {
   uint32_t high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+// Linux gives a process the 8 KiB of tile registers only when it asks for them.
+bool tiles_permitted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 constexpr bool has(uint32_t reg, int bit) { return (reg >> bit) & 1; }
@@ -38,11 +53,16 @@ uint32_t cpu_features() {
   constexpr uint64_t kZmm = 0xe6;   // and opmask, both halves of zmm
   if ((saved & kYmm) != kYmm) return 0;
 
+  constexpr uint64_t kTiles = 0x60000;  // configuration and data
+
   uint32_t features = 0;
   if (has(c, 12)) features |= kFma;
   if (has(c, 29)) features |= kF16c;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
+  const uint32_t leaves = a;
   if (has(b, 5)) features |= kAvx2;
+  const bool amx = has(d, 24) && has(d, 25);
+  if (amx && (saved & kTiles) == kTiles && tiles_permitted()) features |= kAmxInt8;
   if ((saved & kZmm) == kZmm) {
     const bool f = has(b, 16);
     const bool dq = has(b, 17);
@@ -53,6 +73,7 @@ uint32_t cpu_features() {
       if (has(c, 11)) features |= kAvx512Vnni;
     }
   }
+  if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 4)) features |= kAvxVnni;
   return features;
 }
 

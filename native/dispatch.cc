@@ -9,16 +9,20 @@ namespace fptq {
 
 namespace {
 
+#if defined(FPTQ_X86_KERNELS)
 constexpr uint32_t kAvx2Set = kAvx2 | kFma | kF16c;
+constexpr uint32_t kAvx512Set = kAvx2Set | kAvx512 | kAvx512Vnni;
+#endif
 
 // Best first. Adding a kernel is adding its line here, its file to CMakeLists.txt and its functions
 // to kernel.h; the native tests loop over this table.
 constexpr Kernel kKernels[] = {
 #if defined(FPTQ_X86_KERNELS)
-    {"avx512vnni", kAvx2Set | kAvx512 | kAvx512Vnni, quantize_avx2, matmul_w4a8_avx512vnni},
-    {"avx2", kAvx2Set, quantize_avx2, matmul_w4a8_avx2},
+    {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx2, matmul_amx, gate_avx2},
+    {"avx512vnni", kAvx512Set, 6, 96, quantize_avx2, matmul_avx512vnni, gate_avx2},
+    {"avx2", kAvx2Set, 4, 96, quantize_avx2, matmul_avx2, gate_avx2},
 #endif
-    {"scalar", 0, quantize_scalar, matmul_w4a8_scalar},
+    {"scalar", 0, 1, 96, quantize_scalar, matmul_scalar, gate_scalar},
 };
 constexpr size_t kCount = sizeof(kKernels) / sizeof(kKernels[0]);
 

@@ -7,10 +7,12 @@
 
 namespace fptq {
 
-// The weight layout, version 1 (fptq_onnx/numerics/panels.py, docs/kernels.md).
+// The weight layout, version 1 (fptq_onnx/numerics/panels.py, docs/kernels.md). A line is one step
+// of one panel: 64 columns by 8 channels, of 4 or 8 bits.
 constexpr int64_t kPanelColumns = 64;
 constexpr int64_t kStepChannels = 8;
-constexpr int64_t kLineBytes = 256;  // one step of one panel
+constexpr int64_t kLineBytes = 256;
+constexpr int64_t kWideLineBytes = 512;
 
 // Instruction sets a kernel may need; cpu_features() returns those of this CPU and OS.
 enum Feature : uint32_t {
@@ -19,6 +21,10 @@ enum Feature : uint32_t {
   kF16c = 1u << 2,
   kAvx512 = 1u << 3,  // F, BW, DQ and VL together
   kAvx512Vnni = 1u << 4,
+  kAvxVnni = 1u << 5,
+  kAmxInt8 = 1u << 6,  // and AMX-TILE, and the system's permission to use tiles
+  kNeonDotprod = 1u << 7,
+  kNeonI8mm = 1u << 8,
 };
 
 // Where an activation or output element is float16; else float32.
@@ -33,12 +39,13 @@ struct QuantizedRows {
   int64_t stride;
 };
 
-// Weights of one op, all in the model's own memory; no pointer has to be aligned to anything.
+// The weights of one linear, all in the model's own memory; no pointer has to be aligned to anything.
 struct PackedWeights {
-  const uint8_t* lines;        // [panels, steps, 256]
+  const uint8_t* lines;        // [panels, steps, 64 * bits]
   const float* scales;         // [panels, groups, 64]
-  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 everywhere
+  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 (of 4 bits) or 128 (of 8) everywhere
   const float* bias;           // [n], or null
+  int64_t bits;                // of a code: 4 or 8
   int64_t k, n;
   int64_t panels, steps, groups;
   int64_t group_steps;  // steps per group; the last group may be shorter
@@ -56,7 +63,8 @@ struct QuantizeArgs {
 struct MatMulArgs {
   PackedWeights weights;
   QuantizedRows rows;
-  void* output;  // [M, n]
+  void* output;           // row r begins `output_stride` elements after row r - 1
+  int64_t output_stride;  // at least n
   Element element;
 };
 
@@ -65,11 +73,28 @@ struct Range {
   int64_t begin, end;
 };
 
+// What happens to the gate of a gated MLP before it is multiplied with the other half.
+enum class Gate : uint8_t { kNone, kSilu, kGeluTanh };
+
+// output[i] = function(gate[i]) * up[i] for i < count; fptq_onnx/numerics/gated.py defines it.
+struct GateArgs {
+  const float* gate;
+  const float* up;
+  void* output;
+  int64_t count;
+  Gate function;
+  Element element;
+};
+
 struct Kernel {
   const char* name;
   uint32_t features;
+  // Rows are given out in multiples of row_tile, at most rows_per_task together: few enough that
+  // their codes stay in the second-level cache while panel after panel passes by.
+  int64_t row_tile, rows_per_task;
   void (*quantize)(const QuantizeArgs&, Range rows);
   void (*matmul)(const MatMulArgs&, Range rows, Range panels);
+  void (*gate)(const GateArgs&);
 };
 
 // The scale of a row whose largest |x|, as the bits of a float32, is given (a NaN counts as the
@@ -80,8 +105,11 @@ float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
 // One declaration per function that a kernel file defines; dispatch.cc has the table.
 void quantize_scalar(const QuantizeArgs& args, Range rows);
 void quantize_avx2(const QuantizeArgs& args, Range rows);
-void matmul_w4a8_scalar(const MatMulArgs& args, Range rows, Range panels);
-void matmul_w4a8_avx2(const MatMulArgs& args, Range rows, Range panels);
-void matmul_w4a8_avx512vnni(const MatMulArgs& args, Range rows, Range panels);
+void matmul_scalar(const MatMulArgs& args, Range rows, Range panels);
+void matmul_avx2(const MatMulArgs& args, Range rows, Range panels);
+void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels);
+void matmul_amx(const MatMulArgs& args, Range rows, Range panels);
+void gate_scalar(const GateArgs& args);
+void gate_avx2(const GateArgs& args);
 
 }  // namespace fptq

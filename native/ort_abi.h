@@ -33,8 +33,8 @@ enum ElementType : int {
   kUint8 = 2,
   kFloat16 = 10,
 };
-enum AttrType : int { kAttrInt = 1 };
-enum Characteristic : int { kRequired = 0, kOptional = 1 };
+enum AttrType : int { kAttrInt = 1, kAttrInts = 2 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemType : int { kMemDefault = 0 };
 
 struct Allocator {
@@ -104,7 +104,10 @@ struct CustomOp {
   X(93, ReleaseStatus, void, (Status*))                                                           \
   X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo*))                                       \
   X(132, ReleaseAllocator, void, (Allocator*))                                                    \
+  X(163, KernelInfoGetAttributeArray_int64, Status*,                                              \
+    (const KernelInfo*, const char*, int64_t*, size_t*))                                          \
   X(230, KernelInfo_GetInputCount, Status*, (const KernelInfo*, size_t*))                         \
+  X(231, KernelInfo_GetOutputCount, Status*, (const KernelInfo*, size_t*))                        \
   X(232, KernelInfo_GetInputName, Status*, (const KernelInfo*, size_t, char*, size_t*))           \
   X(244, KernelInfo_GetNodeName, Status*, (const KernelInfo*, char*, size_t*))                    \
   X(249, KernelInfoGetConstantInput_tensor, Status*,                                              \

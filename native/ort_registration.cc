@@ -2,7 +2,7 @@
 #include <climits>
 #include <mutex>
 
-#include "matmul_w4a8_op.h"
+#include "linear_op.h"
 #include "ort_wrappers.h"
 
 namespace fptq {
@@ -14,20 +14,20 @@ constexpr const char* kDomain = "fptq";
 // One op for one activation type. ONNX Runtime chooses among ops of one name by their types.
 struct Op : ort::CustomOp {
   ort::Functions f;
-  ort::ElementType activation;
+  OpKind kind;
 };
 
 const Op& self(const ort::CustomOp* op) { return *static_cast<const Op*>(op); }
 
 struct Node {
   const ort::Functions& f;
-  MatMulW4A8 op;
+  LinearOp op;
 };
 
 ort::Status* create_kernel(const ort::CustomOp* op, const ort::Api*, const ort::KernelInfo* info,
                            void** kernel) {
   const Op& o = self(op);
-  return ort::guarded(o.f, [&] { *kernel = new Node{o.f, {o.f, info, o.activation}}; });
+  return ort::guarded(o.f, [&] { *kernel = new Node{o.f, {o.f, info, o.kind}}; });
 }
 
 ort::Status* compute(void* kernel, ort::KernelContext* context) {
@@ -36,36 +36,37 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
 }
 
 ort::Status* infer_shape(const ort::CustomOp* op, ort::ShapeInferContext* context) {
-  const ort::Functions& f = self(op).f;
-  return ort::guarded(f, [&] { MatMulW4A8::infer_shape(f, context); });
+  const Op& o = self(op);
+  return ort::guarded(o.f, [&] { LinearOp::infer_shape(o.f, o.kind, context); });
 }
 
-void fill(Op& op, const ort::Functions& f, ort::ElementType activation) {
+void fill(Op& op, const ort::Functions& f, OpKind kind) {
   op = Op{};
   op.f = f;
-  op.activation = activation;
+  op.kind = kind;
   op.version = ort::kApiVersion;
   op.CreateKernelV2 = create_kernel;
   op.KernelComputeV2 = compute;
   op.KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
   op.InferOutputShapeFn = infer_shape;
-  op.GetName = [](const ort::CustomOp*) { return MatMulW4A8::name(); };
+  op.GetName = [](const ort::CustomOp* o) { return self(o).kind.name(); };
   op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
-  op.GetInputTypeCount = [](const ort::CustomOp*) { return MatMulW4A8::kInputs; };
+  op.GetInputTypeCount = [](const ort::CustomOp*) { return LinearOp::kInputs; };
   op.GetInputType = [](const ort::CustomOp* o, size_t index) {
-    return MatMulW4A8::input_type(index, self(o).activation);
+    return LinearOp::input_type(index, self(o).kind.activation);
   };
   op.GetInputCharacteristic = [](const ort::CustomOp*, size_t index) {
-    return index < MatMulW4A8::kRequiredInputs ? ort::kRequired : ort::kOptional;
+    return index < LinearOp::kRequiredInputs ? ort::kRequired : ort::kOptional;
   };
   op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kMemDefault; };
   op.GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{1}; };
-  op.GetOutputType = [](const ort::CustomOp* o, size_t) { return self(o).activation; };
-  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  op.GetOutputType = [](const ort::CustomOp* o, size_t) { return self(o).kind.activation; };
+  // One output per linear of the node.
+  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kVariadic; };
   op.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 0; };
   op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 0; };
-  op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
+  op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 1; };
   op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
   op.GetEndVersion = [](const ort::CustomOp*) { return INT_MAX; };
 }
@@ -75,7 +76,7 @@ void fill(Op& op, const ort::Functions& f, ort::ElementType activation) {
 // may hold several ONNX Runtimes, each with its own table of functions.
 struct Runtime {
   const ort::Api* api;
-  Op ops[2];
+  Op ops[4];
   ort::CustomOpDomain* domain;
   Runtime* next;
 };
@@ -88,8 +89,10 @@ ort::CustomOpDomain* domain_for(const ort::Api* api, const ort::Functions& f) {
     if (r->api == api) return r->domain;
   }
   auto* r = new Runtime{api, {}, nullptr, runtimes};
-  fill(r->ops[0], f, ort::kFloat);
-  fill(r->ops[1], f, ort::kFloat16);
+  fill(r->ops[0], f, {4, ort::kFloat});
+  fill(r->ops[1], f, {4, ort::kFloat16});
+  fill(r->ops[2], f, {8, ort::kFloat});
+  fill(r->ops[3], f, {8, ort::kFloat16});
   ort::CustomOpDomain* domain = nullptr;
   ort::check(f, f.CreateCustomOpDomain(kDomain, &domain));
   for (const Op& op : r->ops) ort::check(f, f.CustomOpDomain_Add(domain, &op));

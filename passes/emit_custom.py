@@ -89,9 +89,9 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
                 )
             )
         inputs.append(bias)
-    attributes: dict[str, int | float | str] = {
+    attributes: dict[str, int | float | str | list[int]] = {
         "K": k,
-        "N": n,
+        "N": [n],
         "block_size": entry.block_size,
         "layout": LAYOUT_VERSION,
         "activation": "per_token" if entry.scheme == PER_TOKEN else "static",

@@ -64,13 +64,13 @@ int main(int argc, char** argv) {
       for (int64_t run = 0; times.size() < 5 || seconds() < end; ++run) {
         const fptq::MatMulArgs matmul = {
             {lines.data() + (run % copies) * bytes, scales.data(),
-             asymmetric ? zeros.data() : nullptr, nullptr, k, n, panels, steps, groups, group_steps},
-            rows, output.data(), fptq::Element::kFloat32};
+             asymmetric ? zeros.data() : nullptr, nullptr, 4, k, n, panels, steps, groups, group_steps},
+            rows, output.data(), n, fptq::Element::kFloat32};
         const double t0 = seconds();
         kernel.quantize(quantize, {0, m});
         const double t1 = seconds();
-        for (int64_t row = 0; row < m; row += 192) {
-          kernel.matmul(matmul, {row, std::min(row + 192, m)}, {0, panels});
+        for (int64_t row = 0; row < m; row += kernel.rows_per_task) {
+          kernel.matmul(matmul, {row, std::min(row + kernel.rows_per_task, m)}, {0, panels});
         }
         times.push_back(seconds() - t0);
         quantize_time = std::min(quantize_time, t1 - t0);

@@ -185,9 +185,10 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
                     packed.scales.data(),
                     packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
                     p.bias.empty() ? nullptr : p.bias.data(),
-                    p.k, p.n, panels, steps, groups, group_steps};
+                    4, p.k, p.n, panels, steps, groups, group_steps};
   matmul.rows = rows;
   matmul.output = result.output.data();
+  matmul.output_stride = p.n;
   matmul.element = element;
   const int64_t middle = pick(random, 0, panels);
   kernel.matmul(matmul, {0, cut}, {0, middle});

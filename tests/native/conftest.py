@@ -62,7 +62,7 @@ def make_node(
     bias_values = rng.normal(size=n).astype(np.float32) if bias else None
     attributes: dict[str, Any] = {
         "K": k,
-        "N": n,
+        "N": [n],
         "block_size": block,
         "layout": 1,
         "activation": "per_token" if a_scale is None else "static",

@@ -149,7 +149,7 @@ print(anonymous() - before)
 def test_weights_are_used_where_they_are_mapped(op: Any, tmp_path: Path) -> None:
     ir.save(op.build(op.make_node(8, 8, 8)), tmp_path / "small.onnx")
     k = n = 8192
-    node = op.make_node(8, 8, 8).with_attribute(K=k, N=n, block_size=128)
+    node = op.make_node(8, 8, 8).with_attribute(K=k, N=[n], block_size=128)
     node = node.with_constant("B", np.ones((n // 64, k // 8, 256), np.uint8))
     node = node.with_constant("scales", np.ones((n // 64, k // 128, 64), np.float32))
     model = op.build(node)

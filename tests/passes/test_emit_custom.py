@@ -77,7 +77,7 @@ def test_attributes(rng: np.random.Generator, tmp_path: Path, scheme: str) -> No
         made = quantized(spelled(rng, "matmul", 40, 6), tmp_path / "2", schemes=[PER_TOKEN])
     node = made.emitted(emit_custom).graph.node(0)
     values = {name: attribute.value for name, attribute in node.attributes.items()}
-    common = {"K": 40, "N": 6, "block_size": 128, "layout": 1}
+    common = {"K": 40, "N": (6,), "block_size": 128, "layout": 1}
     if scheme == PER_TOKEN:
         assert values == {**common, "activation": "per_token"}
     else:

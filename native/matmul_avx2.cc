@@ -81,7 +81,7 @@ void store(const MatMulArgs& args, int64_t row, int64_t column, __m256 y) {
   const __m256 out = w.bias != nullptr
                          ? _mm256_fmadd_ps(y, row_scale, _mm256_maskload_ps(w.bias + column, mask))
                          : _mm256_mul_ps(y, row_scale);
-  const int64_t index = row * w.n + column;
+  const int64_t index = row * args.output_stride + column;
   if (args.element == Element::kFloat16) {
     const __m128i half = _mm256_cvtps_ph(out, _MM_FROUND_TO_NEAREST_INT);
     std::memcpy(static_cast<uint16_t*>(args.output) + index, &half,
@@ -160,7 +160,8 @@ void panel_tiles(const MatMulArgs& args, int64_t row, int64_t panel) {
 
 }  // namespace
 
-void matmul_w4a8_avx2(const MatMulArgs& args, Range rows, Range panels) {
+void matmul_avx2(const MatMulArgs& args, Range rows, Range panels) {
+  if (args.weights.bits == 8) return matmul_scalar(args, rows, panels);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     int64_t row = rows.begin;
     for (; rows.end - row >= kMaxRows; row += kMaxRows) panel_tiles<kMaxRows, 2>(args, row, panel);

@@ -1,0 +1,186 @@
+// Pieces of tiles for the AVX-512 kernel files, in an unnamed namespace: each file that includes
+// this is compiled for AVX-512 and has its own copies, which no linker merges with anything.
+//
+// A register of codes is 16 columns by 4 channels; the activation operand is 4 bytes broadcast to
+// all columns; an accumulator holds 16 columns of one row.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernel.h"
+
+namespace fptq {
+
+namespace {
+
+constexpr int kVectors = 4;  // registers of 16 columns in a panel
+
+// Far enough to cover the latency of memory while a panel streams in, and across the 4 KiB page
+// at which the hardware prefetcher stops.
+constexpr int64_t kPrefetchBytes = 4096;
+
+constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step, one byte per code
+
+template <int R>
+using Accumulators = __m512i[R][kVectors];
+
+// The instruction is pinned because GCC 12 copies and spills accumulators around the intrinsic,
+// which halves the speed.
+inline __attribute__((always_inline)) void dot(__m512i& acc, __m512i codes, __m512i x) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(x));
+}
+
+inline __attribute__((always_inline)) __m512i broadcast_quad(const int8_t* x) {
+  int32_t quad;
+  std::memcpy(&quad, x, sizeof(quad));
+  return _mm512_set1_epi32(quad);
+}
+
+// acc += codes of 4 channels * activations of R rows.
+template <int R>
+inline __attribute__((always_inline)) void dot_quad(const __m512i (&codes)[kVectors],
+                                                    const int8_t* x, int64_t stride,
+                                                    Accumulators<R>& acc) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const __m512i quad = broadcast_quad(x + r * stride);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) dot(acc[r][v], codes[v], quad);
+  }
+}
+
+// acc += codes of `steps` lines of 4-bit weights * activations of R rows.
+template <int R>
+inline __attribute__((always_inline)) void dot_packed(const uint8_t* line, const int8_t* x,
+                                                      int64_t stride, int64_t steps,
+                                                      Accumulators<R>& acc) {
+  const __m512i low_nibble = _mm512_set1_epi8(15);
+  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
+    __m512i codes[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64 * v, _MM_HINT_T0);
+      codes[v] = _mm512_and_si512(_mm512_loadu_si512(line + 64 * v), low_nibble);
+    }
+    dot_quad<R>(codes, x, stride, acc);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      // Loaded again rather than kept: there is no register to keep it in.
+      const __m512i raw = _mm512_loadu_si512(line + 64 * v);
+      codes[v] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), low_nibble);
+    }
+    dot_quad<R>(codes, x + 4, stride, acc);
+  }
+}
+
+// The same for one byte per code: lines of 8-bit weights (then prefetched), or unpacked ones.
+template <int R, bool kPrefetch>
+inline __attribute__((always_inline)) void dot_unpacked(const uint8_t* bytes, const int8_t* x,
+                                                        int64_t stride, int64_t steps,
+                                                        Accumulators<R>& acc) {
+  for (int64_t s = 0; s < steps; ++s, bytes += kUnpackedBytes, x += kStepChannels) {
+#pragma GCC unroll 8
+    for (int half = 0; half < 2; ++half) {
+      __m512i codes[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const uint8_t* at = bytes + half * kLineBytes + 64 * v;
+        if (kPrefetch) _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
+        codes[v] = _mm512_loadu_si512(at);
+      }
+      dot_quad<R>(codes, x + 4 * half, stride, acc);
+    }
+  }
+}
+
+// One byte per code: a line becomes the low nibbles (4 channels), then the high ones.
+void unpack(const uint8_t* line, int64_t steps, uint8_t* out) {
+  const __m512i low_nibble = _mm512_set1_epi8(15);
+  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, out += kUnpackedBytes) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i raw = _mm512_loadu_si512(line + 64 * v);
+      _mm512_store_si512(out + 64 * v, _mm512_and_si512(raw, low_nibble));
+      _mm512_store_si512(out + kLineBytes + 64 * v,
+                         _mm512_and_si512(_mm512_srli_epi16(raw, 4), low_nibble));
+    }
+  }
+}
+
+// acc = -zero * row_sum, which leaves nothing to subtract when the group is complete.
+template <int R>
+inline __attribute__((always_inline)) void start_group(const PackedWeights& w, const int32_t* sums,
+                                                       int64_t panel, int64_t g,
+                                                       Accumulators<R>& acc) {
+  if (w.zero_points == nullptr) {
+    const int32_t middle = w.bits == 4 ? 8 : 128;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i start = _mm512_set1_epi32(-middle * sums[r * w.groups + g]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = start;
+    }
+    return;
+  }
+  const uint8_t* zero_points = w.zero_points + (panel * w.groups + g) * kPanelColumns;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const __m512i zero = _mm512_cvtepu8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(zero_points + 16 * v)));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      acc[r][v] = _mm512_mullo_epi32(zero, _mm512_set1_epi32(-sums[r * w.groups + g]));
+    }
+  }
+}
+
+// y [R, 64] = acc * scale + y, or without y for the first group.
+template <int R>
+inline __attribute__((always_inline)) void finish_group(const PackedWeights& w, int64_t panel,
+                                                        int64_t g, const Accumulators<R>& acc,
+                                                        float* y) {
+  const float* scales = w.scales + (panel * w.groups + g) * kPanelColumns;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const __m512 scale = _mm512_loadu_ps(scales + 16 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      float* sum = y + r * kPanelColumns + 16 * v;
+      const __m512 before = g == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sum);
+      _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][v]), scale, before));
+    }
+  }
+}
+
+void store(const MatMulArgs& args, int64_t row, int64_t column, __m512 y) {
+  const PackedWeights& w = args.weights;
+  const int64_t left = w.n - column;
+  const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
+  const __m512 row_scale = _mm512_set1_ps(args.rows.scales[row]);
+  const __m512 out =
+      w.bias != nullptr
+          ? _mm512_fmadd_ps(y, row_scale, _mm512_maskz_loadu_ps(mask, w.bias + column))
+          : _mm512_mul_ps(y, row_scale);
+  const int64_t index = row * args.output_stride + column;
+  if (args.element == Element::kFloat16) {
+    const __m256i half = _mm512_cvtps_ph(out, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(args.output) + index, mask, half);
+  } else {
+    _mm512_mask_storeu_ps(static_cast<float*>(args.output) + index, mask, out);
+  }
+}
+
+void store_rows(const MatMulArgs& args, Range rows, int64_t panel, const float* y) {
+  for (int64_t row = rows.begin; row < rows.end; ++row, y += kPanelColumns) {
+    for (int64_t c = 0; c < kPanelColumns; c += 16) {
+      const int64_t column = panel * kPanelColumns + c;
+      if (column < args.weights.n) store(args, row, column, _mm512_load_ps(y + c));
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace fptq

@@ -1,0 +1,198 @@
+// Running a node: quantize the rows once, then multiply them by all panels of all parts.
+#include "linear_op.h"
+
+#include <algorithm>
+
+namespace fptq {
+
+using ort::check;
+using ort::error;
+
+namespace {
+
+// A task smaller than this (some microseconds) costs more to hand to a thread than it saves.
+constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
+constexpr int64_t kTaskConversions = int64_t{1} << 14;
+// Enough tasks for any number of threads to finish together; the API does not tell that number.
+constexpr int64_t kTasks = 64;
+// Rows whose gate and other half wait together, 32 KiB, for being multiplied.
+constexpr int64_t kGatedRows = 64;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Calls fn(i) for i in 0..count-1 on the session's threads.
+template <class Fn>
+void parallel_for(const ort::Functions& f, const ort::KernelContext* context, int64_t count,
+                  const Fn& fn) {
+  if (count <= 1) {
+    if (count == 1) fn(size_t{0});
+    return;
+  }
+  const auto call = [](void* data, size_t index) { (*static_cast<const Fn*>(data))(index); };
+  check(f, f.KernelContext_ParallelFor(context, call, static_cast<size_t>(count), 0,
+                                       const_cast<Fn*>(&fn)));
+}
+
+// Memory for one call, from the session's own allocator: its arena makes that cheap.
+class Workspace {
+ public:
+  Workspace(ort::Allocator* allocator, size_t bytes)
+      : allocator_(allocator), data_(static_cast<uint8_t*>(allocator->Alloc(allocator, bytes))) {
+    if (data_ == nullptr) throw error("fptq: out of memory for %zu bytes of activations", bytes);
+  }
+  ~Workspace() { allocator_->Free(allocator_, data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  uint8_t* data() const { return data_; }
+
+ private:
+  ort::Allocator* allocator_;
+  uint8_t* data_;
+};
+
+QuantizedRows rows_from(const QuantizedRows& rows, int64_t first, int64_t groups) {
+  return {rows.codes + first * rows.stride, rows.group_sums + first * groups, rows.scales + first,
+          rows.stride};
+}
+
+// One panel as weights of their own.
+PackedWeights one_panel(const PackedWeights& w, int64_t panel) {
+  PackedWeights out = w;
+  const int64_t column = panel * kPanelColumns;
+  out.lines += panel * w.steps * kPanelColumns * w.bits;
+  out.scales += panel * w.groups * kPanelColumns;
+  if (w.zero_points != nullptr) out.zero_points += panel * w.groups * kPanelColumns;
+  if (w.bias != nullptr) out.bias += column;
+  out.n = std::min(kPanelColumns, w.n - column);
+  out.panels = 1;
+  return out;
+}
+
+}  // namespace
+
+struct LinearOp::Call {
+  ort::KernelContext* context;
+  QuantizeArgs quantize;
+  int64_t rows;
+  Element element;
+  std::vector<void*> outputs;
+};
+
+void LinearOp::compute(ort::KernelContext* context) const {
+  const ort::Value* value = nullptr;
+  check(f_, f_.KernelContext_GetInput(context, 0, &value));
+  if (value == nullptr) throw error("%s: input A is absent", node_.c_str());
+  ort::Tensor a = ort::tensor(f_, value);
+  if (a.type != kind_.activation) throw error("%s: input A changed its type", node_.c_str());
+  const PackedWeights& w = parts_[0];
+  if (a.dims.empty() || a.dims.back() != w.k) {
+    throw error("%s: the last dimension of A must be K = %lld, but A has the shape %s",
+                node_.c_str(), static_cast<long long>(w.k), ort::shape_text(a.dims).c_str());
+  }
+  // A exists in memory, so the product of its dimensions cannot overflow unless one is 0.
+  int64_t rows = 1;
+  if (std::find(a.dims.begin(), a.dims.end(), 0) != a.dims.end()) rows = 0;
+  for (size_t i = 0; rows != 0 && i + 1 < a.dims.size(); ++i) rows *= a.dims[i];
+
+  Call call{};
+  call.context = context;
+  call.rows = rows;
+  call.element = kind_.activation == ort::kFloat16 ? Element::kFloat16 : Element::kFloat32;
+  for (size_t i = 0; i < (gate_ == Gate::kNone ? parts_.size() : 1); ++i) {
+    ort::Value* output = nullptr;
+    void* y = nullptr;
+    a.dims.back() = parts_[i].n;
+    check(f_, f_.KernelContext_GetOutput(context, i, a.dims.data(), a.dims.size(), &output));
+    if (rows != 0) check(f_, f_.GetTensorMutableData(output, &y));
+    call.outputs.push_back(y);
+  }
+  if (rows == 0) return;
+
+  // Rows whose distance is a multiple of a page compete for the same cache sets.
+  int64_t stride = round_up(w.steps * kStepChannels, 64);
+  if (stride % 1024 == 0) stride += 64;
+  const int64_t code_bytes = rows * stride;
+  const int64_t sum_bytes = rows * w.groups * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t scale_bytes = rows * static_cast<int64_t>(sizeof(float));
+  const Workspace workspace(allocator_, static_cast<size_t>(code_bytes + sum_bytes + scale_bytes));
+  uint8_t* memory = workspace.data();
+  const QuantizedRows quantized = {reinterpret_cast<int8_t*>(memory),
+                                   reinterpret_cast<int32_t*>(memory + code_bytes),
+                                   reinterpret_cast<float*>(memory + code_bytes + sum_bytes),
+                                   stride};
+  call.quantize = {a.data,        call.element, w.k,      w.steps,  w.groups,
+                   w.group_steps, per_token_,   a_scale_, quantized};
+  run(call);
+}
+
+void LinearOp::run(const Call& call) const {
+  const PackedWeights& w = parts_[0];
+  const int64_t rows = call.rows;
+  // First every row becomes int8, once; then the tiles, which all threads read it for.
+  const int64_t quantize_rows = ceil_div(kTaskConversions, w.k);
+  parallel_for(f_, call.context, ceil_div(rows, quantize_rows), [&](size_t index) {
+    const int64_t begin = static_cast<int64_t>(index) * quantize_rows;
+    kernel_->quantize(call.quantize, {begin, std::min(begin + quantize_rows, rows)});
+  });
+
+  const bool gated = gate_ != Gate::kNone;
+  const int64_t panels = gated ? w.panels : panels_;  // gate and up panels go together
+  const int64_t row_parts = ceil_div(rows, kernel_->rows_per_task);
+  const int64_t task_rows = round_up(ceil_div(rows, row_parts), kernel_->row_tile);
+  const int64_t panel_multiplies = std::min(rows, task_rows) * w.k * kPanelColumns * (gated ? 2 : 1);
+  const int64_t task_panels =
+      std::max(ceil_div(panels, kTasks), ceil_div(kTaskMultiplies, panel_multiplies));
+  const int64_t row_tasks = ceil_div(rows, task_rows);
+  const int64_t tasks = row_tasks * ceil_div(panels, task_panels);
+  parallel_for(f_, call.context, tasks, [&](size_t index) {
+    // Neighbouring tasks share panels, so that these are still in a shared cache.
+    const int64_t row = static_cast<int64_t>(index) % row_tasks * task_rows;
+    const int64_t panel = static_cast<int64_t>(index) / row_tasks * task_panels;
+    const Range task_range = {row, std::min(row + task_rows, rows)};
+    const Range panel_range = {panel, std::min(panel + task_panels, panels)};
+    if (gated) {
+      matmul_gated(call, task_range, panel_range);
+    } else {
+      matmul_parts(call, task_range, panel_range);
+    }
+  });
+}
+
+// Panels are counted through all parts; a range may span several of them.
+void LinearOp::matmul_parts(const Call& call, Range rows, Range panels) const {
+  int64_t first = 0;  // panel of the part
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const PackedWeights& part = parts_[i];
+    const Range own = {std::max(panels.begin - first, int64_t{0}),
+                       std::min(panels.end - first, part.panels)};
+    first += part.panels;
+    if (own.begin >= own.end) continue;
+    kernel_->matmul({part, call.quantize.rows, call.outputs[i], part.n, call.element}, rows, own);
+  }
+}
+
+void LinearOp::matmul_gated(const Call& call, Range rows, Range panels) const {
+  alignas(64) float halves[2][kGatedRows * kPanelColumns];
+  const int64_t n = parts_[0].n;
+  const int64_t size = call.element == Element::kFloat16 ? 2 : 4;
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const PackedWeights weights[2] = {one_panel(parts_[0], panel), one_panel(parts_[1], panel)};
+    for (int64_t row = rows.begin; row < rows.end; row += kGatedRows) {
+      const int64_t count = std::min(kGatedRows, rows.end - row);
+      const QuantizedRows quantized = rows_from(call.quantize.rows, row, parts_[0].groups);
+      for (int half = 0; half < 2; ++half) {
+        kernel_->matmul({weights[half], quantized, halves[half], kPanelColumns, Element::kFloat32},
+                        {0, count}, {0, 1});
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        uint8_t* output = static_cast<uint8_t*>(call.outputs[0]) +
+                          size * ((row + r) * n + panel * kPanelColumns);
+        kernel_->gate({halves[0] + r * kPanelColumns, halves[1] + r * kPanelColumns, output,
+                       weights[0].n, gate_, call.element});
+      }
+    }
+  }
+}
+
+}  // namespace fptq
