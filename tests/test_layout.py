@@ -15,11 +15,7 @@ PASSES = sorted(
 )
 LONGEST = 300
 # Files that are longer, each with the reason it is not split.
-LONGER = {
-    "native/matmul_w4a8_op.cc": "one op: its checks, its two phases and its shapes read together",
-    "native/matmul_w4a8_avx512vnni.cc": "one kernel and the tiles it is tuned for",
-    "tests/test_cli.py": "one test per line that a user may see",
-}
+LONGER: dict[str, str] = {}
 
 
 def tracked() -> list[Path]:

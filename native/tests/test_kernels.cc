@@ -180,16 +180,11 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
   kernel.quantize(quantize, {0, cut});
   kernel.quantize(quantize, {cut, p.m});
 
-  fptq::MatMulArgs matmul{};
-  matmul.weights = {lines.data() + 1,
-                    packed.scales.data(),
-                    packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
-                    p.bias.empty() ? nullptr : p.bias.data(),
-                    4, p.k, p.n, panels, steps, groups, group_steps};
-  matmul.rows = rows;
-  matmul.output = result.output.data();
-  matmul.output_stride = p.n;
-  matmul.element = element;
+  const fptq::PackedWeights weights = {
+      lines.data() + 1, packed.scales.data(),
+      packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
+      p.bias.empty() ? nullptr : p.bias.data(), 4, p.k, p.n, panels, steps, groups, group_steps};
+  const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), p.n, element};
   const int64_t middle = pick(random, 0, panels);
   kernel.matmul(matmul, {0, cut}, {0, middle});
   kernel.matmul(matmul, {0, cut}, {middle, panels});
