@@ -38,6 +38,13 @@ inline __attribute__((always_inline)) __m512i broadcast_quad(const int8_t* x) {
   return _mm512_set1_epi32(quad);
 }
 
+// Bytes begin..end of an array come into the second-level cache.
+void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(bytes) + i, _MM_HINT_T1);
+  }
+}
+
 // acc += codes of 4 channels * activations of R rows.
 template <int R>
 inline __attribute__((always_inline)) void dot_quad(const __m512i (&codes)[kVectors],
@@ -91,20 +98,6 @@ inline __attribute__((always_inline)) void dot_unpacked(const uint8_t* bytes, co
         codes[v] = _mm512_loadu_si512(at);
       }
       dot_quad<R>(codes, x + 4 * half, stride, acc);
-    }
-  }
-}
-
-// One byte per code: a line becomes the low nibbles (4 channels), then the high ones.
-void unpack(const uint8_t* line, int64_t steps, uint8_t* out) {
-  const __m512i low_nibble = _mm512_set1_epi8(15);
-  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, out += kUnpackedBytes) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512i raw = _mm512_loadu_si512(line + 64 * v);
-      _mm512_store_si512(out + 64 * v, _mm512_and_si512(raw, low_nibble));
-      _mm512_store_si512(out + kLineBytes + 64 * v,
-                         _mm512_and_si512(_mm512_srli_epi16(raw, 4), low_nibble));
     }
   }
 }

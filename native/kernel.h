@@ -31,7 +31,8 @@ enum Feature : uint32_t {
 enum class Element : uint8_t { kFloat32, kFloat16 };
 
 // The int8 form of M rows of activations. The rows of `codes` are `stride` bytes apart (at least
-// 8 * steps) and zero from channel K up to 8 * steps.
+// 8 * steps) and zero from channel K up to 8 * steps; kRowSlack bytes after the last row may be read.
+constexpr int64_t kRowSlack = 64;
 struct QuantizedRows {
   int8_t* codes;
   int32_t* group_sums;  // [M, groups]: the sum of the codes of each group

@@ -112,7 +112,7 @@ void LinearOp::compute(ort::KernelContext* context) const {
   // Rows whose distance is a multiple of a page compete for the same cache sets.
   int64_t stride = round_up(w.steps * kStepChannels, 64);
   if (stride % 1024 == 0) stride += 64;
-  const int64_t code_bytes = rows * stride;
+  const int64_t code_bytes = rows * stride + kRowSlack;
   const int64_t sum_bytes = rows * w.groups * static_cast<int64_t>(sizeof(int32_t));
   const int64_t scale_bytes = rows * static_cast<int64_t>(sizeof(float));
   const Workspace workspace(allocator_, static_cast<size_t>(code_bytes + sum_bytes + scale_bytes));

@@ -46,6 +46,20 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   store_rows(args, {row, row + R}, panel, y);
 }
 
+// One byte per code: a line becomes the low nibbles (4 channels), then the high ones.
+void unpack(const uint8_t* line, int64_t steps, uint8_t* out) {
+  const __m512i low_nibble = _mm512_set1_epi8(15);
+  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, out += kUnpackedBytes) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i raw = _mm512_loadu_si512(line + 64 * v);
+      _mm512_store_si512(out + 64 * v, _mm512_and_si512(raw, low_nibble));
+      _mm512_store_si512(out + kLineBytes + 64 * v,
+                         _mm512_and_si512(_mm512_srli_epi16(raw, 4), low_nibble));
+    }
+  }
+}
+
 // Steps of one panel, one byte per code. A piece holds whole groups, or a part of one longer group.
 struct Piece {
   const uint8_t* codes;
@@ -92,12 +106,6 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
       }
     }
     s = end;
-  }
-}
-
-void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(bytes) + i, _MM_HINT_T1);
   }
 }
 

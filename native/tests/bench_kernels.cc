@@ -42,7 +42,7 @@ int main(int argc, char** argv) {
   std::vector<uint8_t> zeros(scales.size(), 7);
   std::vector<float> input(static_cast<size_t>(max_rows * k));
   for (auto& x : input) x = static_cast<float>(random() % 255) - 127.0f;
-  std::vector<int8_t> codes(static_cast<size_t>(max_rows * stride));
+  std::vector<int8_t> codes(static_cast<size_t>(max_rows * stride + fptq::kRowSlack));
   std::vector<int32_t> sums(static_cast<size_t>(max_rows * groups));
   std::vector<float> row_scales(static_cast<size_t>(max_rows));
   std::vector<float> output(static_cast<size_t>(max_rows * n));
