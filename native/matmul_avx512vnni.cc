@@ -8,6 +8,7 @@
 // so for many rows a piece of a panel is unpacked once into the first-level cache and reused by
 // every tile. For few rows, where memory is the limit, each tile unpacks for itself.
 #include "avx512_tiles.h"
+#include "avx512_dot_asm.h"
 
 namespace fptq {
 
@@ -67,7 +68,7 @@ struct Piece {
   Range steps;
 };
 
-// Adds a piece to the sums of R rows: complete groups to y, the beginning of one to `partial`.
+// Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
 template <int R>
 void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y,
                int32_t* partial) {
@@ -80,23 +81,9 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
     const int64_t left = w.steps - group_begin;
     const int64_t group_end = group_begin + (left < w.group_steps ? left : w.group_steps);
     const int64_t end = group_end < piece.steps.end ? group_end : piece.steps.end;
-    Accumulators<R> acc;
     if (s == group_begin) {
+      Accumulators<R> acc;
       start_group<R>(w, sums, piece.panel, g, acc);
-    } else {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          acc[r][v] = _mm512_load_si512(partial + r * kPanelColumns + 16 * v);
-        }
-      }
-    }
-    dot_unpacked<R, false>(piece.codes + (s - piece.steps.begin) * kUnpackedBytes,
-                           x + s * kStepChannels, args.rows.stride, end - s, acc);
-    if (end == group_end) {
-      finish_group<R>(w, piece.panel, g, acc, y);
-    } else {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -104,6 +91,13 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
           _mm512_store_si512(partial + r * kPanelColumns + 16 * v, acc[r][v]);
         }
       }
+    }
+    const uint8_t* codes = piece.codes + (s - piece.steps.begin) * kUnpackedBytes;
+    const float* scales = w.scales + (piece.panel * w.groups + g) * kPanelColumns;
+    if (end == group_end) {
+      dot_steps<R, true>(codes, x + s * kStepChannels, args.rows.stride, end - s, partial, scales, y);
+    } else {
+      dot_steps<R, false>(codes, x + s * kStepChannels, args.rows.stride, end - s, partial, scales, y);
     }
     s = end;
   }
@@ -122,6 +116,7 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
   const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
+  std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0; begin < w.steps;) {
     int64_t length = whole_groups;
     if (whole_groups == 0) {  // a longer group: stop at its end
@@ -139,7 +134,8 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
       const int64_t first = t * count / tiles;
       const int64_t row = rows.begin + first;
       float* sums = y + first * kPanelColumns;
-      int32_t* rest = partial + first * kPanelColumns;
+      // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
+      int32_t* rest = whole_groups == 0 ? partial + first * kPanelColumns : partial;
       switch ((t + 1) * count / tiles - first) {
         case 6: add_piece<6>(args, piece, row, sums, rest); break;
         case 5: add_piece<5>(args, piece, row, sums, rest); break;
