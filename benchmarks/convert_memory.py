@@ -124,10 +124,11 @@ def peak_of_convert(work: Path) -> tuple[int, int]:
     """Convert in a process of its own; its peak RssAnon in bytes and its exit code."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "fptq_onnx", "convert", str(work / "model")),
-            *("-o", str(work / "out"), "--stats", str(work / "stats.npz")),
+            *(sys.executable, "-m", "fptq_onnx", "convert", str(work.resolve() / "model")),
+            *("-o", str(work.resolve() / "out"), "--stats", str(work.resolve() / "stats.npz")),
             *("--max-seq-len", "32", "--verify-samples", "1"),
-        ]
+        ],
+        cwd=work,  # not the source tree, which would hide an installed package
     )
     peak = 0
     while process.poll() is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fptq_onnx import __version__
+from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 
 INTERRUPTED = 130
@@ -19,6 +19,7 @@ WRONG = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a user's error, 130 when interrupted."""
+    open_missing_streams()
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
@@ -31,8 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fptq-onnx: interrupted, nothing was written", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader (head, less) has seen enough
+    except OSError as error:
+        discard_output()
+        what = error.filename or "standard output"
+        print(f"fptq-onnx: error: {what}: {error.strerror}", file=sys.stderr)
+        return WRONG
     except MemoryError:
         print("fptq-onnx: error: out of memory: close other programs", file=sys.stderr)
         return WRONG
@@ -46,8 +51,15 @@ def entry_point() -> NoReturn:
     sys.exit(main())
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong option, as for every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"fptq-onnx: error: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fptq-onnx",
         description="Exported ONNX language models to 4-bit weights and 8-bit activations (W4A8).",
     )
@@ -83,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     run.add_argument("model", type=Path, help="a model folder with tokenizer.json")
     run.add_argument("--prompt", required=True, help="text to go on from")
+    run.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"
+    )
     run.add_argument("--max-new-tokens", type=int, default=128, help="tokens at most (128)")
     run.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
 
@@ -110,15 +125,18 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="statistics to use; one that does not exist is measured and saved; several are merged",
+        metavar="FILE",
+        help="statistics to use; one that does not exist yet is measured and saved; repeat the "
+        "option to merge several",
     )
     plan = parser.add_argument_group("plan")
-    plan.add_argument("--v0", type=float, default=15.0, help="static up to this range (15)")
-    plan.add_argument("--v1", type=float, default=150.0, help="equalized up to this range (150)")
+    # No defaults here: what is given can be told from what is not, and a plan has its own.
+    plan.add_argument("--v0", type=float, help="static up to this range (15)")
+    plan.add_argument("--v1", type=float, help="equalized up to this range (150)")
+    plan.add_argument("--block-size", type=int, help="32, 64, 128, 256 or -1 per channel (128)")
     plan.add_argument(
-        "--block-size", type=int, default=128, help="32, 64, 128, 256 or -1 per channel (128)"
+        "--asymmetric", action="store_true", default=None, help="one zero point per group"
     )
-    plan.add_argument("--asymmetric", action="store_true", help="one zero point per group")
     plan.add_argument(
         "--ignore", action="append", default=[], metavar="REGEX", help="keep matches in float"
     )
@@ -133,6 +151,7 @@ def _convert(options: argparse.Namespace) -> None:
     from fptq_onnx.report import plan_table
 
     targets = TARGETS if options.target == "all" else tuple(options.target.split(","))
+    say = Printer()
     result: Conversion = convert(
         options.model,
         options.output,
@@ -140,18 +159,17 @@ def _convert(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         dry_run=options.dry_run,
         verify_samples=options.verify_samples,
-        say=_say,
+        say=say,
         **_planning(options, quantize=not options.equalize_only),
     )
     if options.dry_run:
-        print("\n".join(plan_table(result.plan)))
+        for line in plan_table(result.plan):
+            say(line)
     for target, folder in result.folders.items():
-        print(f"output       {folder} ({target})")
-
-
-def _say(line: str) -> None:
-    # Flushed, so that a log shows each step when it happens.
-    print(line, flush=True)
+        say(f"output       {folder} ({target})")
+    if say.failure is not None:
+        done = "the model was written, but" if result.folders else "the plan was made, but"
+        raise FptqError(f"{done} standard output failed: {say.failure.strerror}")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -165,15 +183,24 @@ def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str
     from fptq_onnx.config import Config
     from fptq_onnx.samples import Samples
 
+    given = {
+        name: value
+        for name, value in (
+            ("v0", options.v0),
+            ("v1", options.v1),
+            ("block_size", options.block_size),
+            ("symmetric", None if options.asymmetric is None else False),
+        )
+        if value is not None
+    }
+    if options.plan is not None and given:
+        names = ", ".join(
+            "--asymmetric" if name == "symmetric" else f"--{name.replace('_', '-')}"
+            for name in given
+        )
+        raise FptqError(f"{names} cannot be combined with --plan: edit the plan instead")
     return {
-        "config": Config(
-            v0=options.v0,
-            v1=options.v1,
-            block_size=options.block_size,
-            symmetric=not options.asymmetric,
-            ignore=tuple(options.ignore),
-            quantize=quantize,
-        ),
+        "config": Config(**given, ignore=tuple(options.ignore), quantize=quantize),
         "samples": Samples(
             options.calibration,
             options.max_samples,
@@ -191,6 +218,7 @@ def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str
 
 def _run(options: argparse.Namespace) -> None:
     from fptq_onnx.generate import run_prompt
+    from fptq_onnx.samples import folder_of_tokenizer
 
     if options.max_new_tokens < 1:
         raise FptqError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
@@ -200,6 +228,7 @@ def _run(options: argparse.Namespace) -> None:
         options.max_new_tokens,
         sys.stdout,
         echo=True,
+        tokenizer_folder=options.tokenizer and folder_of_tokenizer(options.tokenizer),
         threads=options.threads or None,
     )
     print()

@@ -93,6 +93,7 @@ def run_prompt(
     stream: TextIO,
     *,
     echo: bool = False,
+    tokenizer_folder: Path | None = None,
     threads: int | None = None,
 ) -> RunStats:
     """Write what the model says after `prompt` to `stream`, as it comes.
@@ -103,13 +104,14 @@ def run_prompt(
         max_new_tokens: tokens at most.
         stream: flushed after each piece.
         echo: write the prompt first, once the model is ready.
+        tokenizer_folder: with tokenizer.json, where it is not beside the model.
         threads: intra-op threads, None for onnxruntime's choice.
 
     Raises:
         FptqError: no model or tokenizer there, a model without KV cache, or see `generate`.
     """
     model_file = find_model_file(folder)
-    tokenizer = load_tokenizer(model_file.parent)
+    tokenizer = load_tokenizer(tokenizer_folder or model_file.parent)
     special = read_special_ids(model_file.parent)
     decoder = open_decoder(model_file, threads=threads)
     check_vocabulary(tokenizer, decoder.io.vocab_size or special.vocab_size, "the model")

@@ -129,9 +129,11 @@ def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:
         location = os.fspath(tensor.location)
         path = folder / location
         if Path(location).is_absolute() or not path.resolve().is_relative_to(root):
+            linked = path.is_symlink() and os.pardir not in Path(location).parts
             raise FptqError(
                 f"refused: the weight {tensor.name!r} points to external data outside the model's "
-                f"folder ({location})"
+                f"folder ({location}"
+                + (", a symbolic link): copy the files themselves, cp -rL" if linked else ")")
             )
         if path not in sizes:
             if not path.is_file():

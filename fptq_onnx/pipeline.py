@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -72,7 +72,7 @@ def convert(
     output: str | Path | None = None,
     *,
     targets: Sequence[str] = ("custom",),
-    samples: Samples | None = None,
+    samples: Samples | Any = None,
     config: Config | None = None,
     stats: ActivationStats | Sequence[Path] = (),
     plan: Path | Plan | None = None,
@@ -90,7 +90,8 @@ def convert(
         output: the folder to write; by default `<model's folder>-w4a8` beside it. With several
             targets each gets a subfolder.
         targets: any of config.TARGETS.
-        samples: calibration samples; by default random tokens from the vocabulary.
+        samples: calibration samples: a Samples, or what its `source` may be (a path, an iterable
+            of dicts, a CalibrationDataReader); by default random tokens from the vocabulary.
         config: thresholds, groups and what to leave alone.
         stats: statistics to use instead of calibrating; one path that does not exist yet is
             calibrated for and written, several are merged.
@@ -108,7 +109,11 @@ def convert(
     Raises:
         FptqError: anything a user can mend; one sentence says what and how.
     """
-    config, samples = config or Config(), samples or Samples()
+    config = config or Config()
+    if not isinstance(samples, Samples):
+        samples = Samples() if samples is None else Samples(samples)
+    if verify_samples < 0 or threads < 0:
+        raise FptqError("--verify-samples and --threads must not be negative")
     _check_targets(targets)
     source = Path(model)
     loaded = load_model(source)

@@ -56,9 +56,7 @@ class Samples:
     @property
     def tokenizer_folder(self) -> Path | None:
         """The folder of the tokenizer given, None when the model's own is to be used."""
-        if self.tokenizer is None:
-            return None
-        return self.tokenizer.parent if self.tokenizer.is_file() else self.tokenizer
+        return None if self.tokenizer is None else folder_of_tokenizer(self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """Plain data for the report."""
@@ -139,6 +137,11 @@ class Samples:
         if paths:
             stats.save(paths[0])
         return stats
+
+
+def folder_of_tokenizer(path: Path) -> Path:
+    """The folder meant by --tokenizer, which may name the file in it."""
+    return path.parent if path.is_file() else path
 
 
 def _vocab_size(loaded: LoadedModel) -> int | None:

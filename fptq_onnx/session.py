@@ -11,7 +11,7 @@ import onnxruntime as ort
 from fptq_onnx.errors import FptqError
 
 CUSTOM_DOMAIN = "fptq"
-_ERROR_ONLY = 3
+_FATAL_ONLY = 4  # what goes wrong comes as an exception as well, and is told once
 
 
 def session_options(*, threads: int = 0, custom_ops: bool = False) -> ort.SessionOptions:
@@ -25,7 +25,7 @@ def session_options(*, threads: int = 0, custom_ops: bool = False) -> ort.Sessio
         custom_ops: register the fptq library.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _ERROR_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_prepacking", "1")
     if custom_ops:
@@ -52,7 +52,7 @@ def open_session(
     """
     if options is None:
         options = ort.SessionOptions()
-        options.log_severity_level = _ERROR_ONLY
+        options.log_severity_level = _FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
     if CUSTOM_DOMAIN in opset_domains(path):

@@ -5,7 +5,10 @@ The converter works on a copy whose weights were taken out, so its size does not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
+import onnx.defs
 import onnx.version_converter
 import onnx_ir as ir
 
@@ -13,6 +16,7 @@ from fptq_onnx.errors import FptqError
 
 # The converter may need to see the value of small constants (axes, shapes).
 _LARGEST_VISIBLE = 1024
+_FOREIGN = "fptq.foreign"
 
 
 def raise_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -43,15 +47,18 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
         if isinstance(value.const_value, ir.ExternalTensor):  # the converter knows no folder
             external = value.const_value
             value.const_value = ir.Tensor(external.numpy(), external.dtype, name=external.name)
+    foreign = _move_foreign_ops(skeleton, {"": _FOREIGN})
     try:
         converted = ir.from_proto(
             onnx.version_converter.convert_version(ir.to_proto(skeleton), opset)
         )
     except Exception as error:  # the converter raises bare RuntimeErrors of many texts
         raise FptqError(
-            f"cannot bring the model from opset {current} to {opset} for this target "
-            f"({error}): export it with opset {opset} or newer"
+            f"cannot bring the model from opset {current} to {opset}, which this target needs: "
+            f"export it with opset {opset} or newer"
         ) from error
+    if foreign:
+        _move_foreign_ops(converted, {_FOREIGN: ""})
     for value in [value for value in converted.graph.inputs if value.name in hidden]:
         original = hidden[value.name or ""]
         if not original.is_graph_input():
@@ -60,3 +67,20 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
         converted.graph.register_initializer(value)
     converted.metadata_props.update(model.metadata_props)
     return converted
+
+
+def _move_foreign_ops(model: ir.Model, domains: Mapping[str, str]) -> int:
+    """Rename the domain of ops that are no ONNX ops though they claim to be; how many were.
+
+    ONNX Runtime keeps SimplifiedLayerNormalization and others in the default domain. The converter
+    stops at them there; ops of other domains it passes through.
+    """
+    moved = 0
+    for node in model.graph.all_nodes():
+        if node.domain in domains and not onnx.defs.has(node.op_type):
+            node.domain = domains[node.domain]
+            moved += 1
+    model.opset_imports.pop(_FOREIGN, None)
+    if moved and _FOREIGN in domains.values():
+        model.opset_imports[_FOREIGN] = 1
+    return moved

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -144,3 +146,35 @@ def test_library_prints_a_file_and_version_a_number():
 def test_input_is_never_changed(converted):
     committed = (MODEL / "model.onnx").stat().st_mtime
     assert committed < (converted[0] / "custom" / "model.onnx").stat().st_mtime
+
+
+def test_convert_goes_on_when_nobody_reads_its_output(tmp_path):
+    arguments = [sys.executable, "-m", "fptq_onnx", "convert", str(MODEL), "-o", "out", *RANDOM_FEW]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=tmp_path)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_closed_standard_output(tmp_path):
+    script = '"$0" -m fptq_onnx convert "$1" -o out --max-samples 2 --max-seq-len 32 >&-'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, MODEL],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_a_tokenizer_from_elsewhere_for_run(converted, tmp_path):
+    folder = shutil.copytree(converted[0] / "matmulnbits", tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    result = command(
+        "run", folder, "--prompt", "Once", "--max-new-tokens", "3", "--tokenizer", MODEL
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Once")

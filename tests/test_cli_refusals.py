@@ -195,3 +195,51 @@ def test_interrupt_leaves_nothing(tmp_path):
 def test_bad_options(tmp_path, arguments, saying):
     refused("convert", MODEL, "-o", tmp_path / "out", *RANDOM_FEW, *arguments, saying=saying)
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [("convert", MODEL, "-o", "out", *RANDOM_FEW), ("inspect", MODEL, *RANDOM_FEW)]
+)
+def test_full_standard_output(tmp_path, arguments):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fptq_onnx", *map(str, arguments)],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert "standard output" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_that_a_plan_decides(tmp_path):
+    refused("convert", MODEL, "--plan", "plan.json", "--v0", "3", saying="--v0 cannot be combined")
+
+
+def test_missing_statistics_among_several(tmp_path):
+    arguments = ("--stats", tmp_path / "a.npz", "--stats", tmp_path / "b.npz")
+    refused("convert", MODEL, *arguments, saying="make it first, with --stats a.npz alone")
+
+
+def test_external_data_behind_a_link_out_of_the_folder(copy, tmp_path):
+    """As in a Hugging Face cache: refused, saying what to do."""
+    data = next(path for path in copy.iterdir() if path.suffix == ".data")
+    data.rename(tmp_path / "blob")
+    data.symlink_to(tmp_path / "blob")
+    refused("convert", copy, "-o", tmp_path / "out", saying="a symbolic link): copy the files")
+
+
+def test_a_failure_of_onnxruntime_is_told_once(converted, monkeypatch):
+    monkeypatch.setenv("FPTQ_FORCE_KERNEL", "bogus")
+    result = refused("run", converted[0] / "custom", "--prompt", "x", saying="names no kernel")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--threads", "--verify-samples"])
+def test_negative_numbers(tmp_path, option):
+    refused("convert", MODEL, "-o", tmp_path / "out", option, "-1", saying="must not be negative")

@@ -110,7 +110,9 @@ class ActivationStats:
             FptqError: no such file, or it is not a statistics file of this tool.
         """
         if not path.is_file():
-            raise FptqError(f"no statistics file at {path}: make one with --save-stats {path.name}")
+            raise FptqError(
+                f"no statistics file at {path}: make it first, with --stats {path.name} alone"
+            )
         try:
             with np.load(path, allow_pickle=False) as data:
                 about = json.loads(str(data["about"]))

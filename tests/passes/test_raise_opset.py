@@ -115,10 +115,30 @@ def test_an_overridable_weight_stays_one(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(run(raised, feeds)["y"], run(model, feeds)["y"])
 
 
-def test_what_the_converter_refuses_is_said_plainly(rng: np.random.Generator) -> None:
+def test_what_the_converter_refuses_is_said_plainly(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: object, opset: int) -> None:
+        raise RuntimeError("convert.cc:101: assertion\n%s failed")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", fail)
+    with pytest.raises(FptqError, match="cannot bring the model from opset 17 to 21") as caught:
+        raise_opset(model_at(rng, 17), 21)
+    assert "convert.cc" not in str(caught.value)
+
+
+def test_ops_that_only_onnxruntime_has_in_the_default_domain(rng: np.random.Generator) -> None:
     model = build(
-        "g (float[A, 4] x) => (float[A, 3] y) { y = NoSuchOp(x, W) }", {"W": weight(rng, 4, 3)}
+        "g (float[A, 8] x) => (float[A, 3] y)"
+        " { n = SimplifiedLayerNormalization<axis = -1>(x, g) y = MatMul(n, W) }",
+        {"g": weight(rng, 8), "W": weight(rng, 8, 3)},
     )
-    with pytest.raises(FptqError, match="cannot bring the model from opset 18 to 21") as caught:
-        raise_opset(model, 21)
-    assert "\n" not in str(caught.value)
+    model.opset_imports[""] = 17
+    raised = raise_opset(model, 21)
+    assert dict(raised.opset_imports) == {"": 21}
+    assert [node.op_identifier() for node in raised.graph] == [
+        ("", "SimplifiedLayerNormalization", ""),
+        ("", "MatMul", ""),
+    ]
+    x = rng.standard_normal((2, 8)).astype(np.float32)
+    np.testing.assert_array_equal(run(raised, {"x": x})["y"], run(model, {"x": x})["y"])
