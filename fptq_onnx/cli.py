@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--verify-samples", type=int, default=8, help="samples to compare on, 0 for none (8)"
     )
+    convert.add_argument(
+        "--no-fuse", action="store_true", help="one op per linear, whatever they share (custom)"
+    )
     _add_planning(convert)
 
     inspect = commands.add_parser("inspect", help="show linears, ranges and schemes")
@@ -140,6 +143,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--ignore", action="append", default=[], metavar="REGEX", help="keep matches in float"
     )
+    plan.add_argument(
+        "--w8", action="append", default=[], metavar="REGEX", help="8-bit weights for matches"
+    )
     plan.add_argument("--plan", type=Path, help="replay this plan.json")
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -160,7 +166,7 @@ def _convert(options: argparse.Namespace) -> None:
         dry_run=options.dry_run,
         verify_samples=options.verify_samples,
         say=say,
-        **_planning(options, quantize=not options.equalize_only),
+        **_planning(options, quantize=not options.equalize_only, fuse=not options.no_fuse),
     )
     if options.dry_run:
         for line in plan_table(result.plan):
@@ -179,7 +185,9 @@ def _inspect(options: argparse.Namespace) -> None:
         print(line)
 
 
-def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str, Any]:
+def _planning(
+    options: argparse.Namespace, *, quantize: bool = True, fuse: bool = True
+) -> dict[str, Any]:
     from fptq_onnx.config import Config
     from fptq_onnx.samples import Samples
 
@@ -200,7 +208,13 @@ def _planning(options: argparse.Namespace, *, quantize: bool = True) -> dict[str
         )
         raise FptqError(f"{names} cannot be combined with --plan: edit the plan instead")
     return {
-        "config": Config(**given, ignore=tuple(options.ignore), quantize=quantize),
+        "config": Config(
+            **given,
+            ignore=tuple(options.ignore),
+            w8=tuple(options.w8),
+            fuse=fuse,
+            quantize=quantize,
+        ),
         "samples": Samples(
             options.calibration,
             options.max_samples,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.numerics.int4 import PER_CHANNEL
+from fptq_onnx.numerics.group_weights import PER_CHANNEL
 
 TARGETS = ("custom", "matmulnbits", "qdq")
 BLOCK_SIZES = (32, 64, 128, 256, PER_CHANNEL)
@@ -18,8 +18,10 @@ class Config:
 
     v0, v1: thresholds on max|x| of a linear's input: up to v0 static, up to v1 equalized (LAE) and
         static, beyond it per-token dynamic.
-    block_size: input channels per int4 group; -1 is one group per output channel.
-    symmetric: zero point fixed at 8 rather than one per group.
+    block_size: input channels per group of weights; -1 is one group per output channel.
+    symmetric: zero point fixed in the middle rather than one per group.
+    w8: regular expressions like `ignore`; matching linears get 8-bit weights instead of 4-bit.
+    fuse: put linears that share an input into one op of ours (target custom).
     ignore: regular expressions; a linear whose node name, module path or weight name contains a
         match stays in float.
     quantize: False stops after equalization and writes float weights, to check the folds.
@@ -30,6 +32,8 @@ class Config:
     block_size: int = 128
     symmetric: bool = True
     ignore: tuple[str, ...] = ()
+    w8: tuple[str, ...] = ()
+    fuse: bool = True
     quantize: bool = True
 
     def __post_init__(self) -> None:
@@ -46,10 +50,11 @@ class Config:
         if self.block_size not in BLOCK_SIZES:
             choices = ", ".join(map(str, BLOCK_SIZES))
             raise FptqError(f"block size {self.block_size} is not one of {choices}")
-        for expression in self.ignore:
+        options = [("--ignore", self.ignore), ("--w8", self.w8)]
+        for option, expression in [(name, text) for name, texts in options for text in texts]:
             try:
                 re.compile(expression)
             except re.error as error:
                 raise FptqError(
-                    f"--ignore {expression!r} is not a regular expression: {error}"
+                    f"{option} {expression!r} is not a regular expression: {error}"
                 ) from error

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import onnx_ir as ir
-
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.errors import FptqError
@@ -21,30 +19,22 @@ from fptq_onnx.model_save import MODEL_FILE, save_model
 from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.passes.emit_custom import emit_custom
-from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
-from fptq_onnx.passes.emit_qdq import MINIMUM_OPSET, emit_qdq
 from fptq_onnx.passes.equalize import equalize
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
-from fptq_onnx.passes.raise_opset import raise_opset
 from fptq_onnx.plan import Plan
 from fptq_onnx.progress import track
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.samples import Samples
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
+from fptq_onnx.targets import EMITTERS, FLOAT_TARGET, Emitted
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
 T = TypeVar("T")
 
 PLAN_FILE = "plan.json"
-FLOAT_TARGET = "float"
-QDQ_NOTE = (
-    "the qdq target is for interchange and NPUs: ONNX Runtime's CPU provider runs it correctly but "
-    "slowly, use custom or matmulnbits there"
-)
 
 
 @dataclass(frozen=True)
@@ -148,9 +138,13 @@ def convert(
             folder = work if len(wanted) == 1 else work / target
             folder.mkdir(exist_ok=True)
             report = new_report(target, loaded, scan, decided, config, samples, stats)
-            report = replace(report, folded=folded, notes=warnings)
-            emitted = EMITTERS[target](prepared.clone(), decided, store)
-            report = replace(report, bits_per_weight=bits_per_weight(decided, emitted))
+            emitted = EMITTERS[target](prepared.clone(), decided, store, config)
+            report = replace(
+                report,
+                folded=folded,
+                notes=(*warnings, *emitted.notes),
+                bits_per_weight=bits_per_weight(decided, emitted.model),
+            )
             report = _write(emitted, report, decided, folder, quiet=quiet, say=say)
             copy_side_files(loaded.folder, folder, MODEL_FILE)
             if samples.tokenizer_folder is not None:
@@ -169,7 +163,7 @@ def convert(
 
 
 def _write(
-    emitted: ir.Model,
+    emitted: Emitted,
     report: Report,
     plan: Plan,
     folder: Path,
@@ -178,11 +172,10 @@ def _write(
     say: Callable[[str], None],
 ) -> Report:
     """Write one target's model and plan; the report with what is known afterwards."""
-    if report.target == "qdq":
-        say(f"note         {QDQ_NOTE}")
-        report = replace(report, notes=(*report.notes, QDQ_NOTE))
-    stamp(emitted, report)
-    save_model(emitted, folder, _tracker(f"writing {report.target}", quiet))
+    for line in (*emitted.lines, *(f"note         {text}" for text in emitted.notes)):
+        say(line)
+    stamp(emitted.model, report)
+    save_model(emitted.model, folder, _tracker(f"writing {report.target}", quiet))
     (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
     report = replace(report, bytes_after=files_size(folder))
     say(
@@ -196,34 +189,6 @@ def default_output(source: Path) -> Path:
     """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file."""
     resolved = source.resolve()
     return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
-
-
-def _emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
-    raised = raise_opset(model, MINIMUM_OPSET)
-    emit_qdq(raised, plan, store)
-    return raised
-
-
-def _emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
-    emit_matmul_nbits(model, plan, store)
-    return model
-
-
-def _emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
-    emit_custom(model, plan, store)
-    return model
-
-
-def _emit_float(model: ir.Model, plan: Plan, store: WeightStore) -> ir.Model:
-    return model
-
-
-EMITTERS: dict[str, Callable[[ir.Model, Plan, WeightStore], ir.Model]] = {
-    "custom": _emit_custom,
-    "matmulnbits": _emit_matmul_nbits,
-    "qdq": _emit_qdq,
-    FLOAT_TARGET: _emit_float,
-}
 
 
 def _check_targets(targets: Sequence[str]) -> None:
@@ -243,6 +208,10 @@ def _decide(
     if config.ignore:
         raise FptqError(
             "--ignore and --plan cannot be combined: give the linear scheme 'float' in the plan"
+        )
+    if config.w8:
+        raise FptqError(
+            "--w8 and --plan cannot be combined: give the linear weight_bits 8 in the plan"
         )
     return complete_plan(plan if isinstance(plan, Plan) else Plan.load(plan), scan, stats)
 

@@ -12,6 +12,7 @@ from typing import Any
 from fptq_onnx.config import BLOCK_SIZES
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.numerics.group_weights import BITS
 
 STATIC = "static"
 LAE_STATIC = "lae_static"
@@ -35,7 +36,8 @@ class LinearPlan:
     fold_site: the norm whose gain takes the equalization of this linear's input, or None. Set for
         lae_static, and for other schemes that share a folded input.
     input_scale: the static int8 scale of the (equalized) input; None when not static.
-    block_size, symmetric: the int4 groups of the weight.
+    block_size, symmetric: the groups of the weight.
+    weight_bits: bits of a weight, 4 or 8.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LinearPlan:
     input_scale: float | None
     block_size: int
     symmetric: bool
+    weight_bits: int = 4
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,10 @@ def _entry(row: Any, path: Path) -> LinearPlan:
         raise FptqError(
             f"the plan {path} gives {row['name']!r} the unknown scheme {row['scheme']!r}: "
             f"use one of {', '.join(SCHEMES)}"
+        )
+    if row["weight_bits"] not in BITS:
+        raise FptqError(
+            f"the plan {path} gives {row['name']!r} weight_bits {row['weight_bits']}: use 4 or 8"
         )
     if row["block_size"] not in BLOCK_SIZES:
         raise FptqError(

@@ -14,7 +14,7 @@ from fptq_onnx.config import Config
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.model_save import DATA_FILE, MODEL_FILE
-from fptq_onnx.plan import FLOAT, Plan
+from fptq_onnx.plan import Plan
 from fptq_onnx.report import Report
 from fptq_onnx.samples import Samples
 
@@ -65,16 +65,13 @@ def bits_per_weight(plan: Plan, emitted: ir.Model) -> float:
     stored = 0.0
     kept = {linear.name: linear for linear in find_linears(emitted).linears}
     for entry in plan.linears:
-        parts = [f"{entry.name}.{part}" for part in ("W4", "scales", "zero_points")]
-        tensors = [
-            emitted.graph.initializers[part].const_value
-            for part in parts
-            if part in emitted.graph.initializers
-        ]
-        if tensors:
-            stored += sum(tensor.nbytes for tensor in tensors if tensor is not None)
-        elif entry.name in kept or entry.scheme == FLOAT:
+        if entry.name in kept:
             stored += entry.k * entry.n * kept[entry.name].weight.dtype.itemsize
+        # Linears fused into one node have their tensors under the first one's name.
+        for part in ("W4", "W8", "scales", "zero_points"):
+            value = emitted.graph.initializers.get(f"{entry.name}.{part}")
+            if value is not None and value.const_value is not None:
+                stored += value.const_value.nbytes
     return 8 * stored / weights
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fptq_onnx.numerics.int4 import Int4Weights
+from fptq_onnx.numerics.group_weights import GroupWeights
 
 
 class WeightStore:
-    """int4 weights by linear name, kept as two codes a byte in a work folder."""
+    """Quantized weights by linear name, in a work folder; codes of 4 bits as two a byte."""
 
     def __init__(self, folder: Path):
         """Use `folder` (made if missing); `remove` deletes it."""
@@ -23,7 +23,7 @@ class WeightStore:
     def __contains__(self, name: str) -> bool:
         return name in self._index
 
-    def put(self, name: str, weights: Int4Weights) -> None:
+    def put(self, name: str, weights: GroupWeights) -> None:
         """Write one linear's weights.
 
         Raises:
@@ -31,29 +31,33 @@ class WeightStore:
         """
         index = self._index.setdefault(name, len(self._index))
         codes = weights.codes
-        low, high = codes[0::2], codes[1::2]
-        pairs = low.copy()
-        pairs[: high.shape[0]] |= high << 4
+        packed = codes
+        if weights.bits == 4:
+            high = codes[1::2]
+            packed = codes[0::2].copy()
+            packed[: high.shape[0]] |= high << 4
         arrays: dict[str, NDArray[np.generic]] = {
-            "pairs": pairs,
+            "packed": packed,
             "scales": weights.scales,
-            "about": np.array([codes.shape[0], weights.block_size], np.int64),
+            "about": np.array([codes.shape[0], weights.block_size, weights.bits], np.int64),
         }
         if weights.zero_points is not None:
             arrays["zero_points"] = weights.zero_points
         with open(self._folder / f"{index}.npz", "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def get(self, name: str) -> Int4Weights:
+    def get(self, name: str) -> GroupWeights:
         """Read one linear's weights back, exactly as put."""
         with np.load(self._folder / f"{self._index[name]}.npz") as data:
-            k, block_size = (int(item) for item in data["about"])
-            pairs = data["pairs"]
-            codes = np.empty((k, pairs.shape[1]), np.uint8)
-            codes[0::2] = pairs & 15
-            codes[1::2] = pairs[: k // 2] >> 4
+            k, block_size, bits = (int(item) for item in data["about"])
+            packed = data["packed"]
+            codes = packed
+            if bits == 4:
+                codes = np.empty((k, packed.shape[1]), np.uint8)
+                codes[0::2] = packed & 15
+                codes[1::2] = packed[: k // 2] >> 4
             zero_points = data["zero_points"] if "zero_points" in data else None
-            return Int4Weights(codes, data["scales"], zero_points, block_size)
+            return GroupWeights(codes, data["scales"], zero_points, block_size, bits)
 
     def remove(self) -> None:
         """Delete the folder with everything in it."""

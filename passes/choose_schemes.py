@@ -21,6 +21,7 @@ from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
@@ -38,14 +39,21 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
         A Plan with one entry per linear, in graph order.
 
     Raises:
-        FptqError: an --ignore expression matches nothing, or the statistics do not fit the model.
+        FptqError: an --ignore or --w8 expression matches nothing, or the statistics do not fit the
+            model.
     """
-    ignored = _ignored(scan, config.ignore)
+    ignored = _matching(scan, "--ignore", config.ignore)
+    wide = _matching(scan, "--w8", config.w8)
     sites = find_fold_sites(scan.linears)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
     entries = [
         _entry(linear, ranges, sites[linear.name], ignored.get(linear.name), config)
         for linear in scan.linears
+    ]
+    # 8 bits need no smaller groups, and ONNX Runtime cannot run them in blocks (target qdq).
+    entries = [
+        replace(entry, weight_bits=8, block_size=PER_CHANNEL) if entry.name in wide else entry
+        for entry in entries
     ]
     return Plan(config.v0, config.v1, mark_shared_folds(tuple(entries), sites))
 
@@ -103,20 +111,20 @@ def site_scale(site: FoldSite, ranges: Mapping[str, ChannelRange]) -> np.ndarray
     return equalization_scale(merged.absmax)
 
 
-def _ignored(scan: LinearScan, expressions: tuple[str, ...]) -> dict[str, str]:
-    """Linear name -> the expression that keeps it in float."""
-    ignored: dict[str, str] = {}
+def _matching(scan: LinearScan, option: str, expressions: tuple[str, ...]) -> dict[str, str]:
+    """Linear name -> the expression of an option that it matches."""
+    found: dict[str, str] = {}
     for expression in expressions:
         pattern = re.compile(expression)
         matched = [linear.name for linear in scan.linears if linear.matches(pattern)]
         if not matched:
             example = scan.linears[0]
             raise FptqError(
-                f"--ignore {expression!r} matches no linear: names look like {example.path!r} or "
+                f"{option} {expression!r} matches no linear: names look like {example.path!r} or "
                 f"{example.name!r} (see `fptq-onnx inspect`)"
             )
-        ignored.update(dict.fromkeys(matched, expression))
-    return ignored
+        found.update(dict.fromkeys(matched, expression))
+    return found
 
 
 def _entry(

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.numerics.int4 import group_count
+from fptq_onnx.numerics.group_weights import group_count
 from fptq_onnx.numerics.panels import (
     LAYOUT_VERSION,
-    LINE_BYTES,
     PANEL_COLUMNS,
+    line_bytes,
     pack_codes,
     pack_group_values,
     panel_count,
@@ -25,7 +25,7 @@ from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
 DOMAIN = "fptq"
-OP_TYPE = "MatMulW4A8"
+OP_TYPES = {4: "MatMulW4A8", 8: "MatMulW8A8"}  # by bits of a weight
 DOMAIN_VERSION = 1
 
 
@@ -35,7 +35,7 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     Args:
         model: the equalized model.
         plan: schemes and static scales.
-        store: the int4 weights by linear name; read again when the model is written.
+        store: the quantized weights by linear name; read again when the model is written.
     """
     linears = find_linears(model).by_name()
     for entry in plan.linears:
@@ -50,10 +50,10 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     panels, groups = panel_count(n), group_count(k, entry.block_size)
     packed = lazy_initializer(
         graph,
-        f"{name}.W4",
+        f"{name}.W{entry.weight_bits}",
         ir.DataType.UINT8,
-        (panels, step_count(k), LINE_BYTES),
-        lambda: pack_codes(store.get(name).codes),
+        (panels, step_count(k), line_bytes(entry.weight_bits)),
+        lambda: pack_codes(store.get(name).codes, entry.weight_bits),
     )
     group_shape = (panels, groups, PANEL_COLUMNS)
     scales = lazy_initializer(
@@ -98,7 +98,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     }
     if entry.input_scale is not None:
         attributes["a_scale"] = entry.input_scale
-    node = ir.node(OP_TYPE, inputs, attributes, domain=DOMAIN)
+    node = ir.node(OP_TYPES[entry.weight_bits], inputs, attributes, domain=DOMAIN)
     replace_linear(linear, node, keep_bias=False)
 
 

@@ -14,7 +14,7 @@ import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.numerics.int4 import PER_CHANNEL, Int4Weights, group_count
+from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
 from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
 from fptq_onnx.plan import FLOAT, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
@@ -32,7 +32,7 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     Args:
         model: the equalized model.
         plan: which linears are quantized, and their groups.
-        store: the int4 weights by linear name; read again when the model is written.
+        store: the quantized weights by linear name; read again when the model is written.
     """
     linears = find_linears(model).by_name()
     for entry in plan.linears:
@@ -43,16 +43,16 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
-    name, k, n = entry.name, linear.k, linear.n
+    name, k, n, bits = entry.name, linear.k, linear.n, entry.weight_bits
     block = _BLOCK_FOR_PER_CHANNEL if entry.block_size == PER_CHANNEL else entry.block_size
     blocks = group_count(k, block)
     inputs: list[ir.Value | None] = [
         current_input(linear),
         lazy_initializer(
             graph,
-            f"{name}.W4",
+            f"{name}.W{bits}",
             ir.DataType.UINT8,
-            (n, blocks, block // 2),
+            (n, blocks, block * bits // 8),
             lambda: pack_blocks(store.get(name), block),
         ),
         lazy_initializer(
@@ -69,7 +69,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
                 graph,
                 f"{name}.zero_points",
                 ir.DataType.UINT8,
-                (n, -(-blocks // 2)),
+                (n, -(-blocks * bits // 8)),
                 lambda: _pack_zero_points(store.get(name), blocks),
             )
         )
@@ -81,7 +81,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     attributes = {
         "K": k,
         "N": n,
-        "bits": 4,
+        "bits": bits,
         "block_size": block,
         "accuracy_level": INT8_ACTIVATIONS,
     }
@@ -89,17 +89,19 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     replace_linear(linear, node, keep_bias=not bias_in_gemm)
 
 
-def pack_blocks(weights: Int4Weights, block: int) -> NDArray[np.uint8]:
-    """Codes [K, N] -> uint8 [N, blocks, block / 2], low nibble first along K.
+def pack_blocks(weights: GroupWeights, block: int) -> NDArray[np.uint8]:
+    """Codes [K, N] -> uint8 [N, blocks, block * bits / 8], low nibble first along K.
 
     Channels past K hold the zero point's code, so that they stand for 0.
     """
     k, n = weights.codes.shape
     blocks = group_count(k, block)
-    padded = np.full((n, blocks * block), 8, np.uint8)
+    padded = np.full((n, blocks * block), weights.middle, np.uint8)
     padded[:, :k] = weights.codes.T
     if weights.zero_points is not None and k < blocks * block:
         padded[:, k:] = weights.zero_points[-1][:, None]
+    if weights.bits == 8:
+        return padded.reshape(n, blocks, block)
     pairs = padded.reshape(n, blocks, block // 2, 2)
     return (pairs[..., 0] | (pairs[..., 1] << 4)).astype(np.uint8)
 
@@ -110,9 +112,11 @@ def _by_column(values: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
     return np.ascontiguousarray(repeated.T)
 
 
-def _pack_zero_points(weights: Int4Weights, blocks: int) -> NDArray[np.uint8]:
+def _pack_zero_points(weights: GroupWeights, blocks: int) -> NDArray[np.uint8]:
     assert weights.zero_points is not None  # the plan says asymmetric, and so was it quantized
     columns = _by_column(weights.zero_points, blocks).astype(np.uint8)
+    if weights.bits == 8:
+        return columns
     if blocks % 2:
         columns = np.pad(columns, ((0, 0), (0, 1)))
     return (columns[:, 0::2] | (columns[:, 1::2] << 4)).astype(np.uint8)

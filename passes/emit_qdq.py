@@ -19,20 +19,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.numerics.int4 import PER_CHANNEL, SYMMETRIC_ZERO_POINT, Int4Weights, group_count
+from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
 from fptq_onnx.passes._replace import constant_initializer, current_input, lazy_initializer
 from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
 MINIMUM_OPSET = 21
 MINIMUM_IR_VERSION = 10
+
+_CODE_TYPES = {  # by bits and whether symmetric
+    (4, True): ir.DataType.INT4,
+    (4, False): ir.DataType.UINT4,
+    (8, True): ir.DataType.INT8,
+    (8, False): ir.DataType.UINT8,
+}
 
 
 def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
@@ -41,7 +48,10 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     Args:
         model: the equalized model, opset at least MINIMUM_OPSET.
         plan: schemes, static scales and groups.
-        store: the int4 weights by linear name; read again when the model is written.
+        store: the quantized weights by linear name; read again when the model is written.
+
+    Raises:
+        FptqError: the plan has 8-bit weights in blocks.
     """
     graph = model.graph
     linears = find_linears(model).by_name()
@@ -49,6 +59,11 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     for entry in plan.linears:
         if entry.scheme == FLOAT:
             continue
+        if entry.weight_bits == 8 and entry.block_size != PER_CHANNEL:
+            raise FptqError(
+                f"the qdq target has no 8-bit weights in blocks ({entry.name}): give that linear "
+                f"block_size -1 in the plan"
+            )
         linear = linears[entry.name]
         key = (id(current_input(linear)), entry.input_scale)
         if key not in rounded:
@@ -138,7 +153,7 @@ def _multiply_after(graph: ir.Graph, linear: Linear, token_scale: ir.Value) -> N
 def _dequantized_weight(
     graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
 ) -> ir.Value:
-    """DequantizeLinear of the int4 weight, in the orientation the node reads."""
+    """DequantizeLinear of the weight, in the orientation the node reads."""
     name, dtype = entry.name, linear.weight.dtype
     trans_b = linear.nodes[0].attributes.get("transB")
     transposed = linear.nodes[0].op_type == "Gemm" and trans_b is not None and bool(trans_b.value)
@@ -152,10 +167,14 @@ def _dequantized_weight(
     def orient(array: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.ascontiguousarray(array.T) if transposed else array
 
-    code_type = ir.DataType.INT4 if entry.symmetric else ir.DataType.UINT4
+    code_type = _CODE_TYPES[entry.weight_bits, entry.symmetric]
     group_shape = (n,) if per_channel else oriented((groups, n))
     codes = lazy_initializer(
-        graph, f"{name}.W4", code_type, oriented((k, n)), lambda: orient(_codes(store.get(name)))
+        graph,
+        f"{name}.W{entry.weight_bits}",
+        code_type,
+        oriented((k, n)),
+        lambda: orient(_codes(store.get(name))),
     )
     scales = lazy_initializer(
         graph,
@@ -186,12 +205,13 @@ def _dequantized_weight(
     return output
 
 
-def _codes(weights: Int4Weights) -> NDArray[np.generic]:
+def _codes(weights: GroupWeights) -> NDArray[np.generic]:
+    code_type = _CODE_TYPES[weights.bits, weights.zero_points is None].numpy()
     if weights.zero_points is not None:
-        return weights.codes.astype(ml_dtypes.uint4)
-    return (weights.codes.astype(np.int8) - SYMMETRIC_ZERO_POINT).astype(ml_dtypes.int4)
+        return weights.codes.astype(code_type)
+    return (weights.codes.astype(np.int16) - weights.middle).astype(code_type)
 
 
-def _zero_points(weights: Int4Weights) -> NDArray[np.generic]:
+def _zero_points(weights: GroupWeights) -> NDArray[np.generic]:
     assert weights.zero_points is not None  # the plan says asymmetric, and so was it quantized
-    return weights.zero_points.astype(ml_dtypes.uint4)
+    return weights.zero_points.astype(_CODE_TYPES[weights.bits, False].numpy())

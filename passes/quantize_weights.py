@@ -1,6 +1,6 @@
-"""Quantize the weight of every planned linear to int4, one at a time, into a store.
+"""Quantize the weight of every planned linear to 4 or 8 bits, one at a time, into a store.
 
-W [K, N] (already equalized)  ->  codes 0..15, scales [G, N], zero points
+W [K, N] (already equalized)  ->  codes, scales [G, N], zero points
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.numerics.int4 import quantize_rtn
+from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.plan import FLOAT, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
@@ -25,8 +25,8 @@ def quantize_weights(
 
     Args:
         model: the equalized model.
-        plan: entries that are not float are quantized with their own block_size and symmetry.
-        store: receives each linear's Int4Weights under its name.
+        plan: entries that are not float are quantized with their own bits, block_size and symmetry.
+        store: receives each linear's GroupWeights under its name.
         track: wraps the iteration to show progress; gets the entries and their number.
 
     Raises:
@@ -38,7 +38,10 @@ def quantize_weights(
         linear = linears[entry.name]
         try:
             weights = quantize_rtn(
-                linear.weight.load(), entry.block_size, symmetric=entry.symmetric
+                linear.weight.load(),
+                entry.block_size,
+                symmetric=entry.symmetric,
+                bits=entry.weight_bits,
             )
         except ValueError as error:
             raise FptqError(

@@ -56,7 +56,35 @@ def test_custom_target_adds_only_our_op(converted):
     before = [node.op_type for node in ir.load(MODEL / "model.onnx").graph]
     after = [node.op_type for node in ir.load(converted[0] / "custom" / "model.onnx").graph]
     assert set(after) - set(before) == {"MatMulW4A8"}
-    assert after.count("MatMulW4A8") == 31 and "MatMul" not in after
+    # Per layer: fused qkv of the export, o, gate and up together, down; and the head.
+    assert after.count("MatMulW4A8") == 6 * 4 + 1 and "MatMul" not in after
+    assert "Sigmoid" in before and "Sigmoid" not in after
+
+
+def test_fused_and_unfused_write_the_same_text(converted, tmp_path):
+    stats = converted[0] / "custom" / "plan.json"
+    arguments = ("--plan", stats, "--no-fuse", *RANDOM_FEW)
+    result = command("convert", MODEL, "-o", tmp_path / "out", *arguments)
+    assert result.returncode == 0, result.stderr
+    nodes = [node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph]
+    assert nodes.count("MatMulW4A8") == 31
+    texts = set()
+    for folder in (converted[0] / "custom", tmp_path / "out"):
+        for threads in ("1", "2"):
+            arguments = ("--prompt", "Once upon a time", "--max-new-tokens", "60")
+            done = command("run", folder, *arguments, "--threads", threads)
+            assert done.returncode == 0, done.stderr
+            texts.add(done.stdout)
+    assert len(texts) == 1
+
+
+def test_8_bit_weights_for_some(tmp_path):
+    result = command("convert", MODEL, "-o", tmp_path / "out", "--w8", "lm_head", *RANDOM_FEW)
+    assert result.returncode == 0, result.stderr
+    nodes = [node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph]
+    assert nodes.count("MatMulW8A8") == 1
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert [entry["weight_bits"] for entry in plan["linears"]].count(8) == 1
 
 
 def test_run_writes_text(converted):
@@ -69,7 +97,7 @@ def test_run_writes_text(converted):
 
 def test_every_forced_kernel_writes_the_same_text(converted):
     texts = set()
-    for kernel in ("", "avx2", "scalar"):
+    for kernel in ("", "amx", "avx512vnni", "avx2", "scalar"):
         result = command(
             "run",
             converted[0] / "custom",

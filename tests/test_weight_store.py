@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fptq_onnx.numerics.int4 import Int4Weights, quantize_rtn
+from fptq_onnx.numerics.group_weights import GroupWeights, quantize_rtn
 from fptq_onnx.weight_store import WeightStore
 
 
-def same(left: Int4Weights, right: Int4Weights) -> bool:
+def same(left: GroupWeights, right: GroupWeights) -> bool:
     if (left.zero_points is None) != (right.zero_points is None):
         return False
     pairs = [(left.codes, right.codes), (left.scales, right.scales)]

@@ -1,4 +1,4 @@
-"""The reference of the op fptq::MatMulW4A8: what each kernel must compute, to the last bit.
+"""The reference of fptq::MatMulW4A8 and MatMulW8A8: what each kernel must compute, to the last bit.
 
 For row m, column n and groups g in ascending order:
 
@@ -9,7 +9,7 @@ For row m, column n and groups g in ascending order:
     out     = fma(y, row_scale[m], bias[n]), or y * row_scale[m] without bias
 
 fma rounds once. float32(integer) rounds half to even; it is exact for groups of up to 8192
-channels, since |acc - zero * rows| <= 15 * 128 * 8192 < 2**24.
+channels (of 8 bits 512), since |acc - zero * rows| <= 15 * 128 * 8192 < 2**24.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fptq_onnx.numerics.int4 import SYMMETRIC_ZERO_POINT, Int4Weights, group_length
+from fptq_onnx.numerics.group_weights import GroupWeights, group_length
 
 
 def fma(
@@ -46,7 +46,7 @@ def fma(
 
 
 def integer_parts(
-    x8: NDArray[np.int8], weights: Int4Weights
+    x8: NDArray[np.int8], weights: GroupWeights
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The exact integers: acc [G, M, N] and activation sums rows [G, M]."""
     k, n = weights.codes.shape
@@ -66,15 +66,15 @@ def integer_parts(
 def matmul_w4a8(
     x8: NDArray[np.int8],
     row_scale: NDArray[np.float32],
-    weights: Int4Weights,
+    weights: GroupWeights,
     bias: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Multiply quantized activations by int4 weights.
+    """Multiply quantized activations by quantized weights.
 
     Args:
         x8: int8 [M, K] codes.
         row_scale: float32 [M], from quantize_static or quantize_per_token.
-        weights: int4 [K, N].
+        weights: [K, N], of 4 or 8 bits.
         bias: float32 [N], or None.
 
     Returns:
@@ -85,7 +85,7 @@ def matmul_w4a8(
     y = np.zeros((m, n), np.float32)
     for g in range(groups):
         if weights.zero_points is None:
-            zero = np.full(n, SYMMETRIC_ZERO_POINT, np.int64)
+            zero = np.full(n, weights.middle, np.int64)
         else:
             zero = weights.zero_points[g].astype(np.int64)
         centred = (acc[g] - rows[g][:, None] * zero[None, :]).astype(np.float32)

@@ -9,7 +9,10 @@ Chosen so that every ISA reads the same bytes in order (docs/kernels.md):
   nibble and code[8 * step + 4 + i] in its high nibble, i in 0..3. So a 32-bit lane is one column
   and four consecutive input channels, what dot-product instructions consume.
 
-    packed uint8 [P, S, 256]      scales float32 [P, G, 64]      zero_points uint8 [P, G, 64]
+Codes of 8 bits take a line of 512 bytes: byte 4 * column + i is code[8 * step + i], byte
+256 + 4 * column + i is code[8 * step + 4 + i].
+
+    packed uint8 [P, S, 256 or 512]      scales float32 [P, G, 64]      zero_points uint8 [P, G, 64]
 
 block_size must be a multiple of 8 (or -1), so that no step straddles two groups.
 """
@@ -22,7 +25,6 @@ from numpy.typing import NDArray
 LAYOUT_VERSION = 1
 PANEL_COLUMNS = 64
 STEP_CHANNELS = 8
-LINE_BYTES = PANEL_COLUMNS * STEP_CHANNELS // 2
 
 
 def panel_count(n: int) -> int:
@@ -35,29 +37,34 @@ def step_count(k: int) -> int:
     return -(-k // STEP_CHANNELS)
 
 
-def pack_codes(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pack codes uint8 [K, N] (0..15) -> packed uint8 [P, S, 256]."""
+def line_bytes(bits: int) -> int:
+    """Bytes of one step of one panel: 256 for codes of 4 bits, 512 for 8."""
+    return PANEL_COLUMNS * STEP_CHANNELS * bits // 8
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int = 4) -> NDArray[np.uint8]:
+    """Pack codes uint8 [K, N] (below 2**bits) -> packed uint8 [P, S, 256 or 512]."""
     k, n = codes.shape
     panels, steps = panel_count(n), step_count(k)
-    packed = np.zeros((panels, steps, LINE_BYTES), np.uint8)
+    packed = np.zeros((panels, steps, line_bytes(bits)), np.uint8)
     for p in range(panels):  # one panel at a time keeps the padded copy small
         columns = codes[:, p * PANEL_COLUMNS : (p + 1) * PANEL_COLUMNS]
         padded = np.zeros((steps * STEP_CHANNELS, PANEL_COLUMNS), np.uint8)
         padded[:k, : columns.shape[1]] = columns
         halves = padded.reshape(steps, 2, 4, PANEL_COLUMNS)  # step, low/high, i, column
-        lanes = halves[:, 0] | (halves[:, 1] << 4)  # step, i, column
-        packed[p] = lanes.transpose(0, 2, 1).reshape(steps, LINE_BYTES)
+        if bits == 4:
+            halves = np.bitwise_or(halves[:, :1], np.left_shift(halves[:, 1:], np.uint8(4)))
+        packed[p] = halves.transpose(0, 1, 3, 2).reshape(steps, -1)
     return packed
 
 
 def unpack_codes(packed: NDArray[np.uint8], k: int, n: int) -> NDArray[np.uint8]:
-    """The inverse of pack_codes: packed uint8 [P, S, 256] -> codes uint8 [K, N]."""
-    panels, steps, _ = packed.shape
-    lanes = packed.reshape(panels, steps, PANEL_COLUMNS, 4).transpose(1, 3, 0, 2)
-    codes = np.empty((steps, 2, 4, panels * PANEL_COLUMNS), np.uint8)
-    flat = lanes.reshape(steps, 4, panels * PANEL_COLUMNS)
-    codes[:, 0] = flat & 15
-    codes[:, 1] = flat >> 4
+    """The inverse of pack_codes: packed uint8 [P, S, 256 or 512] -> codes uint8 [K, N]."""
+    panels, steps, width = packed.shape
+    halves = packed.reshape(panels, steps, -1, PANEL_COLUMNS, 4)
+    if width == line_bytes(4):
+        halves = np.concatenate([halves & 15, halves >> 4], axis=2)
+    codes = halves.transpose(1, 2, 4, 0, 3)  # step, half, i, panel, column
     return codes.reshape(steps * STEP_CHANNELS, panels * PANEL_COLUMNS)[:k, :n]
 
 

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fptq_onnx import runtime
-from fptq_onnx.numerics.int4 import Int4Weights
+from fptq_onnx.numerics.gated import gated
+from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.matmul_w4a8 import matmul_w4a8
 from fptq_onnx.numerics.panels import pack_codes, pack_group_values
@@ -25,7 +26,7 @@ class Node:
 
     attributes: dict[str, Any]
     constants: dict[str, NDArray[Any] | None]  # by input name, in order; None leaves it out
-    weights: Int4Weights
+    weights: GroupWeights
     bias: NDArray[np.float32] | None
     dtype: type[np.floating[Any]] = np.float32
     a_shape: tuple[int | str | None, ...] = ("tokens", 0)
@@ -50,31 +51,45 @@ def make_node(
     a_scale: float | None = None,
     dtype: type[np.floating[Any]] = np.float32,
     a_shape: tuple[int | str | None, ...] | None = None,
+    bits: int = 4,
+    parts: tuple[int, ...] | None = None,
+    gate: str = "",
     seed: int = 0,
 ) -> Node:
-    """Random weights [k, n]; static activations when a_scale is given, else per token."""
+    """Random weights [k, n]; static activations when a_scale is given, else per token.
+
+    With `parts` (columns that add up to n) each begins at a panel of its own.
+    """
     rng = np.random.default_rng(seed)
     groups = 1 if block == -1 else -(-k // block)
-    codes = rng.integers(0, 16, (k, n), dtype=np.uint8)
+    columns = parts or (n,)
+    codes = rng.integers(0, 1 << bits, (k, n), dtype=np.uint8)
     scales = np.ldexp(rng.uniform(1, 2, (groups, n)), rng.integers(-9, -3, (groups, n)))
-    zeros = None if symmetric else rng.integers(0, 16, (groups, n), dtype=np.uint8)
-    weights = Int4Weights(codes, scales.astype(np.float32), zeros, block)
+    zeros = None if symmetric else rng.integers(0, 1 << bits, (groups, n), dtype=np.uint8)
+    weights = GroupWeights(codes, scales.astype(np.float32), zeros, block, bits)
     bias_values = rng.normal(size=n).astype(np.float32) if bias else None
     attributes: dict[str, Any] = {
         "K": k,
-        "N": [n],
+        "N": list(columns),
         "block_size": block,
         "layout": 1,
         "activation": "per_token" if a_scale is None else "static",
     }
     if a_scale is not None:
         attributes["a_scale"] = a_scale
+    if gate:
+        attributes["gate"] = gate
+
+    def joined(array: NDArray[Any], pack: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+        ends = np.cumsum(columns)[:-1]
+        return np.concatenate([pack(part) for part in np.split(array, ends, axis=1)])
+
     constants: dict[str, NDArray[Any] | None] = {
-        "B": pack_codes(codes),
-        "scales": pack_group_values(weights.scales),
+        "B": joined(codes, lambda part: pack_codes(part, bits)),
+        "scales": joined(weights.scales, pack_group_values),
         # Empty rather than left out: ONNX Runtime up to 1.23 crashes on a node with a custom shape
         # function that skips an input before the last one.
-        "zero_points": np.zeros(0, np.uint8) if zeros is None else pack_group_values(zeros),
+        "zero_points": np.zeros(0, np.uint8) if zeros is None else joined(zeros, pack_group_values),
         "bias": bias_values,
     }
     return Node(attributes, constants, weights, bias_values, dtype, a_shape or ("tokens", k))
@@ -84,7 +99,9 @@ def build(node: Node) -> ir.Model:
     """The model of one node: A -> MatMulW4A8 -> Y."""
     kind = ir.DataType.FLOAT16 if node.dtype is np.float16 else ir.DataType.FLOAT
     a = ir.Value(name="A", shape=ir.Shape(node.a_shape), type=ir.TensorType(kind))
-    y = ir.Value(name="Y", type=ir.TensorType(kind))
+    count = 1 if "gate" in node.attributes else len(np.atleast_1d(node.attributes.get("N", 1)))
+    names = ["Y", *(f"Y{index}" for index in range(1, count))]
+    ys = [ir.Value(name=name, type=ir.TensorType(kind)) for name in names]
     graph_inputs = [a]
     initializers = []
     inputs: list[ir.Value | None] = [a]
@@ -102,12 +119,13 @@ def build(node: Node) -> ir.Model:
         inputs.append(value)
     while inputs[-1] is None:
         inputs.pop()
+    op_type = f"MatMulW{node.weights.bits}A8"
     op = ir.node(
-        "MatMulW4A8", inputs, attributes=node.attributes, domain="fptq", outputs=[y], name="linear"
+        op_type, inputs, attributes=node.attributes, domain="fptq", outputs=ys, name="linear"
     )
     graph = ir.Graph(
         graph_inputs,
-        [y],
+        ys,
         nodes=[op],
         initializers=initializers,
         opset_imports={"": 21, "fptq": 1},
@@ -116,16 +134,19 @@ def build(node: Node) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def expected(node: Node, x: NDArray[Any]) -> NDArray[Any]:
-    """What the NumPy definition gives for A = x."""
+def expected(node: Node, x: NDArray[Any]) -> list[NDArray[Any]]:
+    """What the NumPy definition gives for A = x, for each output."""
     rows = x.astype(np.float32).reshape(-1, x.shape[-1])
     if "a_scale" in node.attributes:
         codes, row_scales = quantize_static(rows, np.float32(node.attributes["a_scale"]))
     else:
         codes, row_scales = quantize_per_token(rows)
     with np.errstate(over="ignore", invalid="ignore"):
-        y = matmul_w4a8(codes, row_scales, node.weights, node.bias).astype(node.dtype)
-    return y.reshape(*x.shape[:-1], node.weights.codes.shape[1])
+        y = matmul_w4a8(codes, row_scales, node.weights, node.bias)
+        parts = np.split(y, np.cumsum(node.attributes["N"])[:-1], axis=1)
+        if "gate" in node.attributes:
+            parts = [gated(parts[0], parts[1], node.attributes["gate"])]
+        return [part.astype(node.dtype).reshape(*x.shape[:-1], part.shape[1]) for part in parts]
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
@@ -149,8 +170,9 @@ def open_session(model: ir.Model | Node, threads: int = 1) -> ort.InferenceSessi
 
 def assert_exact(node: Node, x: NDArray[Any], threads: int = 1) -> None:
     """Run the node in ONNX Runtime; all bits must be those of the definition (NaN is NaN)."""
-    (got,) = open_session(node, threads).run(None, {"A": x})
-    np.testing.assert_array_equal(got, expected(node, x), strict=True)
+    got = open_session(node, threads).run(None, {"A": x})
+    for ours, definition in zip(got, expected(node, x), strict=True):
+        np.testing.assert_array_equal(ours, definition, strict=True)
 
 
 @pytest.fixture
@@ -168,7 +190,7 @@ def op() -> Any:
     return Functions
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512vnni"])
+@pytest.fixture(params=["scalar", "avx2", "avx512vnni", "amx"])
 def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once per kernel, forced; skips those that this CPU lacks."""
     name: str = request.param

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "N huge": (_attribute("N", [BIG]), "columns N must be positive"),
     "N needs more panels": (_attribute("N", [129]), "input B has the shape [2, 5, 256] where"),
     "N no list": (_attribute("N", 70), "attribute N is empty"),
-    "N of two linears": (_attribute("N", [64, 6]), "1 outputs do not fit"),
+    "N of two linears": (_attribute("N", [30, 30, 10]), "input B has the shape"),
     "N overflows": (_attribute("N", [2**31 - 1, 1]), "together at most"),
     "gate unknown": (_attribute("gate", "relu"), 'must be "silu" or "gelu_tanh"'),
     "gate of one": (_attribute("gate", "silu"), "the same number twice"),

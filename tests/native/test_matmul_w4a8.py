@@ -135,3 +135,46 @@ def test_threads(op: Any, activations: Any, threads: int, m: int) -> None:
 
 def ort_version() -> tuple[int, ...]:
     return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rows", [1, 5, 7, 33])
+@pytest.mark.parametrize(("k", "n", "block"), [(7, 3, -1), (172, 70, 32), (300, 130, 128)])
+def test_8_bit_weights(
+    op: Any,
+    each_kernel: str,
+    activations: Any,
+    k: int,
+    n: int,
+    block: int,
+    rows: int,
+    symmetric: bool,
+    dtype: Any,
+) -> None:
+    node = op.make_node(k, n, block, symmetric=symmetric, bias=True, dtype=dtype, bits=8)
+    op.assert_exact(node, activations((rows, k), dtype))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 8, 40])
+@pytest.mark.parametrize("parts", [(70, 6, 64), (64, 64), (1, 1, 1, 200)])
+def test_several_linears_of_one_input(
+    op: Any, each_kernel: str, activations: Any, parts: tuple[int, ...], rows: int, bits: int
+) -> None:
+    for threads, seed in ((1, 0), (3, 1)):
+        node = op.make_node(
+            88, sum(parts), 32, symmetric=False, bias=True, bits=bits, parts=parts, seed=seed
+        )
+        op.assert_exact(node, activations((rows, 88)), threads)
+
+
+@pytest.mark.parametrize("gate", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("rows", [1, 9, 130])
+@pytest.mark.parametrize("n", [1, 70, 192])
+def test_gate(
+    op: Any, each_kernel: str, activations: Any, n: int, rows: int, dtype: Any, gate: str
+) -> None:
+    node = op.make_node(72, 2 * n, 32, bias=True, dtype=dtype, parts=(n, n), gate=gate)
+    op.assert_exact(node, activations((rows, 72), dtype), threads=2)

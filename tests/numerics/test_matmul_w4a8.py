@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fptq_onnx.numerics.int4 import PER_CHANNEL, Int4Weights, quantize_rtn
+from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, quantize_rtn
 from fptq_onnx.numerics.matmul_w4a8 import fma, integer_parts, matmul_w4a8
 
 
@@ -93,7 +93,7 @@ def test_product_by_hand() -> None:
     # One column, groups of 2: codes 15 1 | 8 10, scales 0.5 and 2. x = 3 -4 | 100 5, scale 0.25.
     # acc  = 15*3 + 1*-4 = 41 | 8*100 + 10*5 = 850        rows = -1 | 105
     # acc - 8 rows = 49 | 10;  y = 49 * 0.5 + 10 * 2 = 44.5;  out = 44.5 * 0.25 + 1 = 12.125
-    weights = Int4Weights(
+    weights = GroupWeights(
         np.array([[15], [1], [8], [10]], np.uint8), np.array([[0.5], [2]], np.float32), None, 2
     )
     x8 = np.array([[3, -4, 100, 5]], np.int8)
@@ -106,7 +106,7 @@ def test_product_by_hand() -> None:
 
 def test_asymmetric_product_by_hand() -> None:
     # Zero points 15 | 0: acc - zero * rows = 41 + 15 = 56 | 850;  56 * 0.5 + 850 * 2 = 1728
-    weights = Int4Weights(
+    weights = GroupWeights(
         np.array([[15], [1], [8], [10]], np.uint8),
         np.array([[0.5], [2]], np.float32),
         np.array([[15], [0]], np.uint8),

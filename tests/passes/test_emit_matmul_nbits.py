@@ -9,7 +9,7 @@ import pytest
 from quantized import SPELLINGS, Quantized, quantized, spelled
 from tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
-from fptq_onnx.numerics.int4 import dequantize, quantize_rtn
+from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits, pack_blocks
 from fptq_onnx.plan import FLOAT, STATIC
 

@@ -10,7 +10,7 @@ import pytest
 from quantized import SPELLINGS, Quantized, activations, quantized, spelled
 from tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
-from fptq_onnx.numerics.int4 import dequantize
+from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.matmul_w4a8 import matmul_w4a8
 from fptq_onnx.passes.emit_qdq import emit_qdq

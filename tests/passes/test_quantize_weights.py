@@ -12,7 +12,7 @@ from tiny_graphs import build, stats_of, weight
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.numerics.int4 import quantize_rtn
+from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.plan import FLOAT, LinearPlan, Plan

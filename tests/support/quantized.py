@@ -14,7 +14,7 @@ from tiny_graphs import build, stats_of, weight
 
 from fptq_onnx.config import Config
 from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.numerics.int4 import Int4Weights
+from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.plan import Plan
@@ -48,7 +48,7 @@ class Quantized:
         """The first linear."""
         return find_linears(self.model).linears[0]
 
-    def weights(self, index: int = 0) -> Int4Weights:
+    def weights(self, index: int = 0) -> GroupWeights:
         """The int4 weights of a linear."""
         return self.store.get(self.plan.linears[index].name)
 

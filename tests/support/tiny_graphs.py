@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from fptq_onnx import runtime
 from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.passes.normalize import normalize
@@ -55,6 +56,8 @@ def run(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if "fptq" in model.opset_imports:
+        runtime.register(options)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     serialized = ir.to_proto(model).SerializeToString()

@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fptq_onnx.numerics.int4 import (
+from fptq_onnx.numerics.group_weights import (
     PER_CHANNEL,
-    Int4Weights,
+    GroupWeights,
     dequantize,
     group_count,
     group_length,
@@ -121,7 +121,7 @@ def test_half_precision_weights_are_read_exactly(rng: np.random.Generator) -> No
 
 def test_dequantize_rounds_once() -> None:
     # (15 - 2) * 0.1f is exact in rational arithmetic; its nearest float32 is what we want.
-    weights = Int4Weights(
+    weights = GroupWeights(
         np.array([[15], [0]], np.uint8),
         np.array([[0.1]], np.float32),
         np.array([[2]], np.uint8),

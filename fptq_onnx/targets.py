@@ -1,0 +1,71 @@
+"""From a prepared model to each target: which emitter, and the passes that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fptq_onnx.config import Config
+from fptq_onnx.passes.emit_custom import emit_custom
+from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
+from fptq_onnx.passes.emit_qdq import MINIMUM_OPSET, emit_qdq
+from fptq_onnx.passes.fuse_gated_mlp import fuse_gated_mlp
+from fptq_onnx.passes.fuse_shared_inputs import fuse_shared_inputs
+from fptq_onnx.passes.raise_opset import raise_opset
+from fptq_onnx.plan import Plan
+from fptq_onnx.weight_store import WeightStore
+
+FLOAT_TARGET = "float"
+QDQ_NOTE = (
+    "the qdq target is for interchange and NPUs: ONNX Runtime's CPU provider runs it correctly but "
+    "slowly, use custom or matmulnbits there"
+)
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A model of one target.
+
+    model: ready to be written.
+    lines: what was done, for people.
+    notes: what a user should know, one sentence each.
+    """
+
+    model: ir.Model
+    lines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _qdq(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
+    raised = raise_opset(model, MINIMUM_OPSET)
+    emit_qdq(raised, plan, store)
+    return Emitted(raised, notes=(QDQ_NOTE,))
+
+
+def _matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
+    emit_matmul_nbits(model, plan, store)
+    return Emitted(model)
+
+
+def _custom(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
+    emit_custom(model, plan, store)
+    if not config.fuse:
+        return Emitted(model)
+    shared = fuse_shared_inputs(model)
+    gated, declined = fuse_gated_mlp(model)
+    line = f"fused        {shared} ops hold the linears of one input, {gated} with their gate"
+    return Emitted(model, (line,), declined)
+
+
+def _float(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
+    return Emitted(model)
+
+
+EMITTERS: dict[str, Callable[[ir.Model, Plan, WeightStore, Config], Emitted]] = {
+    "custom": _custom,
+    "matmulnbits": _matmul_nbits,
+    "qdq": _qdq,
+    FLOAT_TARGET: _float,
+}
