@@ -20,6 +20,7 @@ constexpr Kernel kKernels[] = {
 #if defined(FPTQ_X86_KERNELS)
     {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx2, matmul_amx, gate_avx2},
     {"avx512vnni", kAvx512Set, 6, 96, quantize_avx2, matmul_avx512vnni, gate_avx2},
+    {"avxvnni", kAvx2Set | kAvxVnni, 6, 96, quantize_avx2, matmul_avxvnni, gate_avx2},
     {"avx2", kAvx2Set, 4, 96, quantize_avx2, matmul_avx2, gate_avx2},
 #endif
     {"scalar", 0, 1, 96, quantize_scalar, matmul_scalar, gate_scalar},

@@ -108,6 +108,7 @@ void quantize_scalar(const QuantizeArgs& args, Range rows);
 void quantize_avx2(const QuantizeArgs& args, Range rows);
 void matmul_scalar(const MatMulArgs& args, Range rows, Range panels);
 void matmul_avx2(const MatMulArgs& args, Range rows, Range panels);
+void matmul_avxvnni(const MatMulArgs& args, Range rows, Range panels);
 void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels);
 void matmul_amx(const MatMulArgs& args, Range rows, Range panels);
 void gate_scalar(const GateArgs& args);

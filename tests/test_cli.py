@@ -97,7 +97,7 @@ def test_run_writes_text(converted):
 
 def test_every_forced_kernel_writes_the_same_text(converted):
     texts = set()
-    for kernel in ("", "amx", "avx512vnni", "avx2", "scalar"):
+    for kernel in ("", "amx", "avx512vnni", "avxvnni", "avx2", "scalar"):
         result = command(
             "run",
             converted[0] / "custom",

@@ -190,7 +190,7 @@ def op() -> Any:
     return Functions
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512vnni", "amx"])
+@pytest.fixture(params=["scalar", "avx2", "avxvnni", "avx512vnni", "amx"])
 def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once per kernel, forced; skips those that this CPU lacks."""
     name: str = request.param

@@ -1,0 +1,56 @@
+// AVX-VNNI: vpdpbusd in 256-bit registers, for CPUs without AVX-512.
+//
+// A tile is up to 6 rows by 16 columns: 12 sums, 2 registers of codes, one of activations, of 16.
+#include "avx2_tiles.h"
+
+namespace fptq {
+
+namespace {
+
+struct AvxVnni {
+  static constexpr int64_t kRows = 6;
+  static constexpr int64_t kPlanes = 1;
+
+  static const uint8_t* unpack(const uint8_t* lines, int64_t bits, int64_t steps, uint8_t* out) {
+    if (bits == 8) return lines;
+    unpack_nibbles(lines, steps, out);
+    return out;
+  }
+
+  // sums [R, 64] += codes of `steps` steps * activations of R rows, for two registers of columns.
+  template <int R>
+  static void add_steps(const uint8_t* codes, int64_t first, int64_t steps, int64_t byte, int64_t,
+                        const int8_t* x, int64_t stride, int32_t* sums) {
+    const uint8_t* at = codes + first * kUnpackedBytes + byte;
+    __m256i acc[R][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = load(sums + r * kPanelColumns + 8 * v);
+    }
+    for (int64_t q = 0; q < 2 * steps; ++q, at += kLineBytes, x += 4) {
+      const __m256i low = load(at);
+      const __m256i high = load(at + 32);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m256i quad = broadcast_quad(x + r * stride);
+        // Pinned, in the VEX encoding; compilers may choose EVEX or copy sums around.
+        __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc[r][0]) : "x"(low), "x"(quad));
+        __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc[r][1]) : "x"(high), "x"(quad));
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) store(sums + r * kPanelColumns + 8 * v, acc[r][v]);
+    }
+  }
+};
+
+}  // namespace
+
+void matmul_avxvnni(const MatMulArgs& args, Range rows, Range panels) {
+  all_panels<AvxVnni>(args, rows, panels);
+}
+
+}  // namespace fptq
