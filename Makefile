@@ -4,10 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types native-test pytest clean
+.PHONY: demo test lint types native-test native-asan native-arm pytest clean
 
 # A change of the build files, or of any native source, builds and installs again.
-$(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*)
+$(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,26 @@ native-test: $(STAMP)
 	$(BIN)/cmake -S . -B build/native -DFPTQ_DEV=ON
 	$(BIN)/cmake --build build/native --parallel 2
 	$(BIN)/ctest --test-dir build/native --output-on-failure
+
+# The same under AddressSanitizer and UndefinedBehaviorSanitizer, and the ops in ONNX Runtime.
+native-asan: $(STAMP)
+	$(BIN)/cmake -S . -B build/asan -DFPTQ_DEV=ON -DFPTQ_SANITIZE='address;undefined'
+	$(BIN)/cmake --build build/asan --parallel 2
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 FPTQ_ONNX_LIBRARY=$(CURDIR)/build/asan/libfptq_ort_ops.so \
+	  FPTQ_MALFORMED_NODES=10000 $(BIN)/python -m pytest -q tests/native
+
+# The cross build for aarch64, run by an emulator: with all instructions, without i8mm, with none.
+native-arm: $(STAMP)
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { echo "native-arm needs the Debian packages g++-aarch64-linux-gnu and qemu-user"; exit 1; }
+	$(BIN)/cmake -S . -B build/arm -DFPTQ_DEV=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=native/toolchains/aarch64-linux-gnu.cmake
+	$(BIN)/cmake --build build/arm --parallel 2
+	for cpu in max cortex-a76 cortex-a53; do \
+	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_kernels || exit 1; \
+	done
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q

@@ -10,6 +10,7 @@ namespace fptq_test {
 struct Problem {
   int64_t m, k, n;
   int64_t block;  // channels per group, or -1
+  int64_t bits;   // of a code: 4 or 8
   bool per_token;
   bool half;
   float static_scale;

@@ -14,130 +14,19 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "plain_reference.h"
+#include "random_problem.h"
 
 namespace {
 
+using fptq_test::half_bits;
+using fptq_test::pack;
+using fptq_test::Packed;
+using fptq_test::pick;
 using fptq_test::PlainRows;
 using fptq_test::Problem;
-
-using Random = std::mt19937;
-
-int64_t pick(Random& random, int64_t low, int64_t high) {
-  return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
-}
-
-uint16_t half_bits(float value) {  // value is one that float16 holds, or NaN
-  if (std::isnan(value)) return 0x7e00;
-  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
-  const float magnitude = std::fabs(value);
-  if (std::isinf(magnitude)) return sign | 0x7c00;
-  if (magnitude == 0) return sign;
-  int exponent = 0;
-  const float fraction = std::frexp(magnitude, &exponent);  // 0.5..1
-  if (exponent < -13) return static_cast<uint16_t>(sign | static_cast<int>(std::ldexp(magnitude, 24)));
-  return static_cast<uint16_t>(sign | ((exponent + 14) << 10) |
-                               (static_cast<int>(std::ldexp(fraction, 11)) & 1023));
-}
-
-// The nearest float16 of any float32, ties to even, worked in double: no bit tricks.
-uint16_t round_to_half(float value) {
-  if (std::isnan(value)) return 0x7e00;
-  const double magnitude = std::fabs(static_cast<double>(value));
-  if (magnitude >= 65520.0) return half_bits(value > 0 ? INFINITY : -INFINITY);
-  int exponent = 0;
-  std::frexp(magnitude, &exponent);
-  const int last_bit = std::max(exponent - 11, -24);
-  const double rounded = std::ldexp(std::nearbyint(std::ldexp(magnitude, -last_bit)), last_bit);
-  return half_bits(std::copysign(static_cast<float>(rounded), value));
-}
-
-Problem random_problem(Random& random) {
-  static const int64_t kBlocks[] = {8, 16, 32, 64, 128, 256, 1024, -1};
-  Problem p{};
-  p.m = pick(random, 1, random() % 16 == 0 ? 300 : random() % 2 ? 40 : 7);
-  p.k = pick(random, 1, random() % 4 == 0 ? 900 : 140);
-  p.n = pick(random, 1, 200);
-  p.block = kBlocks[random() % 8];
-  p.per_token = random() % 2;
-  p.half = random() % 3 == 0;
-  p.static_scale = std::ldexp(1.0f + static_cast<float>(random() % 1000) / 1000.0f,
-                              static_cast<int>(pick(random, -9, -4)));
-  p.codes.resize(static_cast<size_t>(p.k * p.n));
-  p.scales.resize(static_cast<size_t>(p.groups() * p.n));
-  p.activations.resize(static_cast<size_t>(p.m * p.k));
-
-  // A third of the problems have extreme values only; half of those with one sign, which makes the
-  // largest sums there can be (static scales below 1/16 turn -7.996 into the code -128).
-  const bool extreme = random() % 3 == 0;
-  const bool one_sign = random() % 2;
-  for (auto& c : p.codes) c = extreme ? (one_sign ? 1 : random() % 2) * 15 : random() % 16;
-  const int wide = random() % 8 == 0 ? 120 : 6;  // sometimes results overflow or become subnormal
-  for (auto& s : p.scales) {
-    s = std::ldexp(1.0f + static_cast<float>(random() % 4096) / 4096.0f,
-                   static_cast<int>(pick(random, -wide, wide)));
-  }
-  if (random() % 2) {
-    p.zero_points.resize(p.scales.size());
-    for (auto& z : p.zero_points) z = random() % 16;
-  }
-  if (random() % 2) {
-    p.bias.resize(static_cast<size_t>(p.n));
-    for (auto& b : p.bias) b = static_cast<float>(pick(random, -1000, 1000)) / 64.0f;
-  }
-  for (auto& a : p.activations) {
-    // Multiples of 1/256 below 8: float16 holds them. Steps of the static scale are hit between
-    // and on the halves, and 127 / 128 are passed.
-    a = extreme ? (!one_sign && random() % 2 ? 7.99609375f : -7.99609375f)
-                : static_cast<float>(pick(random, -2047, 2047)) / 256.0f;
-  }
-  auto plant = [&](float value) { p.activations[random() % p.activations.size()] = value; };
-  switch (random() % 12) {
-    case 0: plant(NAN); break;
-    case 1: plant(INFINITY); break;
-    case 2: plant(-INFINITY); break;
-    case 3:  // a row of zeros, and one of float16 subnormals
-      for (int64_t k = 0; k < p.k; ++k) p.activations[k] = 0.0f;
-      for (int64_t k = 0; k < p.k && p.m > 1; ++k) p.activations[p.k + k] = std::ldexp(static_cast<float>(pick(random, -9, 9)), -24);
-      break;
-    case 4:  // rows whose scale is below the smallest normal float
-      if (!p.half) for (auto& a : p.activations) a = std::ldexp(a, -130);
-      break;
-    default: break;
-  }
-  return p;
-}
-
-struct Packed {
-  std::vector<uint8_t> lines, zero_points;
-  std::vector<float> scales;
-};
-
-// The layout from its definition in panels.py, one code at a time.
-Packed pack(const Problem& p) {
-  const int64_t panels = (p.n + 63) / 64;
-  const int64_t steps = (p.k + 7) / 8;
-  const int64_t groups = p.groups();
-  Packed out;
-  out.lines.assign(static_cast<size_t>(panels * steps * 256), 0);
-  for (int64_t k = 0; k < p.k; ++k) {
-    for (int64_t n = 0; n < p.n; ++n) {
-      const int64_t byte = ((n / 64) * steps + k / 8) * 256 + 4 * (n % 64) + k % 4;
-      out.lines[byte] |= static_cast<uint8_t>(p.codes[k * p.n + n] << (k % 8 < 4 ? 0 : 4));
-    }
-  }
-  out.scales.assign(static_cast<size_t>(panels * groups * 64), 0.0f);
-  if (!p.zero_points.empty()) out.zero_points.assign(out.scales.size(), 0);
-  for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t n = 0; n < p.n; ++n) {
-      const int64_t at = ((n / 64) * groups + g) * 64 + n % 64;
-      out.scales[at] = p.scales[g * p.n + n];
-      if (!p.zero_points.empty()) out.zero_points[at] = p.zero_points[g * p.n + n];
-    }
-  }
-  return out;
-}
-
+using fptq_test::Random;
+using fptq_test::random_problem;
+using fptq_test::round_to_half;
 struct Result {
   std::vector<int8_t> codes;  // [m, k]
   std::vector<float> row_scales;
@@ -183,7 +72,7 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
   const fptq::PackedWeights weights = {
       lines.data() + 1, packed.scales.data(),
       packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
-      p.bias.empty() ? nullptr : p.bias.data(), 4, p.k, p.n, panels, steps, groups, group_steps};
+      p.bias.empty() ? nullptr : p.bias.data(), p.bits, p.k, p.n, panels, steps, groups, group_steps};
   const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), p.n, element};
   const int64_t middle = pick(random, 0, panels);
   kernel.matmul(matmul, {0, cut}, {0, middle});
@@ -207,8 +96,8 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
   char where[160];
   std::snprintf(where, sizeof(where),
                 "%s: m=%" PRId64 " k=%" PRId64 " n=%" PRId64 " block=%" PRId64
-                " per_token=%d half=%d zeros=%d bias=%d",
-                kernel, p.m, p.k, p.n, p.block, p.per_token, p.half, !p.zero_points.empty(),
+                " bits=%" PRId64 " per_token=%d half=%d zeros=%d bias=%d",
+                kernel, p.m, p.k, p.n, p.block, p.bits, p.per_token, p.half, !p.zero_points.empty(),
                 !p.bias.empty());
   for (int64_t m = 0; m < p.m; ++m) {
     if (!same(rows.scales[m], got.row_scales[m])) {
@@ -252,6 +141,45 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
   return true;
 }
 
+// silu or tanh-GELU of random and special values, against the scalar file bit for bit, and that
+// against double precision.
+bool gates_agree(const fptq::Kernel& kernel, Random& random) {
+  const int64_t count = pick(random, 1, 80);
+  std::vector<float> gate(static_cast<size_t>(count)), up(gate.size());
+  for (auto& g : gate) {
+    g = random() % 20 == 0 ? std::ldexp(1.0f, static_cast<int>(pick(random, -140, 127)))
+                           : static_cast<float>(pick(random, -20000, 20000)) / 1000.0f;
+    if (random() % 50 == 0) g = NAN;
+  }
+  for (auto& u : up) u = static_cast<float>(pick(random, -1000, 1000)) / 64.0f;
+  const auto function = random() % 2 ? fptq::Gate::kSilu : fptq::Gate::kGeluTanh;
+  const auto element = random() % 2 ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
+  const size_t size = element == fptq::Element::kFloat16 ? 2 : 4;
+  std::vector<uint8_t> got(gate.size() * size), expected(got.size()), exact(gate.size() * 4);
+  kernel.gate({gate.data(), up.data(), got.data(), count, function, element});
+  fptq::gate_scalar({gate.data(), up.data(), expected.data(), count, function, element});
+  fptq::gate_scalar({gate.data(), up.data(), exact.data(), count, function,
+                     fptq::Element::kFloat32});
+  for (int64_t i = 0; i < count; ++i) {
+    float value;
+    std::memcpy(&value, exact.data() + 4 * i, 4);
+    const bool nan = std::isnan(gate[i]);
+    if (nan != std::isnan(value)) return false;
+    if (nan) continue;
+    if (std::memcmp(got.data() + size * i, expected.data() + size * i, size) != 0) return false;
+    const double x = gate[i];
+    const double t = function == fptq::Gate::kSilu
+                         ? x
+                         : 2 * std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
+    const double want = x / (1 + std::exp(-t)) * up[i];
+    if (std::fabs(want) > 3e38) continue;  // overflows, or nearly so
+    // See tests/numerics/test_gated.py for the bound.
+    const double bound = (4 * std::fmin(std::fmax(std::fabs(t), 1.0), 88.0) + 8) * 0x1p-24;
+    if (!(std::fabs(value - want) <= bound * std::fabs(want) + 1e-33)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -277,6 +205,10 @@ int main(int argc, char** argv) {
       const fptq::Kernel& kernel = table.kernels[j];
       if (!fptq::usable(kernel) || failures[j] > 3) continue;
       if (!compare(p, rows, expected, run(kernel, p, packed, random), kernel.name)) ++failures[j];
+      if (!gates_agree(kernel, random)) {
+        std::printf("%s: a gate differs\n", kernel.name);
+        ++failures[j];
+      }
     }
   }
   int failed = 0;

@@ -1,0 +1,32 @@
+// Random inputs for the tests of the kernels: problems, their packed form, and float16 by hand.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "plain_reference.h"
+
+namespace fptq_test {
+
+using Random = std::mt19937;
+
+int64_t pick(Random& random, int64_t low, int64_t high);
+
+// The bits of a value that float16 holds, or of NaN.
+uint16_t half_bits(float value);
+
+// The nearest float16 of any float32, ties to even, worked in double: no bit tricks.
+uint16_t round_to_half(float value);
+
+Problem random_problem(Random& random);
+
+struct Packed {
+  std::vector<uint8_t> lines, zero_points;
+  std::vector<float> scales;
+};
+
+// The layout from its definition in panels.py, one code at a time.
+Packed pack(const Problem& p);
+
+}  // namespace fptq_test
