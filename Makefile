@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types native-test native-asan native-arm pytest clean
+.PHONY: demo test lint types native-test native-asan native-arm wheel wheel-aarch64 pytest clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -52,6 +52,15 @@ native-arm: $(STAMP)
 	for cpu in max cortex-a76 cortex-a53; do \
 	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_kernels || exit 1; \
 	done
+
+# One wheel for all Pythons, in dist/; the second one with the cross compiler of native-arm.
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+wheel-aarch64: $(STAMP)
+	_PYTHON_HOST_PLATFORM=linux-aarch64 PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pip wheel --quiet \
+	  --no-deps --no-build-isolation --wheel-dir dist \
+	  --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/toolchains/aarch64-linux-gnu.cmake .
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q

@@ -6,6 +6,7 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -74,6 +75,18 @@ uint32_t cpu_features() {
     }
   }
   if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 4)) features |= kAvxVnni;
+  return features;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+uint32_t cpu_features() {
+  // Bits of the kernel's <asm/hwcap.h>, which old systems' headers lack.
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // AT_HWCAP
+  constexpr unsigned long kI8mm = 1ul << 13;     // AT_HWCAP2
+  uint32_t features = 0;
+  if (getauxval(AT_HWCAP) & kAsimdDp) features |= kNeonDotprod;
+  if (getauxval(AT_HWCAP2) & kI8mm) features |= kNeonI8mm;
   return features;
 }
 

@@ -23,6 +23,10 @@ constexpr Kernel kKernels[] = {
     {"avxvnni", kAvx2Set | kAvxVnni, 6, 96, quantize_avx2, matmul_avxvnni, gate_avx2},
     {"avx2", kAvx2Set, 4, 96, quantize_avx2, matmul_avx2, gate_avx2},
 #endif
+#if defined(FPTQ_ARM_KERNELS)
+    {"neon_i8mm", kNeonI8mm, 4, 96, quantize_neon, matmul_neon_i8mm, gate_neon},
+    {"neon_dotprod", kNeonDotprod, 4, 96, quantize_neon, matmul_neon_dotprod, gate_neon},
+#endif
     {"scalar", 0, 1, 96, quantize_scalar, matmul_scalar, gate_scalar},
 };
 constexpr size_t kCount = sizeof(kKernels) / sizeof(kKernels[0]);

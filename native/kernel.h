@@ -111,6 +111,10 @@ void matmul_avx2(const MatMulArgs& args, Range rows, Range panels);
 void matmul_avxvnni(const MatMulArgs& args, Range rows, Range panels);
 void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels);
 void matmul_amx(const MatMulArgs& args, Range rows, Range panels);
+void quantize_neon(const QuantizeArgs& args, Range rows);
+void matmul_neon_dotprod(const MatMulArgs& args, Range rows, Range panels);
+void matmul_neon_i8mm(const MatMulArgs& args, Range rows, Range panels);
+void gate_neon(const GateArgs& args);
 void gate_scalar(const GateArgs& args);
 void gate_avx2(const GateArgs& args);
 

@@ -1,0 +1,186 @@
+// A matrix product with 128-bit registers, for the kernel files of Arm; in an unnamed namespace: each
+// file that includes this has its own copy, compiled with its own flags.
+//
+// A piece of a panel is unpacked in the first-level cache, in the form the file's instruction wants,
+// and every tile of up to 4 rows by 16 columns uses it.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstring>
+
+#include "kernel.h"
+
+namespace fptq {
+
+namespace {
+
+constexpr int kMaxRows = 4;
+constexpr int kVectors = 4;  // registers of 4 columns that a tile has
+constexpr int64_t kTileColumns = 4 * kVectors;
+// Steps unpacked at once: 16 KiB of the first-level cache.
+constexpr int64_t kPieceSteps = 32;
+constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step
+// Rows that share an unpacked piece; their sums take 24 KiB, twice where groups are long.
+constexpr int64_t kSharedRows = 96;
+constexpr int64_t kPrefetchBytes = 2048;
+
+// One step of a tile's columns: the first 4 channels of columns 4 v .. 4 v + 3, and the next 4.
+struct Halves {
+  uint8x16_t low, high;
+};
+
+Halves load_halves(const uint8_t* line, int64_t bits, int64_t v) {
+  const uint8x16_t first = vld1q_u8(line + 16 * v);
+  if (bits == 8) return {first, vld1q_u8(line + kLineBytes + 16 * v)};
+  return {vandq_u8(first, vdupq_n_u8(15)), vshrq_n_u8(first, 4)};
+}
+
+// What is left to add to the sums of a group: `middle` is what the unpacked codes are less by.
+int32x4_t group_start(const PackedWeights& w, int64_t at, int32_t middle, int32_t row_sum) {
+  int32x4_t zero = vdupq_n_s32(w.bits == 4 ? 8 : 128);
+  if (w.zero_points != nullptr) {
+    uint32_t bytes;
+    std::memcpy(&bytes, w.zero_points + at, sizeof(bytes));
+    const uint16x8_t words = vmovl_u8(vcreate_u8(bytes));
+    zero = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words)));
+  }
+  return vmulq_s32(vsubq_s32(vdupq_n_s32(middle), zero), vdupq_n_s32(row_sum));
+}
+
+float32x4_t load_floats(const float* at) {
+  return vreinterpretq_f32_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(at)));
+}
+
+void store_output(const MatMulArgs& args, int64_t row, int64_t column, float32x4_t y) {
+  const PackedWeights& w = args.weights;
+  const auto count = static_cast<size_t>(w.n - column < 4 ? w.n - column : 4);
+  const float32x4_t row_scale = vdupq_n_f32(args.rows.scales[row]);
+  float32x4_t out = vmulq_f32(y, row_scale);
+  if (w.bias != nullptr) {
+    float bias[4] = {};
+    std::memcpy(bias, reinterpret_cast<const uint8_t*>(w.bias) + 4 * column, 4 * count);
+    out = vfmaq_f32(vld1q_f32(bias), y, row_scale);
+  }
+  const int64_t index = row * args.output_stride + column;
+  if (args.element == Element::kFloat16) {
+    const float16x4_t half = vcvt_f16_f32(out);
+    std::memcpy(static_cast<uint16_t*>(args.output) + index, &half, 2 * count);
+  } else {
+    std::memcpy(static_cast<float*>(args.output) + index, &out, 4 * count);
+  }
+}
+
+// Steps of one panel, unpacked: whole groups, or a part of one longer group.
+struct Piece {
+  const uint8_t* codes;
+  int64_t panel;
+  Range steps;
+};
+
+// Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
+template <class Isa, int R>
+void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y,
+               int32_t* partial) {
+  const PackedWeights& w = args.weights;
+  const int8_t* x = args.rows.codes + row * args.rows.stride;
+  const int32_t* row_sums = args.rows.group_sums + row * w.groups;
+  const int32_t middle = Isa::middle(w.bits);
+  int64_t g = piece.steps.begin / w.group_steps;
+  for (int64_t s = piece.steps.begin; s < piece.steps.end; ++g) {
+    const int64_t begin = g * w.group_steps;
+    const int64_t left = w.steps - begin;
+    const int64_t group_end = begin + (left < w.group_steps ? left : w.group_steps);
+    const int64_t end = group_end < piece.steps.end ? group_end : piece.steps.end;
+    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
+      const int64_t at = (piece.panel * w.groups + g) * kPanelColumns + c;
+      int32x4_t sums[R][kVectors];
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < kVectors; ++v) {
+          sums[r][v] = s == begin
+                           ? group_start(w, at + 4 * v, middle, row_sums[r * w.groups + g])
+                           : vld1q_s32(partial + r * kPanelColumns + c + 4 * v);
+        }
+      }
+      Isa::template add_steps<R>(piece.codes + (s - piece.steps.begin) * kUnpackedBytes, c,
+                                 end - s, x + s * kStepChannels, args.rows.stride, sums);
+      for (int v = 0; v < kVectors; ++v) {
+        const float32x4_t scale = load_floats(w.scales + at + 4 * v);
+        for (int r = 0; r < R; ++r) {
+          const int64_t index = r * kPanelColumns + c + 4 * v;
+          if (end != group_end) {
+            vst1q_s32(partial + index, sums[r][v]);
+          } else {
+            const float32x4_t before = g == 0 ? vdupq_n_f32(0.0f) : vld1q_f32(y + index);
+            vst1q_f32(y + index, vfmaq_f32(before, vcvtq_f32_s32(sums[r][v]), scale));
+          }
+        }
+      }
+    }
+    s = end;
+  }
+}
+
+template <class Isa>
+void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
+  const PackedWeights& w = args.weights;
+  const int64_t line_bytes = kPanelColumns * w.bits;
+  const uint8_t* lines = w.lines + panel * w.steps * line_bytes;
+  alignas(64) uint8_t codes[kPieceSteps * kUnpackedBytes];
+  alignas(64) float y[kSharedRows * kPanelColumns];
+  alignas(64) int32_t partial[kSharedRows * kPanelColumns];
+
+  const int64_t count = rows.end - rows.begin;
+  const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;  // of equal height, more or less
+  const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
+  for (int64_t begin = 0; begin < w.steps;) {
+    int64_t length = whole_groups;
+    if (whole_groups == 0) {  // a longer group: stop at its end
+      const int64_t group_left = w.group_steps - begin % w.group_steps;
+      length = group_left < kPieceSteps ? group_left : kPieceSteps;
+    }
+    const int64_t end = begin + length < w.steps ? begin + length : w.steps;
+    for (int64_t s = begin; s < end; ++s) {
+      const uint8_t* line = lines + s * line_bytes;
+      for (int64_t i = 0; i < line_bytes; i += 64) __builtin_prefetch(line + kPrefetchBytes + i);
+      Isa::unpack(line, w.bits, codes + (s - begin) * kUnpackedBytes);
+    }
+    const Piece piece = {codes, panel, {begin, end}};
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = t * count / tiles;
+      const int64_t row = rows.begin + first;
+      float* sums = y + first * kPanelColumns;
+      int32_t* rest = partial + first * kPanelColumns;
+      switch ((t + 1) * count / tiles - first) {
+        case 1: add_piece<Isa, 1>(args, piece, row, sums, rest); break;
+        case 2: add_piece<Isa, 2>(args, piece, row, sums, rest); break;
+        case 3: add_piece<Isa, 3>(args, piece, row, sums, rest); break;
+        case 4: add_piece<Isa, 4>(args, piece, row, sums, rest); break;
+        default: break;  // kMaxRows rows make no larger tile
+      }
+    }
+    begin = end;
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < kPanelColumns; c += 4) {
+      const int64_t column = panel * kPanelColumns + c;
+      if (column < w.n) {
+        store_output(args, rows.begin + r, column, vld1q_f32(y + r * kPanelColumns + c));
+      }
+    }
+  }
+}
+
+template <class Isa>
+void all_panels(const MatMulArgs& args, Range rows, Range panels) {
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    for (int64_t row = rows.begin; row < rows.end; row += kSharedRows) {
+      const int64_t end = row + kSharedRows < rows.end ? row + kSharedRows : rows.end;
+      one_panel<Isa>(args, {row, end}, panel);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace fptq
