@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types native-test native-asan native-arm wheel wheel-aarch64 pytest clean
+.PHONY: demo test lint types native-test native-asan native-arm bench-kernels wheel wheel-aarch64 pytest clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -52,6 +52,12 @@ native-arm: $(STAMP)
 	for cpu in max cortex-a76 cortex-a53; do \
 	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_kernels || exit 1; \
 	done
+
+# Our kernels against stock ONNX Runtime and this machine's limits; half an hour on a quiet machine.
+bench-kernels: $(STAMP)
+	$(BIN)/cmake -S . -B build/native -DFPTQ_DEV=ON
+	$(BIN)/cmake --build build/native --parallel 2 --target fptq_machine_limits
+	$(BIN)/python benchmarks/kernels.py --limits build/native/fptq_machine_limits -o build/kernels.json
 
 # One wheel for all Pythons, in dist/; the second one with the cross compiler of native-arm.
 wheel: $(STAMP)
