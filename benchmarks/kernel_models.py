@@ -25,7 +25,7 @@ class Implementation:
     """One way of computing a linear.
 
     name: for the table; isa: the kernel forced, "" for stock; block: weights per scale.
-    bytes_per_weight: of the codes, for the bandwidth.
+    bytes_per_weight: of codes and scales, for the bandwidth.
     """
 
     name: str
@@ -36,11 +36,14 @@ class Implementation:
 
 
 class Tensors:
-    """Random initializers of one graph, by shape and type."""
+    """Random initializers of one copy of a linear, by shape and type.
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-        self._rng = np.random.default_rng(0)
+    Every copy has its own: ONNX Runtime keeps equal prepacked weights once.
+    """
+
+    def __init__(self, copy: int) -> None:
+        self._prefix = f"t{copy}_"
+        self._rng = np.random.default_rng(copy)
         self.values: list[ir.Value] = []
 
     def add(self, array: NDArray[Any]) -> ir.Value:
@@ -89,7 +92,7 @@ def ours(isa: str, block: int, *, symmetric: bool = True, static: bool = False) 
         return ir.node("MatMulW4A8", inputs, attributes, domain="fptq")
 
     kind = f"{'static' if static else 'per-token'}{'' if symmetric else ' asym'}"
-    return Implementation(f"ours {isa} {block} {kind}", isa, block, 0.5, node)
+    return Implementation(f"ours {isa} {block} {kind}", isa, block, 0.5 + 4 / block, node)
 
 
 def matmul_nbits(block: int) -> Implementation:
@@ -104,7 +107,7 @@ def matmul_nbits(block: int) -> Implementation:
         attributes = {"K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": 4}
         return ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft")
 
-    return Implementation(f"MatMulNBits {block}", "", block, 0.5, node)
+    return Implementation(f"MatMulNBits {block}", "", block, 0.5 + 4 / block, node)
 
 
 def _w8a8(name: str, op_type: str) -> Implementation:
@@ -143,7 +146,7 @@ def session(
     a = ir.Value(name="A", shape=ir.Shape(["M", k]), type=ir.TensorType(ir.DataType.FLOAT))
     nodes, outputs, initializers = [], [], []
     for copy in range(copies):
-        tensors = Tensors(f"t{copy}_")
+        tensors = Tensors(copy)
         node = implementation.node(a, tensors, k, n)
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
         nodes += [node] if producer is None else [producer, node]

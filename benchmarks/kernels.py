@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
     parser.add_argument("--seconds", type=float, default=1.0, help="per implementation and point")
     parser.add_argument("--memory-mb", type=int, default=256, help="4-bit weights for few rows")
+    parser.add_argument("--only", default="", help="only implementations this matches (regex)")
     options = parser.parse_args()
     shapes = [tuple(map(int, text.split(","))) for text in options.shapes.split()] or SHAPES
     limits: dict[str, float] = {}
@@ -53,7 +55,7 @@ def main() -> int:
                 points = [m for m in options.rows if (m <= FEW_ROWS) == few]
                 if points:
                     copies = max(1, options.memory_mb * 2 * 10**6 // (k * n)) if few else 1
-                    rows += measure(k, n, points, copies, threads, options.seconds, limits)
+                    rows += measure(k, n, points, copies, threads, options, limits)
     about = {
         "onnxruntime": ort.__version__,
         "machine": platform.machine(),
@@ -100,7 +102,7 @@ def measure(
     points: list[int],
     copies: int,
     threads: int,
-    limit: float,
+    options: argparse.Namespace,
     limits: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Rows of the result for one shape; all implementations take turns."""
@@ -109,6 +111,8 @@ def measure(
         folder = Path(name)
         sessions = {}
         for item in implementations(usable(folder)):
+            if not re.search(options.only, item.name):
+                continue
             # float32 needs eight times the memory and is far out of cache with fewer copies.
             count = max(1, copies // 4) if item.name == "fp32" else copies
             sessions[item] = (session(item, k, n, count, threads, folder), count)
@@ -124,7 +128,7 @@ def measure(
                 runner.run_with_iobinding(binding)
                 bindings[item] = binding
             times: dict[Implementation, list[float]] = {item: [] for item in sessions}
-            deadline = time.perf_counter() + limit * len(sessions)
+            deadline = time.perf_counter() + options.seconds * len(sessions)
             while time.perf_counter() < deadline or len(times[item]) < 5:
                 for item, (runner, count) in sessions.items():
                     start = time.perf_counter()

@@ -17,9 +17,9 @@ namespace {
 
 constexpr int kVectors = 4;  // registers of 16 columns in a panel
 
-// Far enough to cover the latency of memory while a panel streams in, and across the 4 KiB page
-// at which the hardware prefetcher stops.
-constexpr int64_t kPrefetchBytes = 4096;
+// Far enough to cover the latency of memory while a panel streams in, and across the end of a 4 KiB
+// page, at which the hardware prefetcher stops. The second-level cache is the best target.
+constexpr int64_t kPrefetchBytes = 2048;
 
 constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step, one byte per code
 
@@ -42,6 +42,14 @@ inline __attribute__((always_inline)) __m512i broadcast_quad(const int8_t* x) {
 void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(bytes) + i, _MM_HINT_T1);
+  }
+}
+
+// The scales of a group are a stream of their own, too thin for the hardware prefetcher.
+inline void prefetch_scales(const PackedWeights& w, int64_t panel, int64_t g) {
+  const float* scales = w.scales + (panel * w.groups + g) * kPanelColumns;
+  for (int v = 0; v < kVectors; ++v) {
+    _mm_prefetch(reinterpret_cast<const char*>(scales + 16 * v), _MM_HINT_T1);
   }
 }
 
@@ -68,7 +76,7 @@ inline __attribute__((always_inline)) void dot_packed(const uint8_t* line, const
     __m512i codes[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64 * v, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64 * v, _MM_HINT_T1);
       codes[v] = _mm512_and_si512(_mm512_loadu_si512(line + 64 * v), low_nibble);
     }
     dot_quad<R>(codes, x, stride, acc);
@@ -94,7 +102,7 @@ inline __attribute__((always_inline)) void dot_unpacked(const uint8_t* bytes, co
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* at = bytes + half * kLineBytes + 64 * v;
-        if (kPrefetch) _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
+        if (kPrefetch) _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T1);
         codes[v] = _mm512_loadu_si512(at);
       }
       dot_quad<R>(codes, x + 4 * half, stride, acc);

@@ -34,6 +34,7 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
     const int64_t first = g * w.group_steps;
     const int64_t left = w.steps - first;
     Accumulators<R> acc;
+    prefetch_scales(w, panel, g + 1);
     start_group<R>(w, sums, panel, g, acc);
     const int64_t steps = left < w.group_steps ? left : w.group_steps;
     const uint8_t* group = lines + first * kBytes;
