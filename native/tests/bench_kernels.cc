@@ -7,6 +7,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -42,18 +43,21 @@ int main(int argc, char** argv) {
   std::vector<uint8_t> zeros(scales.size(), 7);
   std::vector<float> input(static_cast<size_t>(max_rows * k));
   for (auto& x : input) x = static_cast<float>(random() % 255) - 127.0f;
-  std::vector<int8_t> codes(static_cast<size_t>(max_rows * stride + fptq::kRowSlack));
+  std::vector<int8_t> memory(static_cast<size_t>(max_rows * stride + fptq::kRowSlack + 64));
+  // On a cache line, as the session's allocator gives it.
+  int8_t* codes = memory.data() + 63 - (reinterpret_cast<uintptr_t>(memory.data()) + 63) % 64;
   std::vector<int32_t> sums(static_cast<size_t>(max_rows * groups));
   std::vector<float> row_scales(static_cast<size_t>(max_rows));
   std::vector<float> output(static_cast<size_t>(max_rows * n));
-  const fptq::QuantizedRows rows = {codes.data(), sums.data(), row_scales.data(), stride};
+  const fptq::QuantizedRows rows = {codes, sums.data(), row_scales.data(), stride};
 
   std::printf("K=%" PRId64 " N=%" PRId64 " block=%" PRId64 "%s\n", k, n, block,
               asymmetric ? " asymmetric" : "");
   const fptq::KernelTable table = fptq::all_kernels();
   for (size_t i = 0; i < table.count; ++i) {
     const fptq::Kernel& kernel = table.kernels[i];
-    if (!fptq::usable(kernel)) continue;
+    const char* only = std::getenv("FPTQ_FORCE_KERNEL");
+    if (!fptq::usable(kernel) || (only != nullptr && std::strcmp(only, kernel.name) != 0)) continue;
     for (const int64_t m : {1, 2, 4, 16, 128, 512}) {
       if (kernel.features == 0 && m > 4) continue;
       const fptq::QuantizeArgs quantize = {input.data(), fptq::Element::kFloat32, k,    steps,
