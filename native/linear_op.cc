@@ -15,6 +15,8 @@ constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
 constexpr int64_t kTaskConversions = int64_t{1} << 14;
 // Enough tasks for any number of threads to finish together; the API does not tell that number.
 constexpr int64_t kTasks = 64;
+// Codes of a task's rows stay in the second-level cache while its panels pass by.
+constexpr int64_t kTaskCodes = int64_t{5} << 18;
 // Rows whose gate and other half wait together, 32 KiB, for being multiplied.
 constexpr int64_t kGatedRows = 64;
 
@@ -138,17 +140,19 @@ void LinearOp::run(const Call& call) const {
 
   const bool gated = gate_ != Gate::kNone;
   const int64_t panels = gated ? w.panels : panels_;  // gate and up panels go together
-  const int64_t row_parts = ceil_div(rows, kernel_->rows_per_task);
+  const int64_t fitting = std::max(kTaskCodes / call.quantize.rows.stride, kernel_->row_tile);
+  const int64_t row_parts = ceil_div(rows, std::min(kernel_->rows_per_task, fitting));
   const int64_t task_rows = round_up(ceil_div(rows, row_parts), kernel_->row_tile);
   const int64_t panel_multiplies = std::min(rows, task_rows) * w.k * kPanelColumns * (gated ? 2 : 1);
   const int64_t task_panels =
       std::max(ceil_div(panels, kTasks), ceil_div(kTaskMultiplies, panel_multiplies));
   const int64_t row_tasks = ceil_div(rows, task_rows);
-  const int64_t tasks = row_tasks * ceil_div(panels, task_panels);
+  const int64_t panel_tasks = ceil_div(panels, task_panels);
+  const int64_t tasks = row_tasks * panel_tasks;
   parallel_for(f_, call.context, tasks, [&](size_t index) {
-    // Neighbouring tasks share panels, so that these are still in a shared cache.
-    const int64_t row = static_cast<int64_t>(index) % row_tasks * task_rows;
-    const int64_t panel = static_cast<int64_t>(index) / row_tasks * task_panels;
+    // Neighbouring tasks share rows: their codes are many more bytes than a panel.
+    const int64_t row = static_cast<int64_t>(index) / panel_tasks * task_rows;
+    const int64_t panel = static_cast<int64_t>(index) % panel_tasks * task_panels;
     const Range task_range = {row, std::min(row + task_rows, rows)};
     const Range panel_range = {panel, std::min(panel + task_panels, panels)};
     if (gated) {
