@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types native-test native-asan native-arm bench-kernels wheel wheel-aarch64 pytest clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -42,6 +42,12 @@ native-asan: $(STAMP)
 	  ASAN_OPTIONS=detect_leaks=0 FPTQ_ONNX_LIBRARY=$(CURDIR)/build/asan/libfptq_ort_ops.so \
 	  FPTQ_MALFORMED_NODES=10000 $(BIN)/python -m pytest -q tests/native
 
+# Tasks of several calls at once under ThreadSanitizer.
+native-tsan: $(STAMP)
+	$(BIN)/cmake -S . -B build/tsan -DFPTQ_DEV=ON -DFPTQ_SANITIZE=thread
+	$(BIN)/cmake --build build/tsan --parallel 2 --target fptq_test_threads
+	build/tsan/fptq_test_threads
+
 # The cross build for aarch64, run by an emulator: with all instructions, without i8mm, with none.
 native-arm: $(STAMP)
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
@@ -51,6 +57,7 @@ native-arm: $(STAMP)
 	$(BIN)/cmake --build build/arm --parallel 2
 	for cpu in max cortex-a76 cortex-a53; do \
 	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_kernels || exit 1; \
+	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_threads || exit 1; \
 	done
 
 # Our kernels against stock ONNX Runtime and this machine's limits; half an hour on a quiet machine.

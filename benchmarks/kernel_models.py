@@ -139,10 +139,8 @@ def stock() -> list[Implementation]:
     ]
 
 
-def session(
-    implementation: Implementation, k: int, n: int, copies: int, threads: int, folder: Path
-) -> ort.InferenceSession:
-    """A session over `copies` linears that all read the input A; outputs Y0, Y1, ..."""
+def write_model(implementation: Implementation, k: int, n: int, copies: int, folder: Path) -> Path:
+    """A model of `copies` linears that all read the input A; outputs Y0, Y1, ..."""
     a = ir.Value(name="A", shape=ir.Shape(["M", k]), type=ir.TensorType(ir.DataType.FLOAT))
     nodes, outputs, initializers = [], [], []
     for copy in range(copies):
@@ -158,10 +156,21 @@ def session(
     graph = ir.Graph(
         [a], outputs, nodes=nodes, initializers=initializers, opset_imports=imports, name="g"
     )
+    folder.mkdir(exist_ok=True)
     path = folder / "model.onnx"
     ir.save(ir.Model(graph, ir_version=10), path, external_data="model.data")
+    return path
+
+
+def session(
+    implementation: Implementation, k: int, n: int, copies: int, threads: int, folder: Path
+) -> ort.InferenceSession:
+    """A session over such a model, with the kernel forced."""
+    path = write_model(implementation, k, n, copies, folder)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that go on spinning after a run would slow down the session whose turn it is.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # a kernel this CPU lacks is no error here
     runtime.register(options)
     with _forced(implementation.isa):

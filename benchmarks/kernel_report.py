@@ -55,7 +55,23 @@ def check_lines(rows: Sequence[Row], limits: Mapping[str, float]) -> list[str]:
             share = min(reads) / limits["read"]
             verdict = "met" if share >= 0.9 else "NOT met"
             lines.append(f"{isa:<12} {share:6.2f} of the read bandwidth, M = 1 (0.90: {verdict})")
+        scaling = _scaling(rows, ours)
+        if scaling:
+            verdict = "met" if min(scaling) >= 1.8 else "NOT met"
+            lines.append(
+                f"{isa:<12} {min(scaling):6.2f} times one thread with two, M >= 128 "
+                f"(1.80: {verdict})"
+            )
     return lines
+
+
+def _scaling(rows: Sequence[Row], ours: str) -> list[float]:
+    mine = {(r["threads"], r["K"], r["N"], r["M"]): r["gops"] for r in rows if r["impl"] == ours}
+    return [
+        gops / mine[1, k, n, m]
+        for (threads, k, n, m), gops in mine.items()
+        if threads == 2 and m >= 128 and (1, k, n, m) in mine
+    ]
 
 
 def _ratios(

@@ -26,6 +26,7 @@ from fptq_onnx.plan import Plan
 from fptq_onnx.progress import track
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
+from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.targets import EMITTERS, FLOAT_TARGET, Emitted
@@ -110,6 +111,8 @@ def convert(
     destination = default_output(source) if output is None else Path(output)
     if not dry_run:
         check_output(source, destination, overwrite=overwrite)
+        if "custom" in targets and verify_samples and config.quantize:
+            library_path()  # better refused now than when the written model is to be run
     normalize(loaded.model)
     scan = find_linears(loaded.model)
     for line in coverage_lines(scan):
