@@ -61,6 +61,21 @@ def group_count(k: int, block_size: int) -> int:
     return -(-k // group_length(k, block_size))
 
 
+def check_matrix(w: NDArray[Any], block_size: int, bits: int) -> None:
+    """Refuse what no quantizer here takes.
+
+    Raises:
+        ValueError: w is empty or not 2-D, block_size is neither positive nor -1, or bits is neither
+            4 nor 8.
+    """
+    if w.ndim != 2 or w.size == 0:
+        raise ValueError(f"expected a non-empty [K, N] matrix, got shape {w.shape}")
+    if block_size < 1 and block_size != PER_CHANNEL:
+        raise ValueError(f"block_size must be positive or -1, got {block_size}")
+    if bits not in BITS:
+        raise ValueError(f"bits must be 4 or 8, got {bits}")
+
+
 def quantize_rtn(
     w: NDArray[Any], block_size: int, *, symmetric: bool = True, bits: int = 4
 ) -> GroupWeights:
@@ -83,12 +98,7 @@ def quantize_rtn(
         ValueError: w is empty, not 2-D or not finite, or block_size is neither positive nor -1,
             or bits is neither 4 nor 8.
     """
-    if w.ndim != 2 or w.size == 0:
-        raise ValueError(f"expected a non-empty [K, N] matrix, got shape {w.shape}")
-    if block_size < 1 and block_size != PER_CHANNEL:
-        raise ValueError(f"block_size must be positive or -1, got {block_size}")
-    if bits not in BITS:
-        raise ValueError(f"bits must be 4 or 8, got {bits}")
+    check_matrix(w, block_size, bits)
     k, n = w.shape
     largest = (1 << bits) - 1
     groups = group_count(k, block_size)
