@@ -104,9 +104,9 @@ class Decoder:
         io = self.io
         batch, sequence = self._check(ids, cache)
         past = cache.length if cache is not None else 0
-        values = self._feeds(ids, past, past + sequence)
+        values = token_feeds(io, ids, past, past + sequence)
         for tensor in io.cache:
-            values[tensor.past] = cache.values[tensor.past] if cache else _empty(tensor, batch)
+            values[tensor.past] = cache.values[tensor.past] if cache else empty_cache(tensor, batch)
         names = [tensor.present for tensor in io.cache]
         names += [io.logits.name] if logits else []
         names += [name for name in outputs if name not in names]
@@ -150,22 +150,26 @@ class Decoder:
             raise ValueError(f"a cache of {cache.batch} sequences cannot go on with {batch}")
         return batch, sequence
 
-    def _feeds(self, ids: NDArray[np.int64], past: int, total: int) -> dict[str, ort.OrtValue]:
-        io, batch = self.io, ids.shape[0]
-        feeds = {io.input_ids.name: ids.astype(io.input_ids.dtype)}
-        positions = np.arange(past, total)
-        if io.attention_mask is not None:
-            dtype = np.dtype(io.attention_mask.dtype)
-            feeds[io.attention_mask.name] = np.ones((batch, total), dtype)
-        if io.position_ids is not None:
-            rows = np.broadcast_to(positions, (batch, len(positions)))
-            feeds[io.position_ids.name] = rows.astype(io.position_ids.dtype)
-        if io.cache_position is not None:
-            feeds[io.cache_position.name] = positions.astype(io.cache_position.dtype)
-        return {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-            for name, array in feeds.items()
-        }
+
+def token_feeds(
+    io: DecoderIO, ids: NDArray[np.int64], past: int, total: int
+) -> dict[str, ort.OrtValue]:
+    """The inputs of a run but for the cache: `ids` [batch, sequence] after `past` of `total` tokens."""
+    batch = ids.shape[0]
+    feeds = {io.input_ids.name: ids.astype(io.input_ids.dtype)}
+    positions = np.arange(past, total)
+    if io.attention_mask is not None:
+        dtype = np.dtype(io.attention_mask.dtype)
+        feeds[io.attention_mask.name] = np.ones((batch, total), dtype)
+    if io.position_ids is not None:
+        rows = np.broadcast_to(positions, (batch, len(positions)))
+        feeds[io.position_ids.name] = rows.astype(io.position_ids.dtype)
+    if io.cache_position is not None:
+        feeds[io.cache_position.name] = positions.astype(io.cache_position.dtype)
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        for name, array in feeds.items()
+    }
 
 
 def _array(value: ort.OrtValue) -> NDArray[Any]:
@@ -182,7 +186,8 @@ def _array(value: ort.OrtValue) -> NDArray[Any]:
     return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
 
-def _empty(tensor: CacheTensor, batch: int) -> ort.OrtValue:
+def empty_cache(tensor: CacheTensor, batch: int) -> ort.OrtValue:
+    """The cache before any token: no position along the sequence axis."""
     shape = list(tensor.shape)
     if shape[tensor.batch_axis] == 1:
         shape[tensor.batch_axis] = batch

@@ -1,0 +1,59 @@
+"""Intermediate values of a model between segments: in memory up to a budget, then on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUDGET = 1 << 30  # bytes kept in memory
+
+
+class ValueStore:
+    """Arrays by (stream, value name, batch)."""
+
+    def __init__(self, folder: Path, budget: int = BUDGET) -> None:
+        """Spill to `folder`, which is made if needed and emptied by `drop`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._budget = budget
+        self._arrays: dict[tuple[str, str], dict[int, NDArray[Any] | Path]] = {}
+        self._held = 0
+        self._files = 0
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._arrays
+
+    def put(self, stream: str, name: str, batch: int, array: NDArray[Any]) -> None:
+        """Keep an array.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        batches = self._arrays.setdefault((stream, name), {})
+        if self._held + array.nbytes <= self._budget:
+            self._held += array.nbytes
+            batches[batch] = array
+            return
+        path = self._folder / f"{self._files}.npy"
+        self._files += 1
+        np.save(path, array, allow_pickle=False)
+        batches[batch] = path
+
+    def get(self, stream: str, name: str, batch: int) -> NDArray[Any]:
+        """The array; read-only."""
+        found = self._arrays[stream, name][batch]
+        if isinstance(found, Path):
+            loaded: NDArray[Any] = np.load(found, allow_pickle=False)
+            return loaded
+        return found
+
+    def drop(self, stream: str, name: str) -> None:
+        """Forget a value in all batches; nothing happens if it is not there."""
+        for found in self._arrays.pop((stream, name), {}).values():
+            if isinstance(found, Path):
+                found.unlink()
+            else:
+                self._held -= found.nbytes
