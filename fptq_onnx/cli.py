@@ -146,6 +146,11 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--w8", action="append", default=[], metavar="REGEX", help="8-bit weights for matches"
     )
+    plan.add_argument("--weights", help="gptq, mse (clip search) or rtn (gptq)")
+    plan.add_argument("--equalization", help="search, lae or smoothquant (search)")
+    plan.add_argument(
+        "--policy", help="measured errors or thresholds on ranges choose the scheme (measured)"
+    )
     plan.add_argument("--plan", type=Path, help="replay this plan.json")
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -191,7 +196,7 @@ def _planning(
     from fptq_onnx.config import Config
     from fptq_onnx.samples import Samples
 
-    given = {
+    given: dict[str, Any] = {
         name: value
         for name, value in (
             ("v0", options.v0),
@@ -200,6 +205,11 @@ def _planning(
             ("symmetric", None if options.asymmetric is None else False),
         )
         if value is not None
+    }
+    methods = {
+        name: value
+        for name in ("weights", "equalization", "policy")
+        if (value := getattr(options, name)) is not None
     }
     if options.plan is not None and given:
         names = ", ".join(
@@ -210,6 +220,7 @@ def _planning(
     return {
         "config": Config(
             **given,
+            **methods,
             ignore=tuple(options.ignore),
             w8=tuple(options.w8),
             fuse=fuse,

@@ -9,12 +9,17 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 
 TARGETS = ("custom", "matmulnbits", "qdq")
+WEIGHTS = ("gptq", "mse", "rtn")
+EQUALIZATIONS = ("search", "lae", "smoothquant")
+POLICIES = ("measured", "thresholds")
 BLOCK_SIZES = (32, 64, 128, 256, PER_CHANNEL)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Options of a conversion; the defaults are the FPTQ paper's.
+    """Options of a conversion.
+
+    The paper's own method is weights "rtn", equalization "lae" and policy "thresholds".
 
     v0, v1: thresholds on max|x| of a linear's input: up to v0 static, up to v1 equalized (LAE) and
         static, beyond it per-token dynamic.
@@ -24,6 +29,9 @@ class Config:
     fuse: put linears that share an input into one op of ours (target custom).
     ignore: regular expressions; a linear whose node name, module path or weight name contains a
         match stays in float.
+    weights: one of WEIGHTS: how weights are rounded.
+    equalization: one of EQUALIZATIONS: which divisors are folded into norms (search: up_proj too).
+    policy: one of POLICIES: whether thresholds on ranges or measured errors choose the scheme.
     quantize: False stops after equalization and writes float weights, to check the folds.
     """
 
@@ -34,7 +42,16 @@ class Config:
     ignore: tuple[str, ...] = ()
     w8: tuple[str, ...] = ()
     fuse: bool = True
+    weights: str = "gptq"
+    equalization: str = "search"
+    policy: str = "measured"
     quantize: bool = True
+
+    @property
+    def walks(self) -> bool:
+        """Whether the conversion needs to run the model stage by stage; the paper's does not."""
+        paper = (self.weights, self.equalization, self.policy) == ("rtn", "lae", "thresholds")
+        return self.quantize and not paper
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense.
@@ -50,6 +67,13 @@ class Config:
         if self.block_size not in BLOCK_SIZES:
             choices = ", ".join(map(str, BLOCK_SIZES))
             raise FptqError(f"block size {self.block_size} is not one of {choices}")
+        for option, value, known in (
+            ("--weights", self.weights, WEIGHTS),
+            ("--equalization", self.equalization, EQUALIZATIONS),
+            ("--policy", self.policy, POLICIES),
+        ):
+            if value not in known:
+                raise FptqError(f"{option} {value!r} is not one of {', '.join(known)}")
         options = [("--ignore", self.ignore), ("--w8", self.w8)]
         for option, expression in [(name, text) for name, texts in options for text in texts]:
             try:

@@ -5,21 +5,24 @@ load -> normalize -> calibrate -> plan -> equalize -> quantize -> emit(target) -
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
+from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import load_model
 from fptq_onnx.model_save import MODEL_FILE, save_model
 from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.passes.equalize import equalize
+from fptq_onnx.passes.equalize import equalize, fold_scales
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.plan import Plan
@@ -29,6 +32,7 @@ from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
+from fptq_onnx.solve_weights import solve_weights
 from fptq_onnx.targets import EMITTERS, FLOAT_TARGET, Emitted
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
@@ -123,7 +127,10 @@ def convert(
         )
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
-    for line in (*scheme_lines(decided), *(f"warning      {text}" for text in warnings)):
+    walks = config.walks and not dry_run
+    for line in (
+        () if walks else (*scheme_lines(decided), *(f"warning      {text}" for text in warnings))
+    ):
         say(line)
     if dry_run:
         return Conversion(scan, decided, stats, {}, {}, warnings)
@@ -132,11 +139,32 @@ def convert(
     with atomic_folder(destination) as work:
         prepared = load_model(loaded.file).model
         normalize(prepared)
-        folded = equalize(prepared, decided, stats)
-        say(f"folded       {len(folded)} norms take an equalization")
         store = WeightStore(work / ".weights")
-        if config.quantize:
-            quantize_weights(prepared, decided, store, _tracker("quantizing", quiet))
+        errors: tuple[LinearErrors, ...] = ()
+        if walks:
+            solved = solve_weights(
+                loaded,
+                scan,
+                decided,
+                stats,
+                config,
+                whole_feeds(loaded, samples.open(loaded)),
+                store,
+                work / ".values",
+                replay=plan is not None,
+                threads=threads,
+                track=_tracker("quantizing", quiet),
+            )
+            decided, errors = solved.plan, solved.errors
+            shutil.rmtree(work / ".values")
+            for line in (*scheme_lines(decided), *(f"warning      {text}" for text in warnings)):
+                say(line)
+            folded = fold_scales(prepared, solved.scales)
+        else:
+            folded = equalize(prepared, decided, stats)
+            if config.quantize:
+                quantize_weights(prepared, decided, store, _tracker("quantizing", quiet))
+        say(f"folded       {len(folded)} equalizations into the norms and linears before")
         for target in wanted:
             folder = work if len(wanted) == 1 else work / target
             folder.mkdir(exist_ok=True)
@@ -145,6 +173,7 @@ def convert(
             report = replace(
                 report,
                 folded=folded,
+                errors=tuple(item.to_dict() for item in errors),
                 notes=(*warnings, *emitted.notes),
                 bits_per_weight=bits_per_weight(decided, emitted.model),
             )
@@ -216,7 +245,8 @@ def _decide(
         raise FptqError(
             "--w8 and --plan cannot be combined: give the linear weight_bits 8 in the plan"
         )
-    return complete_plan(plan if isinstance(plan, Plan) else Plan.load(plan), scan, stats)
+    loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+    return complete_plan(loaded, scan, stats)
 
 
 def _tracker(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:

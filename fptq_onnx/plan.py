@@ -12,6 +12,7 @@ from typing import Any
 from fptq_onnx.config import BLOCK_SIZES
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.numerics.fold_scales import NONE
 from fptq_onnx.numerics.group_weights import BITS
 
 STATIC = "static"
@@ -38,6 +39,8 @@ class LinearPlan:
     input_scale: the static int8 scale of the (equalized) input; None when not static.
     block_size, symmetric: the groups of the weight.
     weight_bits: bits of a weight, 4 or 8.
+    equalization: the formula of the divisors folded at fold_site (numerics/fold_scales.py); "none"
+        where nothing is folded.
     """
 
     name: str
@@ -52,6 +55,7 @@ class LinearPlan:
     block_size: int
     symmetric: bool
     weight_bits: int = 4
+    equalization: str = NONE
 
 
 @dataclass(frozen=True)

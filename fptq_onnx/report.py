@@ -35,6 +35,7 @@ class Report:
     bytes_before, bytes_after: model and external data on disk.
     verification: comparison with the original, empty when it was switched off.
     notes: what a user should know, one sentence each.
+    errors: SQNR of each linear's input, weight and output in decibels, where they were measured.
     """
 
     version: str
@@ -51,6 +52,7 @@ class Report:
     bytes_after: int
     verification: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    errors: tuple[Mapping[str, object], ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""

@@ -1,6 +1,7 @@
 """Fold the equalization of activations into the norms before them.
 
     gain, bias  ->  gain / s, bias / s           W (each reader)  ->  diag(s) W
+    W, b of up  ->  W diag(1/s), b / s           (into a linear before an elementwise product)
 
 The float model computes the same function; no node is added. Weights are only multiplied when they
 are read, so no second copy of the model exists.
@@ -8,7 +9,7 @@ are read, so no second copy of the model exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.constants import Array, Constant
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear, find_linears
@@ -43,7 +45,7 @@ def equalize(model: ir.Model, plan: Plan, stats: ActivationStats) -> tuple[str, 
     scan = find_linears(model)
     linears = scan.by_name()
     sites = find_fold_sites(scan.linears)
-    folded: list[str] = []
+    scales: dict[str, NDArray[np.float32]] = {}
     for entry in plan.linears:
         if entry.scheme != LAE_STATIC:
             continue
@@ -52,19 +54,86 @@ def equalize(model: ir.Model, plan: Plan, stats: ActivationStats) -> tuple[str, 
             raise FptqError(
                 f"the plan equalizes the input of {entry.name}, but {site}: use per_token there"
             )
-        if site.name not in folded:
+        if site.name not in scales:
             ranges = {name: range_of(linears[name], stats) for name in site.linears}
-            _fold(site, site_scale(site, ranges), linears)
-            folded.append(site.name)
-    if folded:
+            scales[site.name] = site_scale(site, ranges)
+    return fold_scales(model, scales)
+
+
+def fold_scales(model: ir.Model, scales: Mapping[str, NDArray[np.float32]]) -> tuple[str, ...]:
+    """Fold given divisors, in place.
+
+    Args:
+        model: changed in place; the arrays it was loaded from are not.
+        scales: s [K] by the name of the norm, or of the linear whose columns take it.
+
+    Returns:
+        The names, norms first.
+
+    Raises:
+        FptqError: a name is neither a norm nor a linear that can take a fold.
+    """
+    scan = find_linears(model)
+    linears = scan.by_name()
+    norms = {
+        site.name: site
+        for site in find_fold_sites(scan.linears).values()
+        if isinstance(site, FoldSite)
+    }
+    done = [name for name in scales if name in norms]
+    for name in done:
+        _fold(norms[name], scales[name], linears)
+    for name in (name for name in scales if name not in norms):
+        scan = find_linears(model)  # anew each time: weights become other values
+        columns = {site.name: site for site in find_column_sites(scan.linears).values()}
+        if name not in columns:
+            raise FptqError(f"the plan folds an equalization into {name!r}, which cannot take one")
+        linears = scan.by_name()
+        _fold_columns(linears[name], columns[name], scales[name], linears)
+        done.append(name)
+    if done:
         common_passes.RemoveUnusedNodesPass()(model)
-    return tuple(folded)
+    return tuple(done)
+
+
+def _fold_columns(
+    source: Linear,
+    site: ColumnSite,
+    scale: NDArray[np.float32],
+    linears: dict[str, Linear],
+) -> None:
+    """Divide the columns and the bias of one linear, multiply the rows of those after it."""
+    transposed = _is_transposed(source)
+    _replace_constant(
+        source.nodes[0],
+        1,
+        source.weight,
+        _transposed_divided if transposed else _divided,
+        scale,
+        transposed=transposed,
+    )
+    if source.bias is not None:
+        node = source.nodes[-1]
+        index = 2 if node.op_type.endswith("Gemm") else _bias_index(node, source)
+        _replace_constant(node, index, source.bias, _divided, scale)
+    _multiply_rows(site.linears, scale, linears)
+
+
+def _bias_index(add: ir.Node, linear: Linear) -> int:
+    """Which input of the Add after a MatMul is the bias."""
+    return 1 if add.inputs[0] is linear.nodes[0].outputs[0] else 0
 
 
 def _fold(site: FoldSite, scale: NDArray[np.float32], linears: dict[str, Linear]) -> None:
     for operand in site.operands:
         _replace_constant(operand.node, operand.index, operand.constant, _divided, scale)
-    for name in site.linears:
+    _multiply_rows(site.linears, scale, linears)
+
+
+def _multiply_rows(
+    names: tuple[str, ...], scale: NDArray[np.float32], linears: dict[str, Linear]
+) -> None:
+    for name in names:
         linear = linears[name]
         transposed = _is_transposed(linear)
         _replace_constant(
@@ -114,6 +183,10 @@ def _is_transposed(linear: Linear) -> bool:
 
 def _divided(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:
     return array.astype(np.float32) / scale
+
+
+def _transposed_divided(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(_divided(array, scale).T)
 
 
 def _rows_multiplied(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -142,9 +142,7 @@ def _ancestors(
     while pending:
         value = pending.pop()
         node = value.producer()
-        if value.is_graph_input() or (
-            node is not None and (id(value) in ends or id(node) in done)
-        ):
+        if value.is_graph_input() or (node is not None and (id(value) in ends or id(node) in done)):
             outside[id(value)] = value
             continue
         if node is None or id(node) in seen:
@@ -167,4 +165,6 @@ def _inputs(node: ir.Node) -> Iterator[ir.Value]:
             graph = attribute.as_graph()
             inner = {id(v) for n in graph for v in n.outputs} | {id(v) for v in graph.inputs}
             for sub in graph:
-                yield from (v for v in _inputs(sub) if id(v) not in inner and not v.is_initializer())
+                yield from (
+                    v for v in _inputs(sub) if id(v) not in inner and not v.is_initializer()
+                )

@@ -101,16 +101,16 @@ class TwoStreams:
         Args:
             stage: the stage entered last.
             outputs: by name of the linear, per batch its output in the float and in the quantized
-                model, float32 [tokens, N]; read only where a later segment needs it.
+                model, float32 [tokens, N].
         """
         for linear in stage.linears:
             name = linear.output.name or ""
-            if name not in self._needed:
-                continue
+            dtype = linear.weight.dtype.numpy()
+            self._dtypes[name] = dtype
             for batch, pair in enumerate(outputs[linear.name]):
+                if name not in self._needed:
+                    continue  # still taken: whoever makes them measures errors on the way
                 x = self._get(FLOAT, stage.x, batch)
-                dtype = linear.weight.dtype.numpy()
-                self._dtypes[name] = dtype
                 for stream, rows in zip((FLOAT, QUANTIZED), pair, strict=True):
                     shaped = rows.reshape(*x.shape[:-1], linear.n).astype(dtype)
                     self._store.put(stream, name, batch, shaped)

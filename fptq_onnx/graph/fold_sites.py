@@ -69,7 +69,7 @@ def find_fold_sites(linears: Sequence[Linear]) -> dict[str, FoldSite | str]:
 def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
     value = linear.x
     producer = value.producer()
-    while producer is not None and _passes_through(producer):
+    while producer is not None and passes_through(producer):
         source = producer.inputs[0]
         if source is None:
             break
@@ -83,7 +83,7 @@ def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
         shared = _shared_with(operand)
         if shared:
             return shared
-    readers = _readers(value, by_node)
+    readers = readers_of(value, by_node)
     if isinstance(readers, str):
         return readers
     for reader in readers:
@@ -93,7 +93,8 @@ def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
     return FoldSite(producer.name or "", tuple(operands), names)
 
 
-def _passes_through(node: ir.Node) -> bool:
+def passes_through(node: ir.Node) -> bool:
+    """Whether a node keeps every element and their order: casts between floats, reshapes."""
     if node.op_type not in _PASS_THROUGH or node.domain not in _STANDARD:
         return False
     # A cast to integers rounds: what comes after it is not linear in the gain any more.
@@ -181,7 +182,7 @@ def _leads_only_to(node: ir.Node, target: ir.Node) -> bool:
     return True
 
 
-def _readers(root: ir.Value, by_node: Mapping[int, Linear]) -> list[Linear] | str:
+def readers_of(root: ir.Value, by_node: Mapping[int, Linear]) -> list[Linear] | str:
     """All linears that read a value, through casts and reshapes; or what else reads it."""
     readers: list[Linear] = []
     pending = [root]
@@ -193,7 +194,7 @@ def _readers(root: ir.Value, by_node: Mapping[int, Linear]) -> list[Linear] | st
             linear = by_node.get(id(use.node))
             if linear is not None and use.idx == 0:
                 readers.append(linear)
-            elif _passes_through(use.node) and use.idx == 0:
+            elif passes_through(use.node) and use.idx == 0:
                 pending.append(use.node.outputs[0])
             elif use.node.op_type not in _READS_SHAPE_ONLY:
                 return (

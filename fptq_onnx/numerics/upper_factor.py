@@ -1,7 +1,7 @@
-"""H = R R^T with R upper triangular, in place, and solving with it: what GPTQ needs of linear algebra.
+"""H = R R^T with R upper triangular, in place, and solving with it: the algebra GPTQ needs.
 
-NumPy has a Cholesky factorization (lower, of a copy) and no triangular solve; a matrix of 11008 x 11008
-is half a gigabyte, so neither copies nor float64 are for free. Blocks keep everything in matrix
+NumPy has a Cholesky factorization (lower, of a copy) and no triangular solve; 11008 x 11008 float32
+are half a gigabyte, so neither copies nor float64 are for free. Blocks keep everything in matrix
 products. R of the reversed order is what GPTQ calls the Cholesky factor of the inverse: column k of
 R / diag(R) says how an error in an earlier row is best made up for in row k (LDL^T feedback as in
 QuIP, arXiv 2307.13304, section 3, equal to GPTQ, arXiv 2210.17323).

@@ -1,0 +1,321 @@
+"""Walk through a model stage by stage: decide, equalize and quantize with what each stage sees.
+
+At every stage the input is known in the float model and in the model as quantized so far. Its
+divisors and scheme are chosen, its weights rounded for those inputs, and both models go on: errors
+made so far are seen, and partly made up for, by the linears after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.calibration.segments import Stage
+from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
+from fptq_onnx.calibration.two_streams import FLOAT as FLOAT_STREAM
+from fptq_onnx.calibration.two_streams import QUANTIZED, TwoStreams
+from fptq_onnx.calibration.whole_feeds import Feed
+from fptq_onnx.config import Config
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.linear_errors import LinearErrors
+from fptq_onnx.model_load import LoadedModel
+from fptq_onnx.numerics.clip_search import quantize_mse
+from fptq_onnx.numerics.fold_scales import (
+    LAE,
+    NONE,
+    SEARCHED,
+    SMOOTHQUANT,
+    ChannelSizes,
+    fold_scale,
+    weight_sizes,
+)
+from fptq_onnx.numerics.gptq import quantize_gptq
+from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
+from fptq_onnx.numerics.int8 import static_scale
+from fptq_onnx.numerics.log_equalization import equalized_absmax
+from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.passes.choose_schemes import fold_overflow, range_of
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
+from fptq_onnx.stage_choice import Sample, best_formula, fake_int8, static_is_enough
+from fptq_onnx.stage_sites import StageSite, stage_sites
+from fptq_onnx.weight_store import WeightStore
+
+Rows = NDArray[np.float32]
+Tracker = Callable[[Iterable[Stage], int], Iterator[Stage]]
+
+# Tokens of a stage's input that choices are judged by.
+_SAMPLE_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What the walk decided.
+
+    plan: schemes, folds and scales as they are now.
+    scales: divisors [K] by the name of what takes them.
+    errors: of every linear, in graph order.
+    """
+
+    plan: Plan
+    scales: Mapping[str, NDArray[np.float32]]
+    errors: tuple[LinearErrors, ...]
+
+
+def solve_weights(
+    loaded: LoadedModel,
+    scan: LinearScan,
+    plan: Plan,
+    stats: ActivationStats,
+    config: Config,
+    feeds: list[Feed],
+    store: WeightStore,
+    folder: Path,
+    *,
+    replay: bool = False,
+    threads: int = 0,
+    track: Tracker = lambda items, _: iter(items),
+) -> Solved:
+    """Decide and quantize every linear.
+
+    Args:
+        loaded: the float model, normalized; not changed.
+        scan: its linears.
+        plan: what to start from: which linears stay in float, bits, groups, and the schemes by
+            thresholds.
+        stats: channel ranges of all inputs; static scales come from them.
+        config: policy, equalization and method.
+        feeds: complete inputs.
+        store: receives the quantized weights, column folds included.
+        folder: for intermediate values that do not fit into memory.
+        replay: keep the plan's schemes, folds and scales.
+        threads: intra-op threads, 0 lets ONNX Runtime choose.
+        track: wraps the stages to show progress.
+
+    Raises:
+        FptqError: a weight or an activation holds NaN or infinity, or the model cannot be run.
+    """
+    streams = TwoStreams(loaded, scan.linears, feeds, folder, threads=threads)
+    sites = stage_sites(streams.stages, scan.linears)
+    entries = plan.by_name()
+    scales: dict[str, NDArray[np.float32]] = {}
+    errors: dict[str, LinearErrors] = {}
+    for stage in track(streams.stages, len(streams.stages)):
+        streams.enter(stage)
+        weights = {linear.name: _weight(linear) for linear in stage.linears}
+        ranges = range_of(stage.linears[0], stats)
+        view = _StageView(stage, streams, list(weights.values()), ranges)
+        planned = [entries[linear.name] for linear in stage.linears]
+        if replay:
+            formula = planned[0].equalization
+        else:
+            formula = _formula(view, planned, sites[stage.x], config)
+        divisor = fold_scale(formula, view.sizes)
+        site = sites[stage.x]
+        if formula != NONE:
+            if isinstance(site, str):
+                raise FptqError(
+                    f"the plan equalizes the input of {planned[0].name}, but {site}: use "
+                    f"equalization 'none' there"
+                )
+            scales[site.name] = divisor
+        decided = [
+            _scheme(entry, view, formula, divisor, site, config, replay) for entry in planned
+        ]
+        moments: dict[float | None, SecondMoments] = {}
+        quantized: dict[str, Rows | None] = {}
+        for linear, entry in zip(stage.linears, decided, strict=True):
+            entries[linear.name] = entry
+            errors[linear.name] = LinearErrors(linear.name, linear.path)
+            if entry.scheme == FLOAT:
+                quantized[linear.name] = None
+                continue
+            if entry.input_scale not in moments:
+                moments[entry.input_scale] = view.moments(divisor, entry.input_scale)
+            w = weights[linear.name] * divisor[:, None]
+            found = _quantized(w, moments[entry.input_scale], entry, config.weights, linear)
+            store.put(linear.name, found)
+            quantized[linear.name] = dequantize(found)
+            errors[linear.name].weight.add(w, quantized[linear.name])  # type: ignore[arg-type]
+        outputs = {
+            linear.name: view.outputs(
+                linear, weights[linear.name], quantized[linear.name], divisor,
+                entries[linear.name].input_scale, errors[linear.name],
+            )
+            for linear in stage.linears
+        }  # fmt: skip
+        streams.leave(stage, outputs)
+    for name, divisor in scales.items():
+        if name in store:  # a linear that takes the divisors of the activation after it
+            found = store.get(name)
+            store.put(name, replace(found, scales=(found.scales / divisor).astype(np.float32)))
+    ordered = tuple(entries[linear.name] for linear in scan.linears)
+    return Solved(
+        replace(plan, linears=ordered),
+        scales,
+        tuple(errors[linear.name] for linear in scan.linears),
+    )
+
+
+class _StageView:
+    """What the choices of one stage look at."""
+
+    def __init__(
+        self, stage: Stage, streams: TwoStreams, weights: list[Rows], ranges: ChannelRange
+    ) -> None:
+        self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
+        batches = [len(rows) for rows in streams.rows(stage, FLOAT_STREAM)]
+        share = min(1.0, _SAMPLE_TOKENS / sum(batches))
+        squares = np.zeros(stage.linears[0].k)
+        picked: list[Rows] = []
+        picked_quantized: list[Rows] = []
+        for x, x_quantized in self.pairs():
+            squares += np.square(x, dtype=np.float64).sum(axis=0)
+            some = np.linspace(0, len(x) - 1, max(1, round(share * len(x)))).astype(int)
+            picked.append(x[some])
+            picked_quantized.append(x_quantized[some])
+        if not np.isfinite(squares).all():
+            linear = stage.linears[0]
+            raise FptqError(
+                f"NaN or infinity in the input of {linear.path} ({linear.name}): check that the "
+                f"model runs well in float on this data"
+            )
+        self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
+        self.sizes = ChannelSizes(
+            ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights)
+        )
+
+    def pairs(self) -> Iterator[tuple[Rows, Rows]]:
+        """The input in the float and in the quantized model, batch by batch."""
+        return zip(
+            self.streams.rows(self.stage, FLOAT_STREAM),
+            self.streams.rows(self.stage, QUANTIZED),
+            strict=True,
+        )
+
+    def moments(self, divisor: NDArray[np.float32], scale: float | None) -> SecondMoments:
+        """Of the divided input, in int8 and in the float model."""
+        found = SecondMoments.empty(len(divisor))
+        for x, x_quantized in self.pairs():
+            found.add(fake_int8(x_quantized, divisor, scale), x / divisor)
+        return found
+
+    def outputs(
+        self,
+        linear: Linear,
+        w: Rows,
+        rounded: Rows | None,
+        divisor: NDArray[np.float32],
+        scale: float | None,
+        errors: LinearErrors,
+    ) -> Iterator[tuple[Rows, Rows]]:
+        """The linear's output in both models, batch by batch; counts its errors on the way."""
+        bias: Rows = np.zeros(1, np.float32)
+        if linear.bias is not None:
+            bias = linear.bias.load().astype(np.float32).reshape(-1)
+        for x, x_quantized in self.pairs():
+            want = x @ w
+            if rounded is None:
+                got = x_quantized @ w
+                errors.input_total.add(x, x_quantized)
+            else:
+                x8 = fake_int8(x_quantized, divisor, scale)
+                got = x8 @ rounded
+                errors.input_local.add(x_quantized / divisor, x8)
+                errors.input_total.add(x / divisor, x8)
+                errors.output_local.add(x_quantized @ w, got)
+            errors.output_total.add(want, got)
+            yield want + bias, got + bias
+
+
+def _formula(
+    view: _StageView, entries: list[LinearPlan], site: StageSite | str, config: Config
+) -> str:
+    """Which divisors to fold in front of a stage."""
+    if isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
+        return NONE
+    if config.equalization == "search":
+        formulas = [
+            formula for formula in SEARCHED if not _overflows(site, fold_scale(formula, view.sizes))
+        ]
+        return best_formula(
+            formulas, view.sizes, view.sample, view.weights, entries, config.weights
+        )[0]
+    if site.norm is None:
+        return NONE  # neither paper folds into linears
+    if config.equalization == "smoothquant":
+        formula = SMOOTHQUANT
+    else:
+        formula = LAE if config.v0 < view.ranges.tensor_absmax <= config.v1 else NONE
+    return NONE if _overflows(site, fold_scale(formula, view.sizes)) else formula
+
+
+def _overflows(site: StageSite, divisor: NDArray[np.float32]) -> bool:
+    return site.norm is not None and bool(fold_overflow(site.norm, divisor))
+
+
+def _scheme(
+    entry: LinearPlan,
+    view: _StageView,
+    formula: str,
+    divisor: NDArray[np.float32],
+    site: StageSite | str,
+    config: Config,
+    replay: bool,
+) -> LinearPlan:
+    """The entry with its scheme, fold and static scale decided."""
+    fold_site = site.name if formula != NONE and isinstance(site, StageSite) else None
+    entry = replace(entry, fold_site=fold_site, equalization=formula)
+    if entry.scheme == FLOAT:
+        return entry
+    absmax = equalized_absmax(view.ranges.absmax, divisor)
+    scale = float(static_scale(absmax))
+    if replay:
+        static = entry.scheme != PER_TOKEN
+        scale = scale if entry.input_scale is None else entry.input_scale
+        reason = entry.reason
+    elif config.policy == "thresholds":
+        full = view.ranges.tensor_absmax
+        static = full <= config.v0 or (full <= config.v1 and fold_site is not None)
+        reason = entry.reason
+    else:
+        static = static_is_enough(view.sample.x, divisor, scale, view.weights)
+        reason = (
+            f"range {absmax:.4g}, one scale costs "
+            f"{'no more than' if static else 'more than'} one per token"
+        )
+    if not static:
+        return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=reason)
+    scheme = LAE_STATIC if formula == LAE else STATIC
+    return replace(entry, scheme=scheme, input_scale=scale, reason=reason)
+
+
+def _weight(linear: Linear) -> Rows:
+    w = np.ascontiguousarray(linear.weight.load().astype(np.float32, copy=False))
+    if not np.isfinite(w).all():
+        raise FptqError(
+            f"cannot quantize {linear.weight.name} of {linear.name}: the weight holds NaN or "
+            f"infinity"
+        )
+    return w
+
+
+def _quantized(
+    w: Rows, moments: SecondMoments, entry: LinearPlan, method: str, linear: Linear
+) -> GroupWeights:
+    """The weight by the method asked for; GPTQ needs inputs that are not all zero."""
+    block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
+    try:
+        if method == "rtn":
+            return quantize_rtn(w, block, symmetric=symmetric, bits=bits)
+        if method == "mse" or not np.diag(moments.xx).any():
+            return quantize_mse(w, moments.diagonal(), block, symmetric=symmetric, bits=bits)
+        return quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise FptqError(
+            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"
+        ) from error

@@ -1,0 +1,121 @@
+"""For one stage: which divisors to fold and whether its input is rounded per tensor or per token.
+
+Judged on the output error of the real thing, on a sample of tokens: the linears of the stage with
+their input in int8 and their weights in groups, fed what the quantized model feeds them, beside the
+float linears fed what the float model feeds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.numerics.clip_search import quantize_mse
+from fptq_onnx.numerics.fold_scales import ChannelSizes, fold_scale
+from fptq_onnx.numerics.gptq import quantize_gptq
+from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
+from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
+from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.plan import FLOAT, LinearPlan
+
+Rows = NDArray[np.float32]
+
+# Columns of each weight that a candidate is judged by, spread over all of them.
+_COLUMNS = 256
+# Static is taken where its error is at most this much above per-token's: it costs nothing to run.
+STATIC_TOLERANCE = 1.1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some tokens of a stage's input, float32 [tokens, K], in both models."""
+
+    x: Rows
+    x_quantized: Rows
+
+
+def fake_int8(x: Rows, divisor: NDArray[np.float32], scale: float | None) -> Rows:
+    """X / divisor in int8 and back: with a static scale, or per token where it is None."""
+    divided = x / divisor
+    codes, scales = (
+        quantize_per_token(divided)
+        if scale is None
+        else quantize_static(divided, np.float32(scale))
+    )
+    return codes.astype(np.float32) * scales[:, None]
+
+
+def best_formula(
+    formulas: Sequence[str],
+    sizes: ChannelSizes,
+    sample: Sample,
+    weights: Sequence[Rows],
+    entries: Sequence[LinearPlan],
+    method: str,
+) -> tuple[str, dict[str, float]]:
+    """The formula with the smallest output error; the first wins ties.
+
+    Args:
+        formulas: of numerics/fold_scales.py.
+        sizes: of the stage's channels.
+        sample: tokens.
+        weights: [K, N] of each linear of the stage.
+        entries: their plans, in the same order.
+        method: "rtn", "mse" or "gptq": how the weights will be rounded.
+
+    Returns:
+        The formula, and the error of each relative to the first.
+    """
+    columns = [
+        np.linspace(0, w.shape[1] - 1, min(w.shape[1], _COLUMNS)).astype(int) for w in weights
+    ]
+    parts = [w[:, some] for w, some in zip(weights, columns, strict=True)]
+    wanted = [sample.x @ part for part in parts]
+    errors = {}
+    for formula in dict.fromkeys(formulas):
+        divisor = fold_scale(formula, sizes)
+        x8 = fake_int8(sample.x_quantized, divisor, None)
+        error = 0.0
+        for entry, part, want in zip(entries, parts, wanted, strict=True):
+            if entry.scheme == FLOAT:
+                continue
+            rounded = _rounded(part * divisor[:, None], x8, entry, method)
+            error += float(np.square(want - x8 @ rounded, dtype=np.float64).sum())
+        errors[formula] = error
+    best = min(errors, key=lambda formula: errors[formula])
+    first = errors[formulas[0]]
+    return best, {name: error / first if first > 0 else 1.0 for name, error in errors.items()}
+
+
+def static_is_enough(
+    x: Rows, divisor: NDArray[np.float32], scale: float, weights: Sequence[Rows]
+) -> bool:
+    """Whether one scale for all tokens costs little more than one per token, in the output."""
+    divided = x / divisor
+    errors = []
+    for candidate in (scale, None):
+        difference = fake_int8(x, divisor, candidate) - divided
+        errors.append(
+            sum(
+                float(np.square(difference @ (w * divisor[:, None]), dtype=np.float64).sum())
+                for w in weights
+            )
+        )
+    return errors[0] <= STATIC_TOLERANCE * errors[1]
+
+
+def _rounded(w: Rows, x8: Rows, entry: LinearPlan, method: str) -> Rows:
+    """The weight as it will be, near enough to compare divisors: GPTQ without its refinement."""
+    block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
+    importance = np.square(x8, dtype=np.float64).mean(axis=0)
+    if method == "rtn":
+        return dequantize(quantize_rtn(w, block, symmetric=symmetric, bits=bits))
+    # With fewer tokens than GPTQ has freedom for, it would be judged on what it was fitted to.
+    if method == "mse" or len(x8) < 2 * w.shape[0] or not importance.any():
+        return dequantize(quantize_mse(w, importance, block, symmetric=symmetric, bits=bits))
+    moments = SecondMoments.empty(w.shape[0], with_float=False)
+    moments.add(x8)
+    return dequantize(quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0))
