@@ -41,7 +41,7 @@ from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.passes.choose_schemes import fold_overflow, range_of
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
-from fptq_onnx.stage_choice import Sample, best_formula, fake_int8, static_is_enough
+from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, Sample, fake_int8
 from fptq_onnx.stage_sites import StageSite, stage_sites
 from fptq_onnx.weight_store import WeightStore
 
@@ -110,10 +110,11 @@ def solve_weights(
         ranges = range_of(stage.linears[0], stats)
         view = _StageView(stage, streams, list(weights.values()), ranges)
         planned = [entries[linear.name] for linear in stage.linears]
+        judge = Judge(view.sizes, view.sample, view.weights, planned, config.weights)
         if replay:
             formula = planned[0].equalization
         else:
-            formula = _formula(view, planned, sites[stage.x], config)
+            formula = _formula(view, judge, planned, sites[stage.x], config)
         divisor = fold_scale(formula, view.sizes)
         site = sites[stage.x]
         if formula != NONE:
@@ -123,8 +124,13 @@ def solve_weights(
                     f"equalization 'none' there"
                 )
             scales[site.name] = divisor
+        fold_site = site.name if formula != NONE and isinstance(site, StageSite) else None
+        static = None if replay else _static(view, judge, formula, divisor, fold_site, config)
         decided = [
-            _scheme(entry, view, formula, divisor, site, config, replay) for entry in planned
+            _scheme(
+                replace(entry, fold_site=fold_site, equalization=formula), view, divisor, static
+            )
+            for entry in planned
         ]
         moments: dict[float | None, SecondMoments] = {}
         quantized: dict[str, Rows | None] = {}
@@ -233,7 +239,7 @@ class _StageView:
 
 
 def _formula(
-    view: _StageView, entries: list[LinearPlan], site: StageSite | str, config: Config
+    view: _StageView, judge: Judge, entries: list[LinearPlan], site: StageSite | str, config: Config
 ) -> str:
     """Which divisors to fold in front of a stage."""
     if isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
@@ -242,9 +248,7 @@ def _formula(
         formulas = [
             formula for formula in SEARCHED if not _overflows(site, fold_scale(formula, view.sizes))
         ]
-        return best_formula(
-            formulas, view.sizes, view.sample, view.weights, entries, config.weights
-        )[0]
+        return min(formulas, key=judge.error)
     if site.norm is None:
         return NONE  # neither paper folds into linears
     if config.equalization == "smoothquant":
@@ -258,39 +262,38 @@ def _overflows(site: StageSite, divisor: NDArray[np.float32]) -> bool:
     return site.norm is not None and bool(fold_overflow(site.norm, divisor))
 
 
-def _scheme(
-    entry: LinearPlan,
+def _static(
     view: _StageView,
+    judge: Judge,
     formula: str,
     divisor: NDArray[np.float32],
-    site: StageSite | str,
+    fold_site: str | None,
     config: Config,
-    replay: bool,
+) -> bool:
+    """Whether the stage's input gets one scale for all tokens."""
+    if config.policy == "thresholds":
+        full = view.ranges.tensor_absmax
+        return full <= config.v0 or (full <= config.v1 and fold_site is not None)
+    scale = float(static_scale(equalized_absmax(view.ranges.absmax, divisor)))
+    return judge.error(formula, scale) <= STATIC_TOLERANCE * judge.error(formula)
+
+
+def _scheme(
+    entry: LinearPlan, view: _StageView, divisor: NDArray[np.float32], static: bool | None
 ) -> LinearPlan:
-    """The entry with its scheme, fold and static scale decided."""
-    fold_site = site.name if formula != NONE and isinstance(site, StageSite) else None
-    entry = replace(entry, fold_site=fold_site, equalization=formula)
+    """The entry with its scheme and static scale; `static` None keeps those it has."""
     if entry.scheme == FLOAT:
         return entry
     absmax = equalized_absmax(view.ranges.absmax, divisor)
     scale = float(static_scale(absmax))
-    if replay:
-        static = entry.scheme != PER_TOKEN
-        scale = scale if entry.input_scale is None else entry.input_scale
-        reason = entry.reason
-    elif config.policy == "thresholds":
-        full = view.ranges.tensor_absmax
-        static = full <= config.v0 or (full <= config.v1 and fold_site is not None)
-        reason = entry.reason
-    else:
-        static = static_is_enough(view.sample.x, divisor, scale, view.weights)
-        reason = (
-            f"range {absmax:.4g}, one scale costs "
-            f"{'no more than' if static else 'more than'} one per token"
-        )
+    if static is None:
+        if entry.scheme == PER_TOKEN:
+            return replace(entry, input_scale=None)
+        return entry if entry.input_scale is not None else replace(entry, input_scale=scale)
+    reason = f"range {view.ranges.tensor_absmax:.4g}, {absmax:.4g} where it is rounded"
     if not static:
         return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=reason)
-    scheme = LAE_STATIC if formula == LAE else STATIC
+    scheme = LAE_STATIC if entry.equalization == LAE else STATIC
     return replace(entry, scheme=scheme, input_scale=scale, reason=reason)
 
 

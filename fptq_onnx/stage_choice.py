@@ -25,8 +25,9 @@ Rows = NDArray[np.float32]
 
 # Columns of each weight that a candidate is judged by, spread over all of them.
 _COLUMNS = 256
-# Static is taken where its error is at most this much above per-token's: it costs nothing to run.
-STATIC_TOLERANCE = 1.1
+# One scale for all tokens is taken where it adds at most this share to the output error: it costs
+# nothing to find at run time.
+STATIC_TOLERANCE = 1.02
 
 
 @dataclass(frozen=True)
@@ -48,63 +49,43 @@ def fake_int8(x: Rows, divisor: NDArray[np.float32], scale: float | None) -> Row
     return codes.astype(np.float32) * scales[:, None]
 
 
-def best_formula(
-    formulas: Sequence[str],
-    sizes: ChannelSizes,
-    sample: Sample,
-    weights: Sequence[Rows],
-    entries: Sequence[LinearPlan],
-    method: str,
-) -> tuple[str, dict[str, float]]:
-    """The formula with the smallest output error; the first wins ties.
+class Judge:
+    """Output errors of one stage, candidate by candidate."""
 
-    Args:
-        formulas: of numerics/fold_scales.py.
-        sizes: of the stage's channels.
-        sample: tokens.
-        weights: [K, N] of each linear of the stage.
-        entries: their plans, in the same order.
-        method: "rtn", "mse" or "gptq": how the weights will be rounded.
+    def __init__(
+        self,
+        sizes: ChannelSizes,
+        sample: Sample,
+        weights: Sequence[Rows],
+        entries: Sequence[LinearPlan],
+        method: str,
+    ) -> None:
+        """Prepare what all candidates share.
 
-    Returns:
-        The formula, and the error of each relative to the first.
-    """
-    columns = [
-        np.linspace(0, w.shape[1] - 1, min(w.shape[1], _COLUMNS)).astype(int) for w in weights
-    ]
-    parts = [w[:, some] for w, some in zip(weights, columns, strict=True)]
-    wanted = [sample.x @ part for part in parts]
-    errors = {}
-    for formula in dict.fromkeys(formulas):
-        divisor = fold_scale(formula, sizes)
-        x8 = fake_int8(sample.x_quantized, divisor, None)
-        error = 0.0
-        for entry, part, want in zip(entries, parts, wanted, strict=True):
-            if entry.scheme == FLOAT:
-                continue
-            rounded = _rounded(part * divisor[:, None], x8, entry, method)
-            error += float(np.square(want - x8 @ rounded, dtype=np.float64).sum())
-        errors[formula] = error
-    best = min(errors, key=lambda formula: errors[formula])
-    first = errors[formulas[0]]
-    return best, {name: error / first if first > 0 else 1.0 for name, error in errors.items()}
+        Args:
+            sizes: of the stage's channels.
+            sample: tokens.
+            weights: [K, N] of each linear of the stage.
+            entries: their plans, in the same order; those that stay in float do not count.
+            method: "rtn", "mse" or "gptq": how the weights will be rounded.
+        """
+        self._sizes, self._sample, self._method = sizes, sample, method
+        self._linears = []
+        for w, entry in zip(weights, entries, strict=True):
+            if entry.scheme != FLOAT:
+                count = min(w.shape[1], _COLUMNS)
+                part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
+                self._linears.append((part, sample.x @ part, entry))
 
-
-def static_is_enough(
-    x: Rows, divisor: NDArray[np.float32], scale: float, weights: Sequence[Rows]
-) -> bool:
-    """Whether one scale for all tokens costs little more than one per token, in the output."""
-    divided = x / divisor
-    errors = []
-    for candidate in (scale, None):
-        difference = fake_int8(x, divisor, candidate) - divided
-        errors.append(
-            sum(
-                float(np.square(difference @ (w * divisor[:, None]), dtype=np.float64).sum())
-                for w in weights
-            )
-        )
-    return errors[0] <= STATIC_TOLERANCE * errors[1]
+    def error(self, formula: str, scale: float | None = None) -> float:
+        """Squared output error with a formula's divisors, and a static scale or one per token."""
+        divisor = fold_scale(formula, self._sizes)
+        x8 = fake_int8(self._sample.x_quantized, divisor, scale)
+        total = 0.0
+        for part, want, entry in self._linears:
+            rounded = _rounded(part * divisor[:, None], x8, entry, self._method)
+            total += float(np.square(want - x8 @ rounded, dtype=np.float64).sum())
+        return total
 
 
 def _rounded(w: Rows, x8: Rows, entry: LinearPlan, method: str) -> Rows:
