@@ -151,6 +151,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--policy", help="measured errors or thresholds on ranges choose the scheme (measured)"
     )
+    plan.add_argument(
+        "--bits-budget", type=float, metavar="BITS", help="average; the rest goes to 8-bit linears"
+    )
     plan.add_argument("--plan", type=Path, help="replay this plan.json")
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -208,7 +211,7 @@ def _planning(
     }
     methods = {
         name: value
-        for name in ("weights", "equalization", "policy")
+        for name in ("weights", "equalization", "policy", "bits_budget")
         if (value := getattr(options, name)) is not None
     }
     if options.plan is not None and given:

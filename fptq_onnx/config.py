@@ -32,6 +32,8 @@ class Config:
     weights: one of WEIGHTS: how weights are rounded.
     equalization: one of EQUALIZATIONS: which divisors are folded into norms (search: up_proj too).
     policy: one of POLICIES: whether thresholds on ranges or measured errors choose the scheme.
+    bits_budget: average bits per weight; what 4 bits leave of it makes the linears that need it
+        most 8 bits wide. None: all as `w8` says.
     quantize: False stops after equalization and writes float weights, to check the folds.
     """
 
@@ -45,13 +47,14 @@ class Config:
     weights: str = "gptq"
     equalization: str = "search"
     policy: str = "measured"
+    bits_budget: float | None = None
     quantize: bool = True
 
     @property
     def walks(self) -> bool:
         """Whether the conversion needs to run the model stage by stage; the paper's does not."""
         paper = (self.weights, self.equalization, self.policy) == ("rtn", "lae", "thresholds")
-        return self.quantize and not paper
+        return self.quantize and (not paper or self.bits_budget is not None)
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense.
@@ -74,6 +77,8 @@ class Config:
         ):
             if value not in known:
                 raise FptqError(f"{option} {value!r} is not one of {', '.join(known)}")
+        if self.bits_budget is not None and not 0 < self.bits_budget <= 32:
+            raise FptqError(f"--bits-budget must be between 4 and 32, got {self.bits_budget:g}")
         options = [("--ignore", self.ignore), ("--w8", self.w8)]
         for option, expression in [(name, text) for name, texts in options for text in texts]:
             try:

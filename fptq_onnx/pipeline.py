@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fptq_onnx.bit_budget import check_budget, measure_harm, spend_budget
+from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.linear_errors import LinearErrors
-from fptq_onnx.model_load import load_model
+from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE, save_model
 from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
@@ -32,7 +34,7 @@ from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
-from fptq_onnx.solve_weights import solve_weights
+from fptq_onnx.solve_weights import Solved, solve_weights
 from fptq_onnx.targets import EMITTERS, FLOAT_TARGET, Emitted
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
@@ -40,6 +42,7 @@ from fptq_onnx.weight_store import WeightStore
 T = TypeVar("T")
 
 PLAN_FILE = "plan.json"
+_PROBE_WINDOWS = 8  # that a stage's share of the harm is measured on
 
 
 @dataclass(frozen=True)
@@ -142,21 +145,11 @@ def convert(
         store = WeightStore(work / ".weights")
         errors: tuple[LinearErrors, ...] = ()
         if walks:
-            solved = solve_weights(
-                loaded,
-                scan,
-                decided,
-                stats,
-                config,
-                whole_feeds(loaded, samples.open(loaded)),
-                store,
-                work / ".values",
-                replay=plan is not None,
-                threads=threads,
-                track=_tracker("quantizing", quiet),
-            )
+            solved = _solve(
+                loaded, scan, decided, stats, config, samples, store, work,
+                replay=plan is not None, threads=threads, quiet=quiet, say=say,
+            )  # fmt: skip
             decided, errors = solved.plan, solved.errors
-            shutil.rmtree(work / ".values")
             for line in (*scheme_lines(decided), *(f"warning      {text}" for text in warnings)):
                 say(line)
             folded = fold_scales(prepared, solved.scales)
@@ -192,6 +185,55 @@ def convert(
         target: destination if len(wanted) == 1 else destination / target for target in wanted
     }
     return Conversion(scan, decided, stats, folders, reports, warnings)
+
+
+def _solve(
+    loaded: LoadedModel,
+    scan: LinearScan,
+    plan: Plan,
+    stats: ActivationStats,
+    config: Config,
+    samples: Samples,
+    store: WeightStore,
+    work: Path,
+    *,
+    replay: bool,
+    threads: int,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Solved:
+    """Walk the model; with a budget, a second time with the linears widened that need it most."""
+    source = samples.open(loaded)
+    feeds = whole_feeds(loaded, source)
+
+    def walk(start: Plan, what: str, *, try_wider: bool = False) -> Solved:
+        values = work / ".values"
+        solved = solve_weights(
+            loaded, scan, start, stats, config, feeds, store, values,
+            replay=replay, try_wider=try_wider, threads=threads, track=_tracker(what, quiet),
+        )  # fmt: skip
+        shutil.rmtree(values)
+        return solved
+
+    if config.bits_budget is None:
+        return walk(plan, "quantizing")
+    if not isinstance(source, TokenWindows):
+        raise FptqError("--bits-budget needs token samples (text or random), not feeds: use --w8")
+    check_budget(plan, config.bits_budget)
+    first = walk(plan, "quantizing", try_wider=True)
+    stages, harm = measure_harm(
+        loaded, scan, first.plan, first.scales, store, source.windows[:_PROBE_WINDOWS],
+        threads=threads, track=_tracker("probing", quiet),
+    )  # fmt: skip
+    wider = spend_budget(plan, stages, harm, first.ratios, config.bits_budget)
+    pairs = list(zip(plan.linears, wider.linears, strict=True))
+    say(
+        f"budget       {config.bits_budget:g} bits on average: "
+        f"{sum(a.weight_bits < b.weight_bits for a, b in pairs)} linears get 8 bits, "
+        f"{sum(a.symmetric > b.symmetric for a, b in pairs)} zero points, "
+        f"{sum(a.block_size > b.block_size > 0 for a, b in pairs)} smaller blocks"
+    )
+    return walk(wider, "quantizing anew")
 
 
 def _write(

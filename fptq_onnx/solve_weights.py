@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fptq_onnx.bit_budget import wider_forms
 from fptq_onnx.calibration.segments import Stage
 from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.calibration.two_streams import FLOAT as FLOAT_STREAM
@@ -59,11 +60,14 @@ class Solved:
     plan: schemes, folds and scales as they are now.
     scales: divisors [K] by the name of what takes them.
     errors: of every linear, in graph order.
+    ratios: of every stage, output error of each wider form relative to the planned one; empty
+        unless asked for.
     """
 
     plan: Plan
     scales: Mapping[str, NDArray[np.float32]]
     errors: tuple[LinearErrors, ...]
+    ratios: tuple[Mapping[str, float], ...] = ()
 
 
 def solve_weights(
@@ -77,6 +81,7 @@ def solve_weights(
     folder: Path,
     *,
     replay: bool = False,
+    try_wider: bool = False,
     threads: int = 0,
     track: Tracker = lambda items, _: iter(items),
 ) -> Solved:
@@ -92,6 +97,7 @@ def solve_weights(
         feeds: complete inputs.
         store: receives the quantized weights, column folds included.
         folder: for intermediate values that do not fit into memory.
+        try_wider: measure what wider forms of each stage would save.
         replay: keep the plan's schemes, folds and scales.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
         track: wraps the stages to show progress.
@@ -104,6 +110,7 @@ def solve_weights(
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}
+    ratios: list[Mapping[str, float]] = []
     for stage in track(streams.stages, len(streams.stages)):
         streams.enter(stage)
         weights = {linear.name: _weight(linear) for linear in stage.linears}
@@ -132,6 +139,8 @@ def solve_weights(
             )
             for entry in planned
         ]
+        if try_wider:
+            ratios.append(_ratios(judge, formula, planned))
         moments: dict[float | None, SecondMoments] = {}
         quantized: dict[str, Rows | None] = {}
         for linear, entry in zip(stage.linears, decided, strict=True):
@@ -164,6 +173,7 @@ def solve_weights(
         replace(plan, linears=ordered),
         scales,
         tuple(errors[linear.name] for linear in scan.linears),
+        tuple(ratios),
     )
 
 
@@ -256,6 +266,13 @@ def _formula(
     else:
         formula = LAE if config.v0 < view.ranges.tensor_absmax <= config.v1 else NONE
     return NONE if _overflows(site, fold_scale(formula, view.sizes)) else formula
+
+
+def _ratios(judge: Judge, formula: str, entries: list[LinearPlan]) -> dict[str, float]:
+    """By wider form that any of the linears has, the output error relative to the planned one."""
+    base = judge.error(formula)
+    forms = dict.fromkeys(form for entry in entries for form in wider_forms(entry))
+    return {form: judge.error(formula, form=form) / base if base > 0 else 1.0 for form in forms}
 
 
 def _overflows(site: StageSite, divisor: NDArray[np.float32]) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fptq_onnx.bit_budget import wider_forms
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.fold_scales import ChannelSizes, fold_scale
 from fptq_onnx.numerics.gptq import quantize_gptq
@@ -77,13 +78,20 @@ class Judge:
                 part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
                 self._linears.append((part, sample.x @ part, entry))
 
-    def error(self, formula: str, scale: float | None = None) -> float:
-        """Squared output error with a formula's divisors, and a static scale or one per token."""
+    def error(self, formula: str, scale: float | None = None, form: str = "") -> float:
+        """Squared output error.
+
+        Args:
+            formula: of the divisors.
+            scale: static, or None for one per token.
+            form: of bit_budget.wider_forms, for linears that have it; "" is as planned.
+        """
         divisor = fold_scale(formula, self._sizes)
         x8 = fake_int8(self._sample.x_quantized, divisor, scale)
         total = 0.0
         for part, want, entry in self._linears:
-            rounded = _rounded(part * divisor[:, None], x8, entry, self._method)
+            shape = wider_forms(entry).get(form, entry) if form else entry
+            rounded = _rounded(part * divisor[:, None], x8, shape, self._method)
             total += float(np.square(want - x8 @ rounded, dtype=np.float64).sum())
         return total
 

@@ -124,6 +124,19 @@ def _bias_index(add: ir.Node, linear: Linear) -> int:
     return 1 if add.inputs[0] is linear.nodes[0].outputs[0] else 0
 
 
+def replace_weight(linear: Linear, w: ir.TensorProtocol) -> None:
+    """Give a linear another weight [K, N], in place."""
+
+    def other(array: Array, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+        found = w.numpy().astype(np.float32)
+        return np.ascontiguousarray(found.T) if transposed else found
+
+    transposed = _is_transposed(linear)
+    _replace_constant(
+        linear.nodes[0], 1, linear.weight, other, np.ones(1, np.float32), transposed=transposed
+    )
+
+
 def _fold(site: FoldSite, scale: NDArray[np.float32], linears: dict[str, Linear]) -> None:
     for operand in site.operands:
         _replace_constant(operand.node, operand.index, operand.constant, _divided, scale)

@@ -66,7 +66,7 @@ def quantize_gptq(
         numpy.linalg.LinAlgError: H is singular even with damping.
     """
     check_matrix(w, block_size, bits)
-    k, n = w.shape
+    k = len(w)
     if moments.xx.shape != (k, k):
         raise ValueError(f"moments of {moments.xx.shape[0]} channels for a weight of {k}")
     if moments.tokens < 1 or damping <= 0:
