@@ -1,9 +1,9 @@
 """Where bits beyond the plan's go: zero points, smaller blocks, 8-bit weights.
 
 How much a stage (linears that share an input) matters is measured: the float model with only the
-stage's weights rounded as the conversion rounds them, against the float model, KL over some windows.
-What each way of spending bits takes off is the ratio of output errors on the stage's own inputs. The
-step with the best harm per bit is taken again and again until the budget is spent.
+stage's weights rounded as the conversion rounds them, against the float model, KL over some
+windows. What each way of spending bits takes off is the ratio of output errors on the stage's own
+inputs. The step with the best harm per bit is taken again and again until the budget is spent.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def check_budget(plan: Plan, budget: float) -> None:
 
 
 def wider_forms(entry: LinearPlan) -> dict[str, LinearPlan]:
-    """The ways to give a 4-bit linear more bits, by name; none where it is in float or wide already."""
+    """Ways to give a 4-bit linear more bits, by name; none for one in float or wide already."""
     if entry.scheme == FLOAT or entry.weight_bits == 8:
         return {}
     forms = {}

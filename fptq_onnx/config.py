@@ -54,7 +54,7 @@ class Config:
     def walks(self) -> bool:
         """Whether the conversion needs to run the model stage by stage; the paper's does not."""
         paper = (self.weights, self.equalization, self.policy) == ("rtn", "lae", "thresholds")
-        return self.quantize and (not paper or self.bits_budget is not None)
+        return not paper or self.bits_budget is not None
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense.
@@ -87,3 +87,6 @@ class Config:
                 raise FptqError(
                     f"{option} {expression!r} is not a regular expression: {error}"
                 ) from error
+
+
+PAPER = Config(weights="rtn", equalization="lae", policy="thresholds")

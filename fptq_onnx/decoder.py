@@ -154,7 +154,7 @@ class Decoder:
 def token_feeds(
     io: DecoderIO, ids: NDArray[np.int64], past: int, total: int
 ) -> dict[str, ort.OrtValue]:
-    """The inputs of a run but for the cache: `ids` [batch, sequence] after `past` of `total` tokens."""
+    """Inputs of a run but for the cache: ids [batch, sequence] after `past` of `total` tokens."""
     batch = ids.shape[0]
     feeds = {io.input_ids.name: ids.astype(io.input_ids.dtype)}
     positions = np.arange(past, total)

@@ -5,16 +5,14 @@ load -> normalize -> calibrate -> plan -> equalize -> quantize -> emit(target) -
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fptq_onnx.bit_budget import check_budget, measure_harm, spend_budget
-from fptq_onnx.calibration.data import TokenWindows
+import onnx_ir as ir
+
 from fptq_onnx.calibration.stats import ActivationStats
-from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
@@ -28,21 +26,18 @@ from fptq_onnx.passes.equalize import equalize, fold_scales
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.plan import Plan
-from fptq_onnx.progress import track
+from fptq_onnx.progress import tracker
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.report import Report, coverage_lines, human_bytes, scheme_lines
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
-from fptq_onnx.solve_weights import Solved, solve_weights
-from fptq_onnx.targets import EMITTERS, FLOAT_TARGET, Emitted
+from fptq_onnx.solve_budget import solve_budget
+from fptq_onnx.targets import EMITTERS, FLOAT_TARGET
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
-T = TypeVar("T")
-
 PLAN_FILE = "plan.json"
-_PROBE_WINDOWS = 8  # that a stage's share of the harm is measured on
 
 
 @dataclass(frozen=True)
@@ -122,141 +117,119 @@ def convert(
             library_path()  # better refused now than when the written model is to be run
     normalize(loaded.model)
     scan = find_linears(loaded.model)
-    for line in coverage_lines(scan):
-        say(line)
+    _say(say, coverage_lines(scan))
     if not scan.linears:
         raise FptqError(
             f"no linear layer found in {loaded.file} ({scan.coverage}): nothing to quantize"
         )
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
-    walks = config.walks and not dry_run
-    for line in (
-        () if walks else (*scheme_lines(decided), *(f"warning      {text}" for text in warnings))
-    ):
-        say(line)
     if dry_run:
+        _say(say, scheme_lines(decided), warnings)
         return Conversion(scan, decided, stats, {}, {}, warnings)
+    job = _Job(
+        loaded, scan, stats, config, samples, plan is not None, verify_samples, threads, quiet, say
+    )
     wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
     reports: dict[str, Report] = {}
     with atomic_folder(destination) as work:
-        prepared = load_model(loaded.file).model
-        normalize(prepared)
-        store = WeightStore(work / ".weights")
-        errors: tuple[LinearErrors, ...] = ()
-        if walks:
-            solved = _solve(
-                loaded, scan, decided, stats, config, samples, store, work,
-                replay=plan is not None, threads=threads, quiet=quiet, say=say,
-            )  # fmt: skip
-            decided, errors = solved.plan, solved.errors
-            for line in (*scheme_lines(decided), *(f"warning      {text}" for text in warnings)):
-                say(line)
-            folded = fold_scales(prepared, solved.scales)
-        else:
-            folded = equalize(prepared, decided, stats)
-            if config.quantize:
-                quantize_weights(prepared, decided, store, _tracker("quantizing", quiet))
-        say(f"folded       {len(folded)} equalizations into the norms and linears before")
+        prepared = job.prepare(decided, warnings, work)
         for target in wanted:
             folder = work if len(wanted) == 1 else work / target
             folder.mkdir(exist_ok=True)
-            report = new_report(target, loaded, scan, decided, config, samples, stats)
-            emitted = EMITTERS[target](prepared.clone(), decided, store, config)
-            report = replace(
-                report,
-                folded=folded,
-                errors=tuple(item.to_dict() for item in errors),
-                notes=(*warnings, *emitted.notes),
-                bits_per_weight=bits_per_weight(decided, emitted.model),
-            )
-            report = _write(emitted, report, decided, folder, quiet=quiet, say=say)
-            copy_side_files(loaded.folder, folder, MODEL_FILE)
-            if samples.tokenizer_folder is not None:
-                copy_tokenizer(samples.tokenizer_folder, folder)
-            if verify_samples:
-                result = verify(loaded, folder, samples, verify_samples, threads=threads)
-                say(result.line)
-                report = replace(report, verification=result.as_dict())
-            report.save(folder / REPORT_FILE)
-            reports[target] = report
-        store.remove()
+            reports[target] = job.write(prepared, target, folder)
+        prepared.store.remove()
     folders = {
         target: destination if len(wanted) == 1 else destination / target for target in wanted
     }
-    return Conversion(scan, decided, stats, folders, reports, warnings)
+    return Conversion(scan, prepared.plan, stats, folders, reports, warnings)
 
 
-def _solve(
-    loaded: LoadedModel,
-    scan: LinearScan,
-    plan: Plan,
-    stats: ActivationStats,
-    config: Config,
-    samples: Samples,
-    store: WeightStore,
-    work: Path,
-    *,
-    replay: bool,
-    threads: int,
-    quiet: bool,
-    say: Callable[[str], None],
-) -> Solved:
-    """Walk the model; with a budget, a second time with the linears widened that need it most."""
-    source = samples.open(loaded)
-    feeds = whole_feeds(loaded, source)
+@dataclass(frozen=True)
+class _Prepared:
+    """The equalized model with its quantized weights, before any target."""
 
-    def walk(start: Plan, what: str, *, try_wider: bool = False) -> Solved:
-        values = work / ".values"
-        solved = solve_weights(
-            loaded, scan, start, stats, config, feeds, store, values,
-            replay=replay, try_wider=try_wider, threads=threads, track=_tracker(what, quiet),
-        )  # fmt: skip
-        shutil.rmtree(values)
-        return solved
-
-    if config.bits_budget is None:
-        return walk(plan, "quantizing")
-    if not isinstance(source, TokenWindows):
-        raise FptqError("--bits-budget needs token samples (text or random), not feeds: use --w8")
-    check_budget(plan, config.bits_budget)
-    first = walk(plan, "quantizing", try_wider=True)
-    stages, harm = measure_harm(
-        loaded, scan, first.plan, first.scales, store, source.windows[:_PROBE_WINDOWS],
-        threads=threads, track=_tracker("probing", quiet),
-    )  # fmt: skip
-    wider = spend_budget(plan, stages, harm, first.ratios, config.bits_budget)
-    pairs = list(zip(plan.linears, wider.linears, strict=True))
-    say(
-        f"budget       {config.bits_budget:g} bits on average: "
-        f"{sum(a.weight_bits < b.weight_bits for a, b in pairs)} linears get 8 bits, "
-        f"{sum(a.symmetric > b.symmetric for a, b in pairs)} zero points, "
-        f"{sum(a.block_size > b.block_size > 0 for a, b in pairs)} smaller blocks"
-    )
-    return walk(wider, "quantizing anew")
+    model: ir.Model
+    plan: Plan
+    store: WeightStore
+    folded: tuple[str, ...]
+    errors: tuple[LinearErrors, ...]
+    warnings: tuple[str, ...]
 
 
-def _write(
-    emitted: Emitted,
-    report: Report,
-    plan: Plan,
-    folder: Path,
-    *,
-    quiet: bool,
-    say: Callable[[str], None],
-) -> Report:
-    """Write one target's model and plan; the report with what is known afterwards."""
-    for line in (*emitted.lines, *(f"note         {text}" for text in emitted.notes)):
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same through one conversion."""
+
+    loaded: LoadedModel
+    scan: LinearScan
+    stats: ActivationStats
+    config: Config
+    samples: Samples
+    replay: bool
+    verify_samples: int
+    threads: int
+    quiet: bool
+    say: Callable[[str], None]
+
+    def prepare(self, plan: Plan, warnings: tuple[str, ...], work: Path) -> _Prepared:
+        """Equalize and quantize: the paper's way, or by a walk through the model."""
+        store = WeightStore(work / ".weights")
+        model = load_model(self.loaded.file).model
+        normalize(model)
+        errors: tuple[LinearErrors, ...] = ()
+        if self.config.walks or plan.walks:
+            solved = solve_budget(
+                self.loaded, self.scan, plan, self.stats, self.config,
+                self.samples.open(self.loaded), store, work / ".values", replay=self.replay,
+                threads=self.threads, quiet=self.quiet, say=self.say,
+            )  # fmt: skip
+            plan, errors = solved.plan, solved.errors
+            folded = fold_scales(model, solved.scales)
+        else:
+            folded = equalize(model, plan, self.stats)
+            if self.config.quantize:
+                quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
+        _say(self.say, scheme_lines(plan), warnings)
+        self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
+        return _Prepared(model, plan, store, folded, errors, warnings)
+
+    def write(self, prepared: _Prepared, target: str, folder: Path) -> Report:
+        """Write one target's folder, and compare it with the original."""
+        plan, loaded, say = prepared.plan, self.loaded, self.say
+        report = new_report(target, loaded, self.scan, plan, self.config, self.samples, self.stats)
+        emitted = EMITTERS[target](prepared.model.clone(), plan, prepared.store, self.config)
+        report = replace(
+            report,
+            folded=prepared.folded,
+            errors=tuple(item.to_dict() for item in prepared.errors),
+            notes=(*prepared.warnings, *emitted.notes),
+            bits_per_weight=bits_per_weight(plan, emitted.model),
+        )
+        _say(say, emitted.lines)
+        _say(say, [f"note         {text}" for text in emitted.notes])
+        stamp(emitted.model, report)
+        save_model(emitted.model, folder, tracker(f"writing {target}", self.quiet))
+        (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+        report = replace(report, bytes_after=files_size(folder))
+        say(
+            f"written      {target}: {human_bytes(report.bytes_before)} -> "
+            f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
+        )
+        copy_side_files(loaded.folder, folder, MODEL_FILE)
+        if self.samples.tokenizer_folder is not None:
+            copy_tokenizer(self.samples.tokenizer_folder, folder)
+        if self.verify_samples:
+            result = verify(loaded, folder, self.samples, self.verify_samples, threads=self.threads)
+            say(result.line)
+            report = replace(report, verification=result.as_dict())
+        report.save(folder / REPORT_FILE)
+        return report
+
+
+def _say(say: Callable[[str], None], lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
+    for line in (*lines, *(f"warning      {text}" for text in warnings)):
         say(line)
-    stamp(emitted.model, report)
-    save_model(emitted.model, folder, _tracker(f"writing {report.target}", quiet))
-    (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
-    report = replace(report, bytes_after=files_size(folder))
-    say(
-        f"written      {report.target}: {human_bytes(report.bytes_before)} -> "
-        f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
-    )
-    return report
 
 
 def default_output(source: Path) -> Path:
@@ -289,7 +262,3 @@ def _decide(
         )
     loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
     return complete_plan(loaded, scan, stats)
-
-
-def _tracker(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:
-    return lambda items, total: track(items, total=total, what=what, quiet=quiet)

@@ -12,7 +12,7 @@ from typing import Any
 from fptq_onnx.config import BLOCK_SIZES
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
-from fptq_onnx.numerics.fold_scales import NONE
+from fptq_onnx.numerics.fold_scales import LAE, NONE
 from fptq_onnx.numerics.group_weights import BITS
 
 STATIC = "static"
@@ -79,6 +79,15 @@ class Plan:
         """Number of linears per scheme, schemes in the paper's order, zeros included."""
         counter = Counter(entry.scheme for entry in self.linears)
         return {scheme: counter[scheme] for scheme in SCHEMES}
+
+    @property
+    def walks(self) -> bool:
+        """Whether it holds divisors that only a walk through the model can compute again."""
+        return any(
+            entry.equalization not in (NONE, LAE)
+            or (entry.equalization == LAE and entry.fold_site in self.by_name())
+            for entry in self.linears
+        )
 
     def to_json(self) -> str:
         """One object; one line per linear, so that it can be edited and compared by hand."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -51,3 +51,8 @@ def _plain_lines(items: Iterable[T], total: int | None, what: str, out: TextIO) 
             else:
                 print(f"{what}: {done}", file=out, flush=True)
         yield item
+
+
+def tracker(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:
+    """`track` with its labels given, for functions that take the items and their number."""
+    return lambda items, total: track(items, total=total, what=what, quiet=quiet)

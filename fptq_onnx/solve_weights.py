@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from fptq_onnx.bit_budget import wider_forms
 from fptq_onnx.calibration.segments import Stage
-from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
-from fptq_onnx.calibration.two_streams import FLOAT as FLOAT_STREAM
-from fptq_onnx.calibration.two_streams import QUANTIZED, TwoStreams
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.calibration.two_streams import TwoStreams
 from fptq_onnx.calibration.whole_feeds import Feed
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
@@ -31,9 +30,7 @@ from fptq_onnx.numerics.fold_scales import (
     NONE,
     SEARCHED,
     SMOOTHQUANT,
-    ChannelSizes,
     fold_scale,
-    weight_sizes,
 )
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
@@ -42,15 +39,13 @@ from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.passes.choose_schemes import fold_overflow, range_of
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
-from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, Sample, fake_int8
+from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge
 from fptq_onnx.stage_sites import StageSite, stage_sites
+from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
 
 Rows = NDArray[np.float32]
 Tracker = Callable[[Iterable[Stage], int], Iterator[Stage]]
-
-# Tokens of a stage's input that choices are judged by.
-_SAMPLE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ def solve_weights(
         streams.enter(stage)
         weights = {linear.name: _weight(linear) for linear in stage.linears}
         ranges = range_of(stage.linears[0], stats)
-        view = _StageView(stage, streams, list(weights.values()), ranges)
+        view = StageView(stage, streams, list(weights.values()), ranges)
         planned = [entries[linear.name] for linear in stage.linears]
         judge = Judge(view.sizes, view.sample, view.weights, planned, config.weights)
         if replay:
@@ -146,7 +141,7 @@ def solve_weights(
         for linear, entry in zip(stage.linears, decided, strict=True):
             entries[linear.name] = entry
             errors[linear.name] = LinearErrors(linear.name, linear.path)
-            if entry.scheme == FLOAT:
+            if entry.scheme == FLOAT or not config.quantize:
                 quantized[linear.name] = None
                 continue
             if entry.input_scale not in moments:
@@ -177,79 +172,8 @@ def solve_weights(
     )
 
 
-class _StageView:
-    """What the choices of one stage look at."""
-
-    def __init__(
-        self, stage: Stage, streams: TwoStreams, weights: list[Rows], ranges: ChannelRange
-    ) -> None:
-        self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
-        batches = [len(rows) for rows in streams.rows(stage, FLOAT_STREAM)]
-        share = min(1.0, _SAMPLE_TOKENS / sum(batches))
-        squares = np.zeros(stage.linears[0].k)
-        picked: list[Rows] = []
-        picked_quantized: list[Rows] = []
-        for x, x_quantized in self.pairs():
-            squares += np.square(x, dtype=np.float64).sum(axis=0)
-            some = np.linspace(0, len(x) - 1, max(1, round(share * len(x)))).astype(int)
-            picked.append(x[some])
-            picked_quantized.append(x_quantized[some])
-        if not np.isfinite(squares).all():
-            linear = stage.linears[0]
-            raise FptqError(
-                f"NaN or infinity in the input of {linear.path} ({linear.name}): check that the "
-                f"model runs well in float on this data"
-            )
-        self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
-        self.sizes = ChannelSizes(
-            ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights)
-        )
-
-    def pairs(self) -> Iterator[tuple[Rows, Rows]]:
-        """The input in the float and in the quantized model, batch by batch."""
-        return zip(
-            self.streams.rows(self.stage, FLOAT_STREAM),
-            self.streams.rows(self.stage, QUANTIZED),
-            strict=True,
-        )
-
-    def moments(self, divisor: NDArray[np.float32], scale: float | None) -> SecondMoments:
-        """Of the divided input, in int8 and in the float model."""
-        found = SecondMoments.empty(len(divisor))
-        for x, x_quantized in self.pairs():
-            found.add(fake_int8(x_quantized, divisor, scale), x / divisor)
-        return found
-
-    def outputs(
-        self,
-        linear: Linear,
-        w: Rows,
-        rounded: Rows | None,
-        divisor: NDArray[np.float32],
-        scale: float | None,
-        errors: LinearErrors,
-    ) -> Iterator[tuple[Rows, Rows]]:
-        """The linear's output in both models, batch by batch; counts its errors on the way."""
-        bias: Rows = np.zeros(1, np.float32)
-        if linear.bias is not None:
-            bias = linear.bias.load().astype(np.float32).reshape(-1)
-        for x, x_quantized in self.pairs():
-            want = x @ w
-            if rounded is None:
-                got = x_quantized @ w
-                errors.input_total.add(x, x_quantized)
-            else:
-                x8 = fake_int8(x_quantized, divisor, scale)
-                got = x8 @ rounded
-                errors.input_local.add(x_quantized / divisor, x8)
-                errors.input_total.add(x / divisor, x8)
-                errors.output_local.add(x_quantized @ w, got)
-            errors.output_total.add(want, got)
-            yield want + bias, got + bias
-
-
 def _formula(
-    view: _StageView, judge: Judge, entries: list[LinearPlan], site: StageSite | str, config: Config
+    view: StageView, judge: Judge, entries: list[LinearPlan], site: StageSite | str, config: Config
 ) -> str:
     """Which divisors to fold in front of a stage."""
     if isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
@@ -280,7 +204,7 @@ def _overflows(site: StageSite, divisor: NDArray[np.float32]) -> bool:
 
 
 def _static(
-    view: _StageView,
+    view: StageView,
     judge: Judge,
     formula: str,
     divisor: NDArray[np.float32],
@@ -296,7 +220,7 @@ def _static(
 
 
 def _scheme(
-    entry: LinearPlan, view: _StageView, divisor: NDArray[np.float32], static: bool | None
+    entry: LinearPlan, view: StageView, divisor: NDArray[np.float32], static: bool | None
 ) -> LinearPlan:
     """The entry with its scheme and static scale; `static` None keeps those it has."""
     if entry.scheme == FLOAT:

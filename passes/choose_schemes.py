@@ -21,7 +21,7 @@ from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear, LinearScan
-from fptq_onnx.numerics.fold_scales import LAE, NONE
+from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
@@ -74,12 +74,7 @@ def mark_shared_folds(
             folded.update(dict.fromkeys(site.linears, site.name))
     for name, site_name in folded.items():
         by_name[name] = replace(by_name[name], fold_site=site_name, equalization=LAE)
-    return tuple(
-        by_name[entry.name]
-        if entry.name in folded
-        else replace(by_name[entry.name], fold_site=None, equalization=NONE)
-        for entry in entries
-    )
+    return tuple(by_name[entry.name] for entry in entries)
 
 
 def range_of(linear: Linear, stats: ActivationStats) -> ChannelRange:

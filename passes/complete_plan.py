@@ -1,21 +1,24 @@
 """Make a replayed plan whole: fold sites and missing static scales follow from the statistics.
 
-A person edits `scheme` and leaves the rest; this pass works out what the edit implies.
+A person edits `scheme`, `equalization` or `input_scale`; this pass works out what that implies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.column_sites import find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.numerics.fold_scales import LAE, NONE
 from fptq_onnx.numerics.int8 import FLOAT32_TINY, static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
-from fptq_onnx.passes.choose_schemes import fold_overflow, mark_shared_folds, range_of, site_scale
+from fptq_onnx.passes.choose_schemes import fold_overflow, range_of, site_scale
 from fptq_onnx.plan import LAE_STATIC, STATIC, LinearPlan, Plan
 
 # A given scale that clips below this share of the largest value seen is worth a warning: it is
@@ -56,7 +59,7 @@ def complete_plan(
             raise FptqError(
                 f"the plan equalizes the input of {entry.name}, but {problem}: use per_token there"
             )
-    marked = mark_shared_folds(in_order, sites)
+    marked = _share_folds(in_order, scan, sites)
     entries: list[LinearPlan] = []
     warnings: list[str] = []
     for entry in marked:
@@ -64,18 +67,55 @@ def complete_plan(
             entries.append(replace(entry, input_scale=None))
             continue
         site = sites[entry.name]
+        known = entry.equalization in (NONE, LAE) and (
+            entry.fold_site is None or isinstance(site, FoldSite)
+        )
         absmax = ranges[entry.name].tensor_absmax
         if entry.fold_site is not None and isinstance(site, FoldSite):
             absmax = equalized_absmax(ranges[entry.name].absmax, site_scale(site, ranges))
         scale = entry.input_scale
         if scale is None:
+            if not known:  # its divisors depend on more than ranges: the walk finds them
+                entries.append(entry)
+                continue
             scale = float(static_scale(absmax))
         if not float(FLOAT32_TINY) <= scale <= _FLOAT32_MAX:  # false for NaN too
             raise FptqError(f"the plan gives {entry.name} the input_scale {scale}: use null")
-        if scale * 127 < _SUSPICIOUS_CLIP * absmax:
+        if known and scale * 127 < _SUSPICIOUS_CLIP * absmax:
             warnings.append(
                 f"{entry.name}: input_scale {scale:.4g} clips at {scale * 127:.4g}, calibration "
                 f"saw {absmax:.4g}; set input_scale to null after changing a scheme"
             )
         entries.append(replace(entry, input_scale=scale))
     return replace(plan, linears=tuple(entries)), tuple(warnings)
+
+
+def _share_folds(
+    entries: tuple[LinearPlan, ...], scan: LinearScan, sites: Mapping[str, FoldSite | str]
+) -> tuple[LinearPlan, ...]:
+    """Linears that read one value have one equalization, and its site; lae_static implies LAE."""
+    columns = find_column_sites(scan.linears)
+    formulas: dict[str, str] = {}
+    for entry in entries:
+        formula = LAE if entry.scheme == LAE_STATIC else entry.equalization
+        if formula == NONE:
+            continue
+        site = sites[entry.name] if entry.name not in columns else columns[entry.name]
+        if isinstance(site, str):
+            raise FptqError(
+                f"the plan equalizes the input of {entry.name}, but {site}: use equalization "
+                f"'none' there"
+            )
+        for name in site.linears:
+            if formulas.setdefault(name, formula) != formula:
+                raise FptqError(
+                    f"the plan gives {name} and {entry.name}, which read the same value, the "
+                    f"equalizations {formulas[name]!r} and {formula!r}: give them one"
+                )
+    found = []
+    for entry in entries:
+        site = columns.get(entry.name, sites[entry.name])
+        formula = formulas.get(entry.name, NONE)
+        fold_site = None if formula == NONE or isinstance(site, str) else site.name
+        found.append(replace(entry, fold_site=fold_site, equalization=formula))
+    return tuple(found)

@@ -22,6 +22,7 @@ from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.constants import Array, Constant
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.passes.choose_schemes import range_of, site_scale
 from fptq_onnx.plan import LAE_STATIC, Plan
 
@@ -33,21 +34,21 @@ def equalize(model: ir.Model, plan: Plan, stats: ActivationStats) -> tuple[str, 
 
     Args:
         model: changed in place; the arrays it was loaded from are not.
-        plan: entries with scheme lae_static say which sites to fold.
+        plan: entries with equalization lae say which sites to fold.
         stats: the channel ranges s is computed from.
 
     Returns:
         Names of the folded norms.
 
     Raises:
-        FptqError: an entry asks for lae_static where no fold is possible, with the reason.
+        FptqError: an entry asks for it where no fold is possible, with the reason.
     """
     scan = find_linears(model)
     linears = scan.by_name()
     sites = find_fold_sites(scan.linears)
     scales: dict[str, NDArray[np.float32]] = {}
     for entry in plan.linears:
-        if entry.scheme != LAE_STATIC:
+        if entry.equalization != LAE and entry.scheme != LAE_STATIC:
             continue
         site = sites[entry.name]
         if isinstance(site, str):

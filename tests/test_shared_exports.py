@@ -1,11 +1,13 @@
 """Real exports, end to end, where the shared data is present."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
+from fptq_onnx.config import PAPER
 from fptq_onnx.pipeline import convert
 from fptq_onnx.plan import LAE_STATIC, PER_TOKEN
 from fptq_onnx.samples import Samples
@@ -48,13 +50,12 @@ def test_every_export_converts_and_computes_nearly_the_same(name, tmp_path):
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_equalization_alone_changes_nothing(name, tmp_path):
-    from fptq_onnx.config import Config
 
     result = convert(
         SHARED / "onnx" / name,
         tmp_path / "out",
         samples=Samples(max_samples=2, max_seq_len=32),
-        config=Config(v0=0.0, v1=1e9, quantize=False),
+        config=replace(PAPER, v0=0.0, v1=1e9, quantize=False),
         verify_samples=2,
     )
     report = result.reports["float"]
@@ -70,6 +71,7 @@ def test_outliers_get_all_three_schemes(exporter, tmp_path):
         source,
         tmp_path / "out",
         samples=Samples(SHARED / "text" / "ts_train.txt", max_samples=16),
+        config=PAPER,
     )
     counts = result.plan.counts()
     assert counts["static"] and counts["lae_static"] and counts["per_token"]

@@ -1,11 +1,12 @@
 """A model cut at its linears: what must run between the linears of one stage and the next.
 
-A stage is one activation with all the linears that read it. The segment of a stage is every node that
-its activation needs and no earlier segment ran, linears left out: their outputs are inputs of segments.
+A stage is one activation with all the linears that read it. The segment of a stage is every node
+that its activation needs and no earlier segment ran, linears left out: their outputs are inputs of
+segments.
 
     inputs -> [segment 0] -> x0 -> linears -> y0 -> [segment 1] -> x1 -> linears -> y1 -> ...
 
-So each node runs once for all samples, and whoever walks the stages computes the linears as he likes.
+So each node runs once for all samples, and whoever walks the stages computes the linears himself.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def segment_model(model: ir.Model, segment: Segment) -> ir.Model:
 def _ancestors(
     x: ir.Value, done: set[int], ends: set[int]
 ) -> tuple[list[ir.Node], dict[int, ir.Value]]:
-    """Nodes that make x and are not done, stopping at linears; and the values they read from outside."""
+    """Nodes that make x and are not done, stopping at linears; and what they read from outside."""
     nodes: list[ir.Node] = []
     outside: dict[int, ir.Value] = {}
     seen: set[int] = set()

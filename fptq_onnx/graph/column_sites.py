@@ -2,8 +2,8 @@
 
     down(silu(gate) * up)        channel j of the product is linear in column j of up
 
-Dividing the product's channels by s is dividing the columns (and bias) of up by s: each output channel
-of up has scales of its own, so its 4-bit codes do not even change.
+Dividing the product's channels by s is dividing the columns (and bias) of up by s: each output
+channel of up has scales of its own, so its 4-bit codes do not even change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ColumnSite:
 
 
 def find_column_sites(linears: Sequence[Linear]) -> dict[str, ColumnSite]:
-    """For linears (by name) whose input is an elementwise product with a linear's output, the site."""
+    """By name of a linear whose input is a product with another linear's output, the site."""
     by_node = {id(linear.nodes[0]): linear for linear in linears}
     by_output = {id(linear.output): linear for linear in linears}
     found = {}

@@ -1,10 +1,10 @@
-"""Scales that clip: per group, the range that costs least, each weight's error counted by its input.
+"""Scales that clip: per group, the range that costs least, errors counted by their inputs.
 
-    minimize over r    sum over k in the group of importance_k (w_k - dequantize(quantize(w_k; r * range)))^2
+    minimize over r    sum over k in the group of importance_k (w_k - rounded(w_k; r * range))^2
 
-With importance = E[x_k^2] this is the output error of the group, were its inputs uncorrelated. A range
-below max|w| clips the few largest weights so that all others are finer. All codes are used, also the
--8 that a range up to max|w| leaves out.
+With importance = E[x_k^2] this is the output error of the group, were its inputs uncorrelated. A
+range below max|w| clips the few largest weights so that all others are finer. All codes are used,
+also the -8 that a range up to max|w| leaves out.
 """
 
 from __future__ import annotations

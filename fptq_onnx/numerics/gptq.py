@@ -31,7 +31,7 @@ from fptq_onnx.numerics.group_weights import (
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.numerics.upper_factor import factor_upper, solve_factored
 
-DAMPING = 0.01  # share of the mean of diag(H) that is added to it
+DAMPING = 0.03  # share of the mean of diag(H) that is added to it
 ROUNDS = 3  # of refinement
 _DESCENTS = 3  # passes over all codes in a round
 _BLOCK = 64  # rows whose corrections are applied one by one, before a matrix product does the rest
@@ -61,8 +61,8 @@ def quantize_gptq(
         rounds: of refinement; 0 is plain GPTQ.
 
     Raises:
-        ValueError: see `quantize_rtn`; or the moments have another size, no token, or describe inputs
-            that are all zero; or damping is not positive.
+        ValueError: see `quantize_rtn`; or the moments have another size, no token, or describe
+            inputs that are all zero; or damping is not positive.
         numpy.linalg.LinAlgError: H is singular even with damping.
     """
     check_matrix(w, block_size, bits)

@@ -68,11 +68,26 @@ def test_one_reader_edited_to_per_token_keeps_the_fold(setting: Setting) -> None
     assert not warnings
 
 
-def test_all_readers_edited_undo_the_fold(setting: Setting) -> None:
+def test_other_schemes_keep_the_fold_until_the_equalization_is_taken_out(setting: Setting) -> None:
     scan, stats, plan = setting
     plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=FLOAT)
     done, _ = complete_plan(plan, scan, stats)
+    assert [(row.fold_site, row.input_scale) for row in done.linears[:2]] == [("n", None)] * 2
+    plan = edited(edited(plan, "k", equalization="none"), "q", equalization="none")
+    done, _ = complete_plan(plan, scan, stats)
     assert [(row.fold_site, row.input_scale) for row in done.linears[:2]] == [(None, None)] * 2
+
+
+def test_searched_divisors_are_kept_and_their_scale_left_to_the_walk(setting: Setting) -> None:
+    scan, stats, plan = setting
+    for name in ("q", "k"):
+        plan = edited(plan, name, scheme=STATIC, equalization="balance:0.25", input_scale=None)
+    done, warnings = complete_plan(plan, scan, stats)
+    assert done == plan and not warnings and done.walks
+    done, _ = complete_plan(edited(plan, "k", input_scale=0.5), scan, stats)
+    assert done.by_name()["k"].input_scale == 0.5
+    with pytest.raises(FptqError, match="read the same value"):
+        complete_plan(edited(plan, "k", equalization="balance:0.5"), scan, stats)
 
 
 def test_static_beside_an_equalized_reader_gets_the_equalized_range(setting: Setting) -> None:
@@ -84,7 +99,8 @@ def test_static_beside_an_equalized_reader_gets_the_equalized_range(setting: Set
 
 def test_static_without_a_fold_gets_the_full_range(setting: Setting) -> None:
     scan, stats, plan = setting
-    plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=STATIC, input_scale=None)
+    plan = edited(plan, "k", scheme=PER_TOKEN, equalization="none")
+    plan = edited(plan, "q", scheme=STATIC, equalization="none", input_scale=None)
     done, warnings = complete_plan(plan, scan, stats)
     assert done.by_name()["q"].input_scale == float(np.float32(126) / np.float32(127))
     assert not warnings
@@ -92,7 +108,8 @@ def test_static_without_a_fold_gets_the_full_range(setting: Setting) -> None:
 
 def test_a_scale_left_behind_is_warned_about(setting: Setting) -> None:
     scan, stats, plan = setting
-    plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=STATIC)
+    plan = edited(plan, "k", scheme=PER_TOKEN, equalization="none")
+    plan = edited(plan, "q", scheme=STATIC, equalization="none")
     done, warnings = complete_plan(plan, scan, stats)
     assert done.by_name()["q"].input_scale == plan.by_name()["q"].input_scale  # kept as asked
     assert len(warnings) == 1

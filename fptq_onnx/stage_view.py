@@ -1,0 +1,94 @@
+"""One stage as the choices made for it see it: its input in both models, sizes, a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.calibration.segments import Stage
+from fptq_onnx.calibration.stats import ChannelRange
+from fptq_onnx.calibration.two_streams import FLOAT, QUANTIZED, TwoStreams
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import Linear
+from fptq_onnx.linear_errors import LinearErrors
+from fptq_onnx.numerics.fold_scales import ChannelSizes, weight_sizes
+from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.stage_choice import Sample, fake_int8
+
+Rows = NDArray[np.float32]
+
+# Tokens of a stage's input that choices are judged by.
+_SAMPLE_TOKENS = 4096
+
+
+class StageView:
+    """What the choices of one stage look at."""
+
+    def __init__(
+        self, stage: Stage, streams: TwoStreams, weights: list[Rows], ranges: ChannelRange
+    ) -> None:
+        self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
+        batches = [len(rows) for rows in streams.rows(stage, FLOAT)]
+        share = min(1.0, _SAMPLE_TOKENS / sum(batches))
+        squares = np.zeros(stage.linears[0].k)
+        picked: list[Rows] = []
+        picked_quantized: list[Rows] = []
+        for x, x_quantized in self.pairs():
+            squares += np.square(x, dtype=np.float64).sum(axis=0)
+            some = np.linspace(0, len(x) - 1, max(1, round(share * len(x)))).astype(int)
+            picked.append(x[some])
+            picked_quantized.append(x_quantized[some])
+        if not np.isfinite(squares).all():
+            linear = stage.linears[0]
+            raise FptqError(
+                f"NaN or infinity in the input of {linear.path} ({linear.name}): check that the "
+                f"model runs well in float on this data"
+            )
+        self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
+        self.sizes = ChannelSizes(
+            ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights)
+        )
+
+    def pairs(self) -> Iterator[tuple[Rows, Rows]]:
+        """The input in the float and in the quantized model, batch by batch."""
+        return zip(
+            self.streams.rows(self.stage, FLOAT),
+            self.streams.rows(self.stage, QUANTIZED),
+            strict=True,
+        )
+
+    def moments(self, divisor: NDArray[np.float32], scale: float | None) -> SecondMoments:
+        """Of the divided input, in int8 and in the float model."""
+        found = SecondMoments.empty(len(divisor))
+        for x, x_quantized in self.pairs():
+            found.add(fake_int8(x_quantized, divisor, scale), x / divisor)
+        return found
+
+    def outputs(
+        self,
+        linear: Linear,
+        w: Rows,
+        rounded: Rows | None,
+        divisor: NDArray[np.float32],
+        scale: float | None,
+        errors: LinearErrors,
+    ) -> Iterator[tuple[Rows, Rows]]:
+        """The linear's output in both models, batch by batch; counts its errors on the way."""
+        bias: Rows = np.zeros(1, np.float32)
+        if linear.bias is not None:
+            bias = linear.bias.load().astype(np.float32).reshape(-1)
+        for x, x_quantized in self.pairs():
+            want = x @ w
+            if rounded is None:
+                got = x_quantized @ w
+                errors.input_total.add(x, x_quantized)
+            else:
+                x8 = fake_int8(x_quantized, divisor, scale)
+                got = x8 @ rounded
+                errors.input_local.add(x_quantized / divisor, x8)
+                errors.input_total.add(x / divisor, x8)
+                errors.output_local.add(x_quantized @ w, got)
+            errors.output_total.add(want, got)
+            yield want + bias, got + bias
