@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fptq_onnx import __version__
+from fptq_onnx.cli_planning import add_planning, planning, samples_of
 from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 
@@ -72,8 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", type=Path, help="folder to write (MODEL-w4a8)")
     convert.add_argument(
         "--target",
-        default="custom",
-        help="custom, matmulnbits, qdq, several with commas, or all (custom)",
+        help="custom, matmulnbits, qdq, several with commas, or all (the recipe's own: custom)",
     )
     convert.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     convert.add_argument("--dry-run", action="store_true", help="stop after planning and print it")
@@ -86,13 +86,22 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--no-fuse", action="store_true", help="one op per linear, whatever they share (custom)"
     )
-    _add_planning(convert)
+    convert.add_argument(
+        "--max-kl", type=float, metavar="NATS", help="write nothing if the KL is larger"
+    )
+    convert.add_argument(
+        "--min-top1", type=float, metavar="SHARE", help="write nothing if fewer predictions agree"
+    )
+    add_planning(convert)
 
     inspect = commands.add_parser("inspect", help="show linears, ranges and schemes")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("model", type=Path, help="a float model, or a folder convert wrote")
     inspect.add_argument("--json", action="store_true", help="print JSON")
-    _add_planning(inspect)
+    inspect.add_argument(
+        "--errors", action="store_true", help="SQNR of each linear, worst first: runs the model"
+    )
+    add_planning(inspect)
 
     run = commands.add_parser("run", help="generate text with a model")
     run.set_defaults(run=_run)
@@ -109,72 +118,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_planning(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("calibration")
-    data.add_argument(
-        "--calibration",
-        default="random",
-        help="random (tokens of the vocabulary), a .txt, .jsonl or .npz file, a folder of .npz",
-    )
-    data.add_argument("--text-field", default="text", help="field of a .jsonl object (text)")
-    data.add_argument(
-        "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"
-    )
-    data.add_argument("--max-samples", type=int, default=48, help="samples at most (48)")
-    data.add_argument("--max-seq-len", type=int, default=256, help="tokens per sample (256)")
-    data.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
-    data.add_argument(
-        "--stats",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="statistics to use; one that does not exist yet is measured and saved; repeat the "
-        "option to merge several",
-    )
-    plan = parser.add_argument_group("plan")
-    # No defaults here: what is given can be told from what is not, and a plan has its own.
-    plan.add_argument("--v0", type=float, help="static up to this range (15)")
-    plan.add_argument("--v1", type=float, help="equalized up to this range (150)")
-    plan.add_argument("--block-size", type=int, help="32, 64, 128, 256 or -1 per channel (128)")
-    plan.add_argument(
-        "--asymmetric", action="store_true", default=None, help="one zero point per group"
-    )
-    plan.add_argument(
-        "--ignore", action="append", default=[], metavar="REGEX", help="keep matches in float"
-    )
-    plan.add_argument(
-        "--w8", action="append", default=[], metavar="REGEX", help="8-bit weights for matches"
-    )
-    plan.add_argument("--weights", help="gptq, mse (clip search) or rtn (gptq)")
-    plan.add_argument("--equalization", help="search, lae or smoothquant (search)")
-    plan.add_argument(
-        "--policy", help="measured errors or thresholds on ranges choose the scheme (measured)"
-    )
-    plan.add_argument(
-        "--bits-budget", type=float, metavar="BITS", help="average; the rest goes to 8-bit linears"
-    )
-    plan.add_argument("--plan", type=Path, help="replay this plan.json")
-    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-
-
 def _convert(options: argparse.Namespace) -> None:
     from fptq_onnx.config import TARGETS
-    from fptq_onnx.pipeline import Conversion, convert
+    from fptq_onnx.convert_float16 import convert_float16
+    from fptq_onnx.pipeline import Conversion, convert, default_output
+    from fptq_onnx.quality_gate import Gate
+    from fptq_onnx.recipes import FLOAT16, find_recipe
     from fptq_onnx.report import plan_table
 
-    targets = TARGETS if options.target == "all" else tuple(options.target.split(","))
+    recipe = find_recipe(options.recipe)
+    targets = (options.target or recipe.target).split(",")
     say = Printer()
+    common: dict[str, Any] = {
+        "overwrite": options.overwrite,
+        "verify_samples": options.verify_samples,
+        "gate": Gate(options.max_kl, options.min_top1),
+        "say": say,
+    }
+    if recipe.name == FLOAT16:
+        if options.target or options.dry_run or options.plan:
+            raise FptqError("--recipe fp16 has neither plan nor targets: leave these options out")
+        output = options.output or default_output(options.model)
+        convert_float16(
+            options.model, output, samples=samples_of(options), threads=options.threads,
+            quiet=options.quiet, **common,
+        )  # fmt: skip
+        say(f"output       {output} ({FLOAT16})")
+        return
     result: Conversion = convert(
         options.model,
         options.output,
-        targets=targets,
-        overwrite=options.overwrite,
+        targets=TARGETS if targets == ["all"] else targets,
         dry_run=options.dry_run,
-        verify_samples=options.verify_samples,
-        say=say,
-        **_planning(options, quantize=not options.equalize_only, fuse=not options.no_fuse),
+        **common,
+        **planning(options, quantize=not options.equalize_only, fuse=not options.no_fuse),
     )
     if options.dry_run:
         for line in plan_table(result.plan):
@@ -187,61 +164,11 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from fptq_onnx.inspection import inspect_model
+    from fptq_onnx.inspection import inspect_errors, inspect_model
 
-    for line in inspect_model(options.model, as_json=options.json, **_planning(options)):
+    show = inspect_errors if options.errors else inspect_model
+    for line in show(options.model, as_json=options.json, **planning(options)):
         print(line)
-
-
-def _planning(
-    options: argparse.Namespace, *, quantize: bool = True, fuse: bool = True
-) -> dict[str, Any]:
-    from fptq_onnx.config import Config
-    from fptq_onnx.samples import Samples
-
-    given: dict[str, Any] = {
-        name: value
-        for name, value in (
-            ("v0", options.v0),
-            ("v1", options.v1),
-            ("block_size", options.block_size),
-            ("symmetric", None if options.asymmetric is None else False),
-        )
-        if value is not None
-    }
-    methods = {
-        name: value
-        for name in ("weights", "equalization", "policy", "bits_budget")
-        if (value := getattr(options, name)) is not None
-    }
-    if options.plan is not None and given:
-        names = ", ".join(
-            "--asymmetric" if name == "symmetric" else f"--{name.replace('_', '-')}"
-            for name in given
-        )
-        raise FptqError(f"{names} cannot be combined with --plan: edit the plan instead")
-    return {
-        "config": Config(
-            **given,
-            **methods,
-            ignore=tuple(options.ignore),
-            w8=tuple(options.w8),
-            fuse=fuse,
-            quantize=quantize,
-        ),
-        "samples": Samples(
-            options.calibration,
-            options.max_samples,
-            options.max_seq_len,
-            options.seed,
-            options.text_field,
-            options.tokenizer,
-        ),
-        "stats": tuple(options.stats),
-        "plan": options.plan,
-        "threads": options.threads,
-        "quiet": options.quiet,
-    }
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from fptq_onnx.numerics.group_weights import PER_CHANNEL
 
 TARGETS = ("custom", "matmulnbits", "qdq")
 WEIGHTS = ("gptq", "mse", "rtn")
-EQUALIZATIONS = ("search", "lae", "smoothquant")
-POLICIES = ("measured", "thresholds")
+EQUALIZATIONS = ("search", "lae", "smoothquant", "none")
+POLICIES = ("measured", "thresholds", "static", "per_token", "float")
 BLOCK_SIZES = (32, 64, 128, 256, PER_CHANNEL)
 
 
@@ -30,8 +30,11 @@ class Config:
     ignore: regular expressions; a linear whose node name, module path or weight name contains a
         match stays in float.
     weights: one of WEIGHTS: how weights are rounded.
-    equalization: one of EQUALIZATIONS: which divisors are folded into norms (search: up_proj too).
-    policy: one of POLICIES: whether thresholds on ranges or measured errors choose the scheme.
+    equalization: one of EQUALIZATIONS: which divisors are folded into norms and, but for lae, into
+        linears before.
+    policy: one of POLICIES: measured errors or thresholds on ranges choose the scheme, or all
+        linears get the same: static, per_token, or float (activations are not quantized).
+    weight_bits: of all linears that --w8 does not match: 4, or 8 (then per channel).
     bits_budget: average bits per weight; what 4 bits leave of it makes the linears that need it
         most 8 bits wide. None: all as `w8` says.
     quantize: False stops after equalization and writes float weights, to check the folds.
@@ -47,6 +50,7 @@ class Config:
     weights: str = "gptq"
     equalization: str = "search"
     policy: str = "measured"
+    weight_bits: int = 4
     bits_budget: float | None = None
     quantize: bool = True
 
@@ -77,6 +81,8 @@ class Config:
         ):
             if value not in known:
                 raise FptqError(f"{option} {value!r} is not one of {', '.join(known)}")
+        if self.weight_bits not in (4, 8):
+            raise FptqError(f"weights have 4 or 8 bits, not {self.weight_bits}")
         if self.bits_budget is not None and not 0 < self.bits_budget <= 32:
             raise FptqError(f"--bits-budget must be between 4 and 32, got {self.bits_budget:g}")
         options = [("--ignore", self.ignore), ("--w8", self.w8)]

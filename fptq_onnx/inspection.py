@@ -1,27 +1,37 @@
-"""What `fptq-onnx inspect` shows: coverage, and a row per linear."""
+"""What `fptq-onnx inspect` shows: coverage, a row per linear, and how far each one is off."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fptq_onnx.config import PAPER, Config
+from fptq_onnx.conversion_job import PLAN_FILE
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import find_model_file
 from fptq_onnx.output_folder import REPORT_FILE
-from fptq_onnx.pipeline import PLAN_FILE, convert
+from fptq_onnx.pipeline import convert
 from fptq_onnx.plan import Plan
-from fptq_onnx.report import SCHEME_NAMES, plan_table
+from fptq_onnx.report import plan_table, scheme_counts
+
+_BY_RANGE = (
+    "note         schemes by the paper's thresholds on ranges; convert measures errors "
+    "instead: see convert --dry-run"
+)
 
 
-def inspect_model(model: Path, *, as_json: bool, **planning: Any) -> list[str]:
+def inspect_model(model: Path, *, as_json: bool, config: Config, **planning: Any) -> list[str]:
     """Lines to print for a float model, or for a folder that convert wrote.
 
     Args:
         model: a .onnx file or a folder.
         as_json: one JSON object instead of a table.
-        planning: arguments of convert (samples, config, stats, plan, ...).
+        config: of the conversion; of a default one schemes are shown as ranges alone decide them.
+        planning: arguments of convert (samples, stats, plan, ...).
 
     Raises:
         FptqError: see convert; a damaged report.
@@ -29,10 +39,14 @@ def inspect_model(model: Path, *, as_json: bool, **planning: Any) -> list[str]:
     folder = find_model_file(model).parent
     if (folder / REPORT_FILE).is_file() and (folder / PLAN_FILE).is_file():
         return _converted(folder, as_json=as_json)
+    by_range = config.policy == "measured"  # measuring takes a walk through the model
+    if by_range:
+        methods = {name: getattr(PAPER, name) for name in ("weights", "equalization", "policy")}
+        config = replace(config, bits_budget=None, **methods)
     lines: list[str] = []
-    result = convert(model, dry_run=True, say=lines.append, **planning)
+    result = convert(model, dry_run=True, say=lines.append, config=config, **planning)
     if not as_json:
-        return [*lines, *plan_table(result.plan)]
+        return [*lines, *([_BY_RANGE] if by_range else []), *plan_table(result.plan)]
     return [
         json.dumps(
             {
@@ -46,21 +60,84 @@ def inspect_model(model: Path, *, as_json: bool, **planning: Any) -> list[str]:
     ]
 
 
-def _converted(folder: Path, *, as_json: bool) -> list[str]:
-    plan = Plan.load(folder / PLAN_FILE)
+def inspect_errors(model: Path, *, as_json: bool, **planning: Any) -> list[str]:
+    """SQNR of each linear's input, weight and output, the worst output first.
+
+    Args:
+        model: a float model, which is quantized in memory to see; or a folder that convert wrote.
+        as_json: JSON instead of a table.
+        planning: arguments of convert.
+
+    Raises:
+        FptqError: see convert; a folder written without measuring errors, or a damaged report.
+    """
+    folder = find_model_file(model).parent
+    if (folder / REPORT_FILE).is_file():
+        rows = _read_report(folder).get("errors") or []
+        if not rows:
+            raise FptqError(
+                f"{folder} was written without measuring errors: give the float model and the same "
+                f"options to inspect --errors"
+            )
+        lines: list[str] = []
+    else:
+        lines = []
+        result = convert(model, dry_run=True, measure_errors=True, say=lines.append, **planning)
+        rows = [item.to_dict() for item in result.errors]
+    rows = sorted(rows, key=_badness)
+    if as_json:
+        return [json.dumps(rows, indent=2)]
+    return [*lines, *_error_table(rows)]
+
+
+_COLUMNS = {
+    "output_local_sqnr_db": "output",
+    "output_total_sqnr_db": "with all before",
+    "input_local_sqnr_db": "input",
+    "input_total_sqnr_db": "with all before",
+    "weight_sqnr_db": "weight",
+}
+
+
+def _badness(row: Mapping[str, Any]) -> float:
+    value = row.get("output_local_sqnr_db")
+    return math.inf if value is None else float(value)
+
+
+def _error_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    table = [("SQNR in dB", *_COLUMNS.values())]
+    for row in rows:
+        cells = ("exact" if row.get(key) is None else f"{row[key]:.1f}" for key in _COLUMNS)
+        table.append((str(row["path"] or row["name"]), *cells))
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in table
+    ]
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-        target, found, total = report["target"], report["linears"], report["matmul_like"]
+        return {"target": report["target"], "linears": report["linears"],
+                "matmul_like": report["matmul_like"], **report}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FptqError(f"{folder / REPORT_FILE} is damaged: convert the model again") from error
+
+
+def _converted(folder: Path, *, as_json: bool) -> list[str]:
+    plan = Plan.load(folder / PLAN_FILE)
+    report = _read_report(folder)
     if as_json:
         linears = [asdict(entry) for entry in plan.linears]
         return [json.dumps({"report": report, "linears": linears}, indent=2)]
-    counts = plan.counts()
-    schemes = ", ".join(f"{counts[scheme]} {SCHEME_NAMES[scheme]}" for scheme in SCHEME_NAMES)
     return [
-        f"converted    target {target}, by fptq-onnx {report.get('version')}",
-        f"linears      {found} of {total} MatMul-like nodes are linears",
-        f"schemes      {schemes}",
+        f"converted    target {report['target']}, by fptq-onnx {report.get('version')}",
+        f"linears      {report['linears']} of {report['matmul_like']} MatMul-like nodes are "
+        f"linears",
+        f"schemes      {scheme_counts(plan.counts())}",
         *plan_table(plan),
     ]

@@ -18,8 +18,9 @@ from fptq_onnx.numerics.group_weights import BITS
 STATIC = "static"
 LAE_STATIC = "lae_static"
 PER_TOKEN = "per_token"
+WEIGHT_ONLY = "weight_only"
 FLOAT = "float"
-SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, FLOAT)
+SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, WEIGHT_ONLY, FLOAT)
 
 _FORMAT = "fptq-plan-1"
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fptq_onnx.graph.linears import LinearScan
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 
 SCHEME_NAMES = {
     STATIC: "static",
     LAE_STATIC: "equalized (LAE) + static",
     PER_TOKEN: "per-token dynamic",
+    WEIGHT_ONLY: "weights only",
     FLOAT: "float",
 }
 
@@ -54,6 +55,14 @@ class Report:
     notes: tuple[str, ...] = ()
     errors: tuple[Mapping[str, object], ...] = ()
 
+    def with_size(self, size: int) -> Report:
+        """The same with the bytes written."""
+        return replace(self, bytes_after=size)
+
+    def with_verification(self, found: Mapping[str, Any]) -> Report:
+        """The same with the comparison with the original."""
+        return replace(self, verification=found)
+
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -70,7 +79,7 @@ def coverage_lines(scan: LinearScan) -> list[str]:
 def scheme_lines(plan: Plan) -> list[str]:
     """How many linears per scheme, and why some could not be equalized."""
     counts = plan.counts()
-    text = ", ".join(f"{counts[scheme]} {SCHEME_NAMES[scheme]}" for scheme in SCHEME_NAMES)
+    text = scheme_counts(counts)
     lines = [f"schemes      {text}"]
     declined = [entry for entry in plan.linears if "cannot be equalized" in entry.reason]
     if declined:
@@ -79,6 +88,15 @@ def scheme_lines(plan: Plan) -> list[str]:
             f"{declined[0].path}: {declined[0].reason.split('cannot be equalized: ')[1]}"
         )
     return lines
+
+
+def scheme_counts(counts: Mapping[str, int]) -> str:
+    """'2 static, 29 per-token dynamic': the paper's three always, others where there are any."""
+    return ", ".join(
+        f"{counts[scheme]} {name}"
+        for scheme, name in SCHEME_NAMES.items()
+        if counts[scheme] or scheme in (STATIC, LAE_STATIC, PER_TOKEN)
+    )
 
 
 def plan_table(plan: Plan) -> list[str]:

@@ -38,8 +38,8 @@ from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.passes.choose_schemes import fold_overflow, range_of
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
-from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, Rounding, rounding_of
 from fptq_onnx.stage_sites import StageSite, stage_sites
 from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
@@ -136,7 +136,7 @@ def solve_weights(
         ]
         if try_wider:
             ratios.append(_ratios(judge, formula, planned))
-        moments: dict[float | None, SecondMoments] = {}
+        moments: dict[Rounding, SecondMoments] = {}
         quantized: dict[str, Rows | None] = {}
         for linear, entry in zip(stage.linears, decided, strict=True):
             entries[linear.name] = entry
@@ -144,17 +144,18 @@ def solve_weights(
             if entry.scheme == FLOAT or not config.quantize:
                 quantized[linear.name] = None
                 continue
-            if entry.input_scale not in moments:
-                moments[entry.input_scale] = view.moments(divisor, entry.input_scale)
+            rounding = rounding_of(entry)
+            if rounding not in moments:
+                moments[rounding] = view.moments(divisor, rounding)
             w = weights[linear.name] * divisor[:, None]
-            found = _quantized(w, moments[entry.input_scale], entry, config.weights, linear)
+            found = _quantized(w, moments[rounding], entry, config.weights, linear)
             store.put(linear.name, found)
             quantized[linear.name] = dequantize(found)
             errors[linear.name].weight.add(w, quantized[linear.name])  # type: ignore[arg-type]
         outputs = {
             linear.name: view.outputs(
                 linear, weights[linear.name], quantized[linear.name], divisor,
-                entries[linear.name].input_scale, errors[linear.name],
+                rounding_of(entries[linear.name]), errors[linear.name],
             )
             for linear in stage.linears
         }  # fmt: skip
@@ -178,15 +179,17 @@ def _formula(
     """Which divisors to fold in front of a stage."""
     if isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
         return NONE
+    if config.equalization == "none":
+        return NONE
     if config.equalization == "search":
         formulas = [
             formula for formula in SEARCHED if not _overflows(site, fold_scale(formula, view.sizes))
         ]
         return min(formulas, key=judge.error)
-    if site.norm is None:
-        return NONE  # neither paper folds into linears
     if config.equalization == "smoothquant":
         formula = SMOOTHQUANT
+    elif site.norm is None:
+        return NONE  # the paper folds into norms only
     else:
         formula = LAE if config.v0 < view.ranges.tensor_absmax <= config.v1 else NONE
     return NONE if _overflows(site, fold_scale(formula, view.sizes)) else formula
@@ -212,6 +215,8 @@ def _static(
     config: Config,
 ) -> bool:
     """Whether the stage's input gets one scale for all tokens."""
+    if config.policy in ("static", "per_token", "float"):
+        return config.policy == "static"
     if config.policy == "thresholds":
         full = view.ranges.tensor_absmax
         return full <= config.v0 or (full <= config.v1 and fold_site is not None)
@@ -223,7 +228,7 @@ def _scheme(
     entry: LinearPlan, view: StageView, divisor: NDArray[np.float32], static: bool | None
 ) -> LinearPlan:
     """The entry with its scheme and static scale; `static` None keeps those it has."""
-    if entry.scheme == FLOAT:
+    if entry.scheme in (FLOAT, WEIGHT_ONLY):
         return entry
     absmax = equalized_absmax(view.ranges.absmax, divisor)
     scale = float(static_scale(absmax))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,12 @@ from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.second_moments import SecondMoments
-from fptq_onnx.plan import FLOAT, LinearPlan
+from fptq_onnx.plan import FLOAT, WEIGHT_ONLY, LinearPlan
 
 Rows = NDArray[np.float32]
+
+NOT_ROUNDED = "not rounded"
+Rounding = float | str | None  # a static scale, NOT_ROUNDED, or None: one scale per token
 
 # Columns of each weight that a candidate is judged by, spread over all of them.
 _COLUMNS = 256
@@ -39,13 +43,20 @@ class Sample:
     x_quantized: Rows
 
 
-def fake_int8(x: Rows, divisor: NDArray[np.float32], scale: float | None) -> Rows:
-    """X / divisor in int8 and back: with a static scale, or per token where it is None."""
+def rounding_of(entry: LinearPlan) -> Rounding:
+    """How the plan rounds a linear's input."""
+    return NOT_ROUNDED if entry.scheme == WEIGHT_ONLY else entry.input_scale
+
+
+def fake_int8(x: Rows, divisor: NDArray[np.float32], scale: Rounding) -> Rows:
+    """X / divisor in int8 and back: static scale, per token (None), or NOT_ROUNDED at all."""
     divided = x / divisor
+    if scale == NOT_ROUNDED:
+        return divided
     codes, scales = (
         quantize_per_token(divided)
         if scale is None
-        else quantize_static(divided, np.float32(scale))
+        else quantize_static(divided, np.float32(cast(float, scale)))
     )
     return codes.astype(np.float32) * scales[:, None]
 
@@ -72,21 +83,24 @@ class Judge:
         """
         self._sizes, self._sample, self._method = sizes, sample, method
         self._linears = []
+        self._float_inputs = all(entry.scheme in (WEIGHT_ONLY, FLOAT) for entry in entries)
         for w, entry in zip(weights, entries, strict=True):
             if entry.scheme != FLOAT:
                 count = min(w.shape[1], _COLUMNS)
                 part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
                 self._linears.append((part, sample.x @ part, entry))
 
-    def error(self, formula: str, scale: float | None = None, form: str = "") -> float:
+    def error(self, formula: str, scale: Rounding = None, form: str = "") -> float:
         """Squared output error.
 
         Args:
             formula: of the divisors.
-            scale: static, or None for one per token.
+            scale: static, None for one per token, or NOT_ROUNDED.
             form: of bit_budget.wider_forms, for linears that have it; "" is as planned.
         """
         divisor = fold_scale(formula, self._sizes)
+        if scale is None and self._float_inputs:
+            scale = NOT_ROUNDED
         x8 = fake_int8(self._sample.x_quantized, divisor, scale)
         total = 0.0
         for part, want, entry in self._linears:

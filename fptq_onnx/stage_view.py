@@ -15,7 +15,7 @@ from fptq_onnx.graph.linears import Linear
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.numerics.fold_scales import ChannelSizes, weight_sizes
 from fptq_onnx.numerics.second_moments import SecondMoments
-from fptq_onnx.stage_choice import Sample, fake_int8
+from fptq_onnx.stage_choice import Rounding, Sample, fake_int8
 
 Rows = NDArray[np.float32]
 
@@ -59,7 +59,7 @@ class StageView:
             strict=True,
         )
 
-    def moments(self, divisor: NDArray[np.float32], scale: float | None) -> SecondMoments:
+    def moments(self, divisor: NDArray[np.float32], scale: Rounding) -> SecondMoments:
         """Of the divided input, in int8 and in the float model."""
         found = SecondMoments.empty(len(divisor))
         for x, x_quantized in self.pairs():
@@ -72,7 +72,7 @@ class StageView:
         w: Rows,
         rounded: Rows | None,
         divisor: NDArray[np.float32],
-        scale: float | None,
+        scale: Rounding,
         errors: LinearErrors,
     ) -> Iterator[tuple[Rows, Rows]]:
         """The linear's output in both models, batch by batch; counts its errors on the way."""

@@ -25,7 +25,9 @@ from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+
+_SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "float": WEIGHT_ONLY}
 
 
 def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> Plan:
@@ -53,7 +55,9 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     ]
     # 8 bits need no smaller groups, and ONNX Runtime cannot run them in blocks (target qdq).
     entries = [
-        replace(entry, weight_bits=8, block_size=PER_CHANNEL) if entry.name in wide else entry
+        replace(entry, weight_bits=8, block_size=PER_CHANNEL)
+        if config.weight_bits == 8 or entry.name in wide
+        else entry
         for entry in entries
     ]
     return Plan(config.v0, config.v1, mark_shared_folds(tuple(entries), sites))
@@ -146,6 +150,10 @@ def _entry(
     )
     if ignored_by is not None:
         return replace(entry, scheme=FLOAT, reason=f"kept in float by --ignore {ignored_by!r}")
+    if config.policy in _SAME_FOR_ALL:
+        same = _SAME_FOR_ALL[config.policy]
+        static = float(static_scale(absmax)) if same == STATIC else None
+        return replace(entry, scheme=same, reason=f"--policy {config.policy}", input_scale=static)
     if absmax <= config.v0:
         return replace(
             entry,

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import group_count
 from fptq_onnx.numerics.panels import (
@@ -21,7 +22,7 @@ from fptq_onnx.numerics.panels import (
     step_count,
 )
 from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
-from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
+from fptq_onnx.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
 DOMAIN = "fptq"
@@ -36,9 +37,17 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         model: the equalized model.
         plan: schemes and static scales.
         store: the quantized weights by linear name; read again when the model is written.
+
+    Raises:
+        FptqError: a linear is weight-only.
     """
     linears = find_linears(model).by_name()
     for entry in plan.linears:
+        if entry.scheme == WEIGHT_ONLY:
+            raise FptqError(
+                f"our ops multiply int8 activations, and the plan leaves those of {entry.name} in "
+                f"float: write --target matmulnbits"
+            )
         if entry.scheme != FLOAT:
             _emit(model.graph, linears[entry.name], entry, store)
     model.graph.opset_imports[DOMAIN] = DOMAIN_VERSION

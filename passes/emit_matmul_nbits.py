@@ -3,7 +3,8 @@
     MatMul(x, W)  ->  MatMulNBits(x, blocks, scales, zero_points?)      accuracy_level 4
 
 accuracy_level 4 makes ONNX Runtime quantize activations to int8 itself, per row and block, so the
-plan's static and per-token schemes do not apply; the folded equalization does.
+plan's static and per-token schemes do not apply; the folded equalization does. Weight-only linears
+(W4A16) get accuracy_level 1: activations stay in float.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
 from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
-from fptq_onnx.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
 DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS = 4
+FLOAT_ACTIVATIONS = 1
 # MatMulNBits wants power-of-two blocks; a per-channel scale is written once per block of this size,
 # which is the same arithmetic.
 _BLOCK_FOR_PER_CHANNEL = 256
@@ -83,7 +85,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
         "N": n,
         "bits": bits,
         "block_size": block,
-        "accuracy_level": INT8_ACTIVATIONS,
+        "accuracy_level": FLOAT_ACTIVATIONS if entry.scheme == WEIGHT_ONLY else INT8_ACTIVATIONS,
     }
     node = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
     replace_linear(linear, node, keep_bias=not bias_in_gemm)

@@ -28,7 +28,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
 from fptq_onnx.passes._replace import constant_initializer, current_input, lazy_initializer
-from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
+from fptq_onnx.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
 MINIMUM_OPSET = 21
@@ -65,12 +65,14 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
                 f"block_size -1 in the plan"
             )
         linear = linears[entry.name]
+        weight = _dequantized_weight(graph, linear, entry, store)
+        linear.nodes[0].replace_input_with(1, weight)
+        if entry.scheme == WEIGHT_ONLY:
+            continue
         key = (id(current_input(linear)), entry.input_scale)
         if key not in rounded:
             rounded[key] = _round_activation(graph, linear, entry)
-        weight = _dequantized_weight(graph, linear, entry, store)
         linear.nodes[0].replace_input_with(0, rounded[key].codes)
-        linear.nodes[0].replace_input_with(1, weight)
         token_scale = rounded[key].token_scale
         if token_scale is not None:
             _multiply_after(graph, linear, token_scale)

@@ -1,0 +1,137 @@
+"""One conversion at work: decide and quantize once, then write each target and check it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.config import Config
+from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.linear_errors import LinearErrors
+from fptq_onnx.model_load import LoadedModel, load_model
+from fptq_onnx.model_save import MODEL_FILE, save_model
+from fptq_onnx.output_folder import REPORT_FILE
+from fptq_onnx.passes.equalize import equalize, fold_scales
+from fptq_onnx.passes.normalize import normalize
+from fptq_onnx.passes.quantize_weights import quantize_weights
+from fptq_onnx.plan import Plan
+from fptq_onnx.progress import tracker
+from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
+from fptq_onnx.quality_gate import Gate
+from fptq_onnx.report import Report, human_bytes, scheme_lines
+from fptq_onnx.samples import Samples
+from fptq_onnx.side_files import copy_side_files, copy_tokenizer
+from fptq_onnx.solve_budget import solve_budget
+from fptq_onnx.targets import EMITTERS
+from fptq_onnx.verify import verify
+from fptq_onnx.weight_store import WeightStore
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The equalized model with its quantized weights, before any target."""
+
+    model: ir.Model
+    plan: Plan
+    store: WeightStore
+    folded: tuple[str, ...]
+    errors: tuple[LinearErrors, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same through one conversion."""
+
+    loaded: LoadedModel
+    scan: LinearScan
+    stats: ActivationStats
+    config: Config
+    samples: Samples
+    replay: bool
+    measure_errors: bool
+    verify_samples: int
+    gate: Gate
+    threads: int
+    quiet: bool
+    say: Callable[[str], None]
+
+    def rehearse(self, plan: Plan, warnings: tuple[str, ...]) -> Prepared:
+        """Decide as for real, and keep nothing but the decisions."""
+        with tempfile.TemporaryDirectory() as work:
+            if self.walks(plan):
+                return self.prepare(plan, warnings, Path(work))
+            say_all(self.say, scheme_lines(plan), warnings)
+            return Prepared(self.loaded.model, plan, WeightStore(Path(work)), (), (), warnings)
+
+    def walks(self, plan: Plan) -> bool:
+        """Whether the model must be run stage by stage; the paper's own method need not."""
+        return self.config.walks or plan.walks or self.measure_errors
+
+    def prepare(self, plan: Plan, warnings: tuple[str, ...], work: Path) -> Prepared:
+        """Equalize and quantize: the paper's way, or by a walk through the model."""
+        store = WeightStore(work / ".weights")
+        model = load_model(self.loaded.file).model
+        normalize(model)
+        errors: tuple[LinearErrors, ...] = ()
+        if self.walks(plan):
+            solved = solve_budget(
+                self.loaded, self.scan, plan, self.stats, self.config,
+                self.samples.open(self.loaded), store, work / ".values", replay=self.replay,
+                threads=self.threads, quiet=self.quiet, say=self.say,
+            )  # fmt: skip
+            plan, errors = solved.plan, solved.errors
+            folded = fold_scales(model, solved.scales)
+        else:
+            folded = equalize(model, plan, self.stats)
+            if self.config.quantize:
+                quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
+        say_all(self.say, scheme_lines(plan), warnings)
+        self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
+        return Prepared(model, plan, store, folded, errors, warnings)
+
+    def write(self, prepared: Prepared, target: str, folder: Path) -> Report:
+        """Write one target's folder, and compare it with the original."""
+        plan, loaded, say = prepared.plan, self.loaded, self.say
+        report = new_report(target, loaded, self.scan, plan, self.config, self.samples, self.stats)
+        emitted = EMITTERS[target](prepared.model.clone(), plan, prepared.store, self.config)
+        report = replace(
+            report,
+            folded=prepared.folded,
+            errors=tuple(item.to_dict() for item in prepared.errors),
+            notes=(*prepared.warnings, *emitted.notes),
+            bits_per_weight=bits_per_weight(plan, emitted.model),
+        )
+        say_all(say, emitted.lines)
+        say_all(say, [f"note         {text}" for text in emitted.notes])
+        stamp(emitted.model, report)
+        save_model(emitted.model, folder, tracker(f"writing {target}", self.quiet))
+        (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+        report = report.with_size(files_size(folder))
+        say(
+            f"written      {target}: {human_bytes(report.bytes_before)} -> "
+            f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
+        )
+        copy_side_files(loaded.folder, folder, MODEL_FILE)
+        if self.samples.tokenizer_folder is not None:
+            copy_tokenizer(self.samples.tokenizer_folder, folder)
+        if self.verify_samples:
+            result = verify(loaded, folder, self.samples, self.verify_samples, threads=self.threads)
+            say(result.line)
+            self.gate.check(target, result)
+            report = report.with_verification(result.as_dict())
+        report.save(folder / REPORT_FILE)
+        return report
+
+
+def say_all(say: Callable[[str], None], lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
+    """Say lines, then warnings."""
+    for line in (*lines, *(f"warning      {text}" for text in warnings)):
+        say(line)
