@@ -5,7 +5,7 @@ The rules are lm-evaluation-harness's for causal models, so that its tasks give 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +61,26 @@ def score_continuation(
     max_length: int | None = None,
     who: str = "the model",
 ) -> Score:
-    """Score a continuation by feeding it whole after its context.
+    """Score one continuation; see `score_continuations`."""
+    return next(score_continuations(decoder, context, [continuation], max_length, who))
+
+
+def score_continuations(
+    decoder: Decoder,
+    context: Sequence[int],
+    continuations: Iterable[Sequence[int]],
+    max_length: int | None = None,
+    who: str = "the model",
+) -> Iterator[Score]:
+    """Score continuations of one context by feeding each whole after it.
+
+    Neighbours that differ in their last token alone, such as the letters of a multiple choice,
+    are fed once.
 
     Args:
         decoder: the model.
         context: ids, at least one.
-        continuation: ids, at least one.
+        continuations: ids, at least one in each.
         max_length: tokens the model can be fed; the start of a longer context is left out.
         who: the model, for messages.
 
@@ -74,6 +88,27 @@ def score_continuation(
         FptqError: an empty context or continuation, a continuation longer than max_length, or
             logits that cannot be used.
     """
+    before: list[int] = []
+    for continuation in continuations:
+        _check_lengths(context, continuation, max_length)
+        fed = [*context, *continuation][:-1]
+        shortened = max(0, len(fed) - max_length) if max_length is not None else 0
+        if fed != before:
+            logits = window_logits(decoder, np.asarray(fed[shortened:], np.int64), who)
+            before = fed
+        rows, targets = logits[-len(continuation) :], np.asarray(continuation, np.int64)
+        if int(targets.max()) >= rows.shape[1]:
+            raise FptqError(
+                f"{who} has logits for {rows.shape[1]} tokens, but the text has the token "
+                f"{int(targets.max())}; use the model's own tokenizer"
+            )
+        picked = log_softmax(rows)[np.arange(len(targets)), targets]
+        yield Score(float(picked.sum()), bool((rows.argmax(1) == targets).all()), shortened)
+
+
+def _check_lengths(
+    context: Sequence[int], continuation: Sequence[int], max_length: int | None
+) -> None:
     if not context or not continuation:
         raise FptqError("a continuation is scored after a context, and one of them has no tokens")
     if max_length is not None and len(continuation) > max_length:
@@ -81,14 +116,3 @@ def score_continuation(
             f"a continuation of {len(continuation)} tokens does not fit into the model's context "
             f"of {max_length}; shorten it"
         )
-    fed = [*context, *continuation][:-1]
-    shortened = max(0, len(fed) - max_length) if max_length is not None else 0
-    logits = window_logits(decoder, np.asarray(fed[shortened:], np.int64), who)
-    rows, targets = logits[-len(continuation) :], np.asarray(continuation, np.int64)
-    if int(targets.max()) >= rows.shape[1]:
-        raise FptqError(
-            f"{who} has logits for {rows.shape[1]} tokens, but the text has the token "
-            f"{int(targets.max())}; use the model's own tokenizer"
-        )
-    picked = log_softmax(rows)[np.arange(len(targets)), targets]
-    return Score(float(picked.sum()), bool((rows.argmax(1) == targets).all()), shortened)

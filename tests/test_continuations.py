@@ -5,7 +5,7 @@ import pytest
 from bigrams import bigram
 from command_line import MODEL
 
-from fptq_onnx.continuations import encode_pair, score_continuation
+from fptq_onnx.continuations import encode_pair, score_continuation, score_continuations
 from fptq_onnx.errors import FptqError
 from fptq_onnx.text import load_tokenizer
 
@@ -64,6 +64,17 @@ def test_the_continuation_is_the_suffix_of_the_whole() -> None:
     # White space at the end of the context is the continuation's: the split does not matter.
     assert encode_pair(tokenizer, "Tom had a red ", "ball", 1) == (context, word)
     assert encode_pair(tokenizer, "Tom had a red", " ball", None) == (context[1:], word)
+
+
+def test_choices_that_share_what_is_fed_are_fed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = bigram(LEANING)
+    fed = []
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda ids: fed.append(ids.tolist()) or forward(ids))
+    choices = [[0], [1], [0, 1], [0, 0], [1, 1], [0]]
+    scores = list(score_continuations(decoder, [1, 1], choices))
+    assert fed == [[[1, 1]], [[1, 1, 0]], [[1, 1, 1]], [[1, 1]]]
+    assert scores == [score_continuation(decoder, [1, 1], choice) for choice in choices]
 
 
 def test_the_same_as_step_by_step(rng: np.random.Generator) -> None:

@@ -202,7 +202,7 @@ def test_a_token_without_a_logit() -> None:
 
 def test_a_graph_that_demands_more_tokens_is_padded() -> None:
     """What follows does not change a causal model's earlier logits; the padding is not counted."""
-    windows = [np.array([0, 0, 1]), np.array([1, 0])]
+    windows = [np.array([0, 1, 0]), np.array([1, 0])]
     loose = compare(bigram(EVEN), bigram(LEANING), windows)
     assert compare(bigram(EVEN, "1, 4"), bigram(LEANING, "1, 4"), windows) == loose
     with pytest.raises(FptqError, match="exactly 2 tokens at a time, not 3"):

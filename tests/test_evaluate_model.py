@@ -106,17 +106,19 @@ def test_a_model_against_itself() -> None:
 
 
 def test_a_converted_model_brings_its_own_ops(tmp_path: Path) -> None:
+    from fptq_onnx.config import PAPER
     from fptq_onnx.pipeline import convert
     from fptq_onnx.samples import Samples
 
-    convert(
-        MODEL, tmp_path / "out", samples=Samples(max_samples=2, max_seq_len=32), verify_samples=0
-    )
+    few = Samples(max_samples=2, max_seq_len=32)
+    convert(MODEL, tmp_path / "out", config=PAPER, samples=few, verify_samples=0)
     settings = EvalSettings(TEXT, max_windows=6)
     result = evaluate_model(tmp_path / "out", settings, reference=MODEL, threads=1, quiet=True)
     figures = result.perplexity
     assert figures is not None and figures.kl is not None and figures.top1 is not None
     assert figures.perplexity_reference is not None and figures.perplexity_ratio is not None
+    alone = evaluate_model(MODEL, settings, threads=1, quiet=True).perplexity
+    assert alone is not None and figures.perplexity_reference == alone.perplexity
     assert 0 < figures.kl.value < 0.1 and 0.8 < figures.top1.value < 1
     ratio = figures.perplexity.value / figures.perplexity_reference.value
     assert figures.perplexity_ratio.value == pytest.approx(ratio, rel=1e-12)
@@ -131,15 +133,24 @@ def test_a_converted_model_brings_its_own_ops(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def small(folder: Path, rows: list[list[float]], shape: str = "B, S") -> Path:
+def small(folder: Path, text: str) -> Path:
     folder.mkdir()
-    onnx.save(parsed(bigram_text(rows, shape)), folder / "model.onnx")
+    onnx.save(parsed(text), folder / "model.onnx")
     return folder
 
 
+def product_text(a: list[float], b: list[float], shape: str) -> str:
+    """A model of 2048 tokens whose logits after token i are a[i] * b."""
+    left, right = (", ".join(map(str, values)) for values in (a, b))
+    return f"""m (int64[{shape}] input_ids) => (float[{shape}, 2048] logits)
+      <float[2048, 1] a = {{{left}}}, float[2048] b = {{{right}}}>
+      {{ g = Gather(a, input_ids) logits = Mul(g, b) }}"""
+
+
 def test_a_graph_of_fixed_length(tmp_path: Path, rng: np.random.Generator) -> None:
-    rows = rng.normal(0, 2, (2048, 2048)).round(2).tolist()
-    loose, fixed = small(tmp_path / "a", rows), small(tmp_path / "b", rows, "1, 24")
+    a, b = rng.normal(0, 2, (2, 2048)).round(2).tolist()
+    loose = small(tmp_path / "loose", product_text(a, b, "B, S"))
+    fixed = small(tmp_path / "fixed", product_text(a, b, "1, 24"))
     shutil.copy(MODEL / "tokenizer.json", fixed)
     text = tmp_path / "short.txt"
     text.write_text(stories()[0][:400])
@@ -173,7 +184,7 @@ def test_default_tasks() -> None:
 
 
 def test_models_that_do_not_go_together(tmp_path: Path) -> None:
-    narrow = small(tmp_path / "narrow", [[0.0, 0.0]] * 2)
+    narrow = small(tmp_path / "narrow", bigram_text([[0.0, 0.0]] * 2))
     with pytest.raises(FptqError, match="has 2048 tokens and the reference's 2; compare"):
         evaluate_model(MODEL, EvalSettings(TEXT), reference=narrow, quiet=True)
     settings = EvalSettings(TEXT, tokenizer_folder=MODEL)
