@@ -13,6 +13,7 @@ from fptq_onnx import __version__
 from fptq_onnx.cli_planning import add_planning, planning, samples_of
 from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
+from fptq_onnx.eval_command import add_eval_options, run_eval
 
 INTERRUPTED = 130
 WRONG = 2
@@ -112,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--max-new-tokens", type=int, default=128, help="tokens at most (128)")
     run.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
+
+    evaluate = commands.add_parser("eval", help="perplexity, KL and last-word accuracy of a model")
+    evaluate.set_defaults(run=run_eval)
+    add_eval_options(evaluate)
 
     library = commands.add_parser("library", help="print the path of the custom-op library")
     library.set_defaults(run=_library)

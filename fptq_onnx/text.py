@@ -141,7 +141,7 @@ def _read_jsonl(
 def first_tokens(
     path: Path,
     tokenizer: tokenizers.Tokenizer,
-    count: int,
+    count: int | None,
     *,
     bos: int | None,
     text_field: str = "text",
@@ -153,7 +153,7 @@ def first_tokens(
     Args:
         path: .txt or .jsonl.
         tokenizer: the model's.
-        count: tokens wanted, at least 1.
+        count: tokens wanted, at least 1; None for all.
         bos: id in front of each document, or None.
         text_field: see `read_documents`.
 
@@ -163,6 +163,9 @@ def first_tokens(
     Raises:
         FptqError: see `read_documents`.
     """
+    if count is None:
+        documents, _ = read_documents(path, text_field=text_field)
+        return np.asarray(_encode(documents, tokenizer, bos, None), np.int64)
     max_chars = count * _CHARS_PER_TOKEN + 1024
     while True:
         documents, more = read_documents(path, text_field=text_field, max_chars=max_chars)
@@ -175,13 +178,13 @@ def first_tokens(
 
 
 def _encode(
-    documents: list[str], tokenizer: tokenizers.Tokenizer, bos: int | None, enough: int
+    documents: list[str], tokenizer: tokenizers.Tokenizer, bos: int | None, enough: int | None
 ) -> list[int]:
     head = [] if bos is None else [bos]
     ids: list[int] = []
     for document in documents:
         ids += head + tokenizer.encode(document, add_special_tokens=False).ids
-        if len(ids) >= enough:
+        if enough is not None and len(ids) >= enough:
             break
     return ids
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from fptq_onnx.calibration.data import RANDOM, TokenWindows
 from fptq_onnx.decoder import Decoder, find_io
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import Comparison, compare, compare_outputs
+from fptq_onnx.finite_json import finite
 from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.samples import Samples
@@ -67,7 +67,7 @@ class Verification:
             data.update(self.comparison.to_dict())
         if self.outputs:
             data["outputs"] = list(self.outputs)
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
 
 
 def verify(
@@ -124,13 +124,3 @@ def _check(written: Path, original: Path) -> None:
             return  # ONNX Runtime's own exporter puts its ops into the standard domain
         text = str(error).strip().splitlines()[0]
         raise FptqError(f"the converted model fails onnx.checker ({text}): report this") from error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return value

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx.parser
 import onnxruntime as ort
 import pytest
+from bigrams import bigram, session
 
-from fptq_onnx import evaluate
+from fptq_onnx import window_sums
 from fptq_onnx.decoder import Decoder, open_decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import compare, compare_outputs, perplexity
@@ -18,22 +18,6 @@ from fptq_onnx.text import first_windows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "models" / "tinystories-7m"
-
-
-def session(text: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    head = '<ir_version: 8, opset_import: ["" : 18]>\n'
-    return ort.InferenceSession(onnx.parser.parse_model(head + text).SerializeToString(), options)
-
-
-def bigram(rows: list[list[float]]) -> Decoder:
-    """A model whose logits depend on the last token alone: row `id` of a table."""
-    numbers = ", ".join(str(x) for row in rows for x in row)
-    shape = f"{len(rows)}, {len(rows[0])}"
-    text = f"m (int64[B, S] input_ids) => (float[B, S, {len(rows[0])}] logits)"
-    text += f" <float[{shape}] t = {{{numbers}}}> {{ logits = Gather(t, input_ids) }}"
-    return Decoder(session(text))
 
 
 EVEN = [[0.0, 0.0], [0.0, 0.0]]
@@ -89,7 +73,7 @@ def test_a_model_against_itself_is_exactly_zero(monkeypatch: pytest.MonkeyPatch)
     assert (result.positions, result.predictions) == (300, 297)
     # In blocks of 7 rows (of 2048 logits) instead of one: sums in another order, so within
     # 300 roundings of 2^-53.
-    monkeypatch.setattr(evaluate, "_BLOCK", 7 * 2048)
+    monkeypatch.setattr(window_sums, "_BLOCK", 7 * 2048)
     assert compare(decoder, decoder, windows).perplexity == pytest.approx(
         result.perplexity, rel=300 * 2.0**-53
     )
@@ -209,3 +193,17 @@ def test_equal_infinities_do_not_hide_a_difference() -> None:
     same, other = scaled(1), scaled(2)
     assert all(item.max_abs_diff == 0 for item in compare_outputs(same, same, [sample]))
     assert any(item.max_abs_diff > 0 for item in compare_outputs(same, other, [sample]))
+
+
+def test_a_token_without_a_logit() -> None:
+    with pytest.raises(FptqError, match="the model on window 1 has logits for 2 tokens, but"):
+        perplexity(bigram([[0.0, 0.0]] * 3), [np.array([0, 2])])
+
+
+def test_a_graph_that_demands_more_tokens_is_padded() -> None:
+    """What follows does not change a causal model's earlier logits; the padding is not counted."""
+    windows = [np.array([0, 1, 0]), np.array([1, 0])]
+    loose = compare(bigram(EVEN), bigram(LEANING), windows)
+    assert compare(bigram(EVEN, "1, 4"), bigram(LEANING, "1, 4"), windows) == loose
+    with pytest.raises(FptqError, match="exactly 2 tokens at a time, not 3"):
+        perplexity(bigram(EVEN, "1, 2"), windows)

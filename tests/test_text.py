@@ -88,6 +88,7 @@ def test_bos_heads_each_document_and_nothing_else(tmp_path: Path, tokenizer: Tok
     assert 1 not in one + two  # the tokenizer's own template would put it there
     assert first_tokens(path, tokenizer, 100, bos=1).tolist() == [1, *one, 1, *two]
     assert first_tokens(path, tokenizer, 100, bos=None).tolist() == one + two
+    assert first_tokens(path, tokenizer, None, bos=1).tolist() == [1, *one, 1, *two]
 
 
 @pytest.mark.parametrize("separator", ["\n<|endoftext|>\n", " "])

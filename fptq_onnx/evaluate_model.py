@@ -1,0 +1,198 @@
+"""Evaluate a model on a text file: the tasks, their data, and what is refused before long work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnxruntime
+import tokenizers
+from numpy.typing import NDArray
+
+from fptq_onnx.decoder import Decoder, open_decoder
+from fptq_onnx.errors import FptqError
+from fptq_onnx.eval_settings import LASTWORD, PERPLEXITY, EvalSettings
+from fptq_onnx.evaluate import compare_windows, measure_windows
+from fptq_onnx.finite_json import finite
+from fptq_onnx.last_word import (
+    LastWordFigures,
+    Passage,
+    last_word_figures,
+    score_passages,
+    split_passages,
+)
+from fptq_onnx.model_configs import find_model_file, read_special_ids
+from fptq_onnx.progress import track
+from fptq_onnx.text import (
+    check_vocabulary,
+    cut_windows,
+    first_tokens,
+    load_tokenizer,
+    read_documents,
+)
+from fptq_onnx.window_figures import WindowFigures, figures_against_reference, figures_alone
+
+# What the messages of `open_decoder` advise for conversion, which can do without a decoder.
+_ADVICE = re.compile(r"(;|, or) give calibration samples as \.npz files$")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        model: path as given.
+        reference: path as given, None without one.
+        data: path as given.
+        window: tokens in a window.
+        bos: id before each document, None without one.
+        perplexity: figures over windows, None where not asked for.
+        lastword: figures of last words, None where not asked for.
+    """
+
+    model: str
+    reference: str | None
+    data: str
+    window: int
+    bos: int | None
+    perplexity: WindowFigures | None
+    lastword: LastWordFigures | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: estimates as {"value", "standard_error"}, infinities as null."""
+        data = {"onnxruntime": onnxruntime.__version__, **asdict(self)}
+        return {key: finite(value) for key, value in data.items()}
+
+
+def evaluate_model(
+    model: Path,
+    settings: EvalSettings,
+    *,
+    reference: Path | None = None,
+    threads: int = 0,
+    quiet: bool = False,
+) -> Evaluation:
+    """Evaluate any ONNX decoder, next to another one of the same vocabulary if one is given.
+
+    Args:
+        model: a .onnx file or a folder with one.
+        settings: the data and how they are used.
+        reference: what `model` was made from, or any model with the same tokens.
+        threads: intra-op threads, 0 lets ONNX Runtime choose.
+        quiet: show no progress.
+
+    Raises:
+        FptqError: a model, its tokenizer or the data cannot be used together.
+    """
+    paths = [model] if reference is None else [model, reference]
+    source = _Source.of(paths, settings)
+    tasks = settings.chosen_tasks
+    # The text before the models: a wrong file name should not cost the time to open them.
+    passages = _passages(source, settings) if LASTWORD in tasks else []
+    ids = _tokens(source, settings) if PERPLEXITY in tasks else None
+    decoders = [_open(path, threads) for path in paths]
+    _check_vocabularies(decoders, source)
+    # A graph with a fixed number of tokens cannot be fed more; 1 is a decode step, refused later.
+    fixed = [size for decoder in decoders if (size := decoder.io.fixed_sequence or 0) > 1]
+    window = min([source.window, *fixed])
+
+    def progress(items: Sequence[T], what: str) -> Iterator[T]:
+        return track(items, total=len(items), what=what, quiet=quiet)
+
+    perplexity = lastword = None
+    if ids is not None:
+        windows = cut_windows(ids, window)[: settings.max_windows]
+        perplexity = _measure(decoders, progress(windows, "evaluating windows"))
+    if passages:
+        room = min([*fixed, *source.contexts], default=None)
+        steps = progress(passages, "predicting last words")
+        lastword = last_word_figures(list(score_passages(decoders, steps, room)))
+    return Evaluation(
+        model=str(model),
+        reference=None if reference is None else str(reference),
+        data=str(settings.data),
+        window=window,
+        bos=source.bos,
+        perplexity=perplexity,
+        lastword=lastword,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How text becomes the models' tokens."""
+
+    tokenizer: tokenizers.Tokenizer
+    bos: int | None
+    vocab_size: int | None  # as the files beside the model say
+    contexts: tuple[int, ...]  # tokens the models were made for, where that is known
+    window: int
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], settings: EvalSettings) -> _Source:
+        """From the files beside the models; the first that knows the tokenizer or BOS decides."""
+        folders = [find_model_file(path).parent for path in paths]
+        have = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
+        where = settings.tokenizer_folder or [*have, folders[0]][0]
+        tokenizer = load_tokenizer(where)
+        known = [read_special_ids(folder) for folder in folders]
+        beside = [*known, read_special_ids(where)]
+        bos = next((special.bos for special in beside if special.bos is not None), None)
+        contexts = tuple(special.context_length for special in known if special.context_length)
+        return cls(
+            tokenizer=tokenizer,
+            bos=bos if settings.bos else None,
+            vocab_size=known[0].vocab_size,
+            contexts=contexts,
+            window=min([settings.window, *contexts]),
+        )
+
+
+def _tokens(source: _Source, settings: EvalSettings) -> NDArray[np.int64]:
+    ids = first_tokens(
+        settings.data,
+        source.tokenizer,
+        None if settings.max_windows is None else settings.max_windows * source.window,
+        bos=source.bos,
+        text_field=settings.text_field,
+    )
+    if len(ids) < 2:
+        raise FptqError(f"{settings.data} has no text to predict; give a longer one")
+    return ids
+
+
+def _passages(source: _Source, settings: EvalSettings) -> list[Passage]:
+    documents, _ = read_documents(settings.data, text_field=settings.text_field)
+    if not documents:
+        raise FptqError(f"{settings.data} has no text to predict; give passages of several words")
+    return split_passages(documents[: settings.max_windows], source.tokenizer, source.bos)
+
+
+def _open(path: Path, threads: int) -> Decoder:
+    try:
+        return open_decoder(path, threads=threads)
+    except FptqError as error:
+        advice = "; evaluate an export with token ids as input and logits as output"
+        raise FptqError(f"{path}: {_ADVICE.sub(advice, str(error))}") from error
+
+
+def _check_vocabularies(decoders: Sequence[Decoder], source: _Source) -> None:
+    sizes = [decoder.io.vocab_size for decoder in decoders]
+    if len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
+        raise FptqError(
+            f"the model's vocabulary has {sizes[0]} tokens and the reference's {sizes[1]}; compare "
+            "a model with the one it was converted from"
+        )
+    check_vocabulary(source.tokenizer, sizes[0] or source.vocab_size, "the model")
+
+
+def _measure(decoders: Sequence[Decoder], windows: Iterable[NDArray[np.int64]]) -> WindowFigures:
+    if len(decoders) == 1:
+        return figures_alone(list(measure_windows(decoders[0], windows)))
+    return figures_against_reference(list(compare_windows(decoders[1], decoders[0], windows)))
