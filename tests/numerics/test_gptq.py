@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from output_errors import (
@@ -23,12 +25,7 @@ GRIDS = [(32, True, 4), (32, False, 4), (-1, True, 4), (48, True, 8)]
 
 
 def textbook(
-    target: np.ndarray,
-    h: np.ndarray,
-    importance: np.ndarray,
-    block: int,
-    symmetric: bool,
-    bits: int,
+    target: np.ndarray, h: np.ndarray, block: int, symmetric: bool, bits: int
 ) -> tuple[np.ndarray, float]:
     """OBQ as GPTQ orders it: the inverse Hessian, one row eliminated after the other, float64.
 
@@ -36,9 +33,8 @@ def textbook(
     nearer than float32 arithmetic errs, the comparison would be one of luck.
     """
     scales, zeros = search_grid(
-        target.astype(np.float32), importance, block, symmetric=symmetric, bits=bits
+        target.astype(np.float32), np.diag(h), block, symmetric=symmetric, bits=bits
     )
-    k = len(target)
     w, inverse = target.astype(np.float64), np.linalg.inv(h)
     codes = np.empty(w.shape, np.int64)
     left = np.argsort(-np.diag(h), kind="stable").tolist()
@@ -53,7 +49,6 @@ def textbook(
         w[left] -= inverse[left, row][:, None] * error
         rest = np.ix_(left, left)
         inverse[rest] -= np.outer(inverse[left, row], inverse[row, left]) / inverse[row, row]
-    assert k == len(codes)
     return codes, margin
 
 
@@ -68,12 +63,11 @@ def test_without_refinement_it_is_textbook_gptq(
     moments = moments_of(x)
     h = damped(moments, DAMPING)
     found = quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0)
-    codes, margin = textbook(w, h, np.diag(h), block, symmetric, bits)
-    # A wish sums k products of float32 values, none above some ten steps: k 2^-24 10 < 2e-4.
-    assert margin > 1e-7
-    near = margin < k * 10 * 2.0**-24
-    assert (found.codes != codes).sum() <= (k * 3 if near else 0)
-    assert not near or (found.codes == codes).mean() > 0.5
+    codes, margin = textbook(w, h, block, symmetric, bits)
+    # A wish is a number of up to 2^bits steps, plus errors of half a step times factors around 1,
+    # rounded to float32 a few times: 8 ulps. With these random numbers none is that near a middle.
+    assert margin > 8 * 2.0 ** (bits - 24)
+    np.testing.assert_array_equal(found.codes, codes)
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -110,7 +104,7 @@ def test_a_float_input_makes_the_target_the_least_squares_solution(
     assert np.abs(target - w).max() > 0.3  # another one than W
     h = damped(moments, DAMPING)
     found = quantize_gptq(w, moments, 8, bits=8, rounds=0)
-    codes, _ = textbook(target, h, np.diag(h), 8, True, 8)
+    codes, _ = textbook(target, h, 8, True, 8)
     # The target itself differs in the last float32 bits of the moments, times H's condition of some
     # hundreds: 255 steps times 1e-4. A code off by one moves those after it.
     assert np.abs(found.codes - codes).max() <= 1
@@ -142,13 +136,13 @@ def test_refinement_never_increases_the_error(
         )
         for rounds in (0, 1, 2, 3)
     ]
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in itertools.pairwise(errors):
         assert (after <= before * (1 + 1e-4)).all()  # float32 sums of k terms, K = 96
     assert errors[1].sum() < 0.98 * errors[0].sum()
 
 
 def test_no_single_code_could_be_better(rng: np.random.Generator) -> None:
-    """Brute force after the descent has come to rest: all 16 codes of each weight, the rest kept."""
+    """Brute force once the descent is at rest: all 16 codes of each weight, the others kept."""
     k, n = 6, 8
     x = correlated(rng, 60, k)
     w = rng.standard_normal((k, n)).astype(np.float32)

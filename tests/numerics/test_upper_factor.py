@@ -29,7 +29,7 @@ def reference(h: np.ndarray) -> np.ndarray:
 def backward_bound(h: np.ndarray) -> float:
     """Cholesky in any blocking: |R R^T - H| <= gamma_(K+1) |R||R^T| (Higham, theorem 10.3), and
 
-    |R||R^T| is at most its diagonal's maximum times K, elementwise at most max(H) by Cauchy-Schwarz.
+    no element of |R||R^T| is above the largest of H by Cauchy-Schwarz.
     Inverting the corner of a block costs its condition once more: below 100 here, as all of H's,
     whose square root is what counts: 10. So (10 + 1) (K + 1) eps max|H|.
     """
