@@ -21,7 +21,7 @@ from fptq_onnx.evaluate import compare
 from fptq_onnx.graph.linears import Linear, LinearScan, find_linears
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, dequantize, group_count
-from fptq_onnx.numerics.panels import PANEL_COLUMNS, panel_count
+from fptq_onnx.numerics.panels import PANEL_COLUMNS, STEP_CHANNELS, panel_count, step_count
 from fptq_onnx.passes.equalize import replace_weight
 from fptq_onnx.plan import FLOAT, LinearPlan, Plan
 from fptq_onnx.session import open_session_in_memory
@@ -36,14 +36,15 @@ Tracker = Callable[[Iterable[list[Linear]], int], Iterator[list[Linear]]]
 def planned_bits(entry: LinearPlan) -> float:
     """Bits of a linear's weights as our op stores them, scales and zero points included.
 
-    Floats count as 32; columns are padded to whole panels.
+    Floats count as 32; channels and columns are padded to whole panels.
     """
     if entry.scheme == FLOAT:
         return 32.0 * entry.k * entry.n
     per_group = 32 if entry.symmetric else 40
     groups = group_count(entry.k, entry.block_size)
     columns = panel_count(entry.n) * PANEL_COLUMNS
-    return float(columns * (entry.k * entry.weight_bits + groups * per_group))
+    channels = step_count(entry.k) * STEP_CHANNELS
+    return float(columns * (channels * entry.weight_bits + groups * per_group))
 
 
 def average_bits(plan: Plan) -> float:

@@ -28,7 +28,9 @@ class Ratio:
         """Signal to quantization noise ratio; infinite without any error."""
         if self.error == 0:
             return math.inf
-        return 10 * math.log10(self.signal / self.error) if self.signal > 0 else -math.inf
+        if self.signal == 0:
+            return -math.inf
+        return 10 * (math.log10(self.signal) - math.log10(self.error))
 
 
 class LinearErrors:
@@ -44,7 +46,7 @@ class LinearErrors:
         self.weight = Ratio()
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data, decibels; None stands for no error at all."""
+        """Plain data, decibels; None stands for no error at all, or an error where no signal is."""
         rows = {
             "input_local": self.input_local,
             "input_total": self.input_total,

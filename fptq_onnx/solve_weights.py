@@ -37,7 +37,7 @@ from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.numerics.second_moments import SecondMoments
-from fptq_onnx.passes.choose_schemes import fold_overflow, range_of
+from fptq_onnx.passes.choose_schemes import range_of
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, Rounding, rounding_of
 from fptq_onnx.stage_sites import StageSite, stage_sites
@@ -120,10 +120,11 @@ def solve_weights(
         divisor = fold_scale(formula, view.sizes)
         site = sites[stage.x]
         if formula != NONE:
-            if isinstance(site, str):
+            problem = site if isinstance(site, str) else site.overflow(divisor)
+            if isinstance(site, str) or problem:
                 raise FptqError(
-                    f"the plan equalizes the input of {planned[0].name}, but {site}: use "
-                    f"equalization 'none' there"
+                    f"the plan equalizes the input of {planned[0].name} by {formula}, but "
+                    f"{problem}: use equalization 'none' there"
                 )
             scales[site.name] = divisor
         fold_site = site.name if formula != NONE and isinstance(site, StageSite) else None
@@ -136,7 +137,7 @@ def solve_weights(
         ]
         if try_wider:
             ratios.append(_ratios(judge, formula, planned))
-        moments: dict[Rounding, SecondMoments] = {}
+        seen: dict[Rounding, SecondMoments | NDArray[np.float64]] = {}
         quantized: dict[str, Rows | None] = {}
         for linear, entry in zip(stage.linears, decided, strict=True):
             entries[linear.name] = entry
@@ -145,10 +146,11 @@ def solve_weights(
                 quantized[linear.name] = None
                 continue
             rounding = rounding_of(entry)
-            if rounding not in moments:
-                moments[rounding] = view.moments(divisor, rounding)
+            if rounding not in seen and config.weights != "rtn":
+                look = view.moments if config.weights == "gptq" else view.mean_squares
+                seen[rounding] = look(divisor, rounding)
             w = weights[linear.name] * divisor[:, None]
-            found = _quantized(w, moments[rounding], entry, config.weights, linear)
+            found = _quantized(w, seen.get(rounding), entry, linear)
             store.put(linear.name, found)
             quantized[linear.name] = dequantize(found)
             errors[linear.name].weight.add(w, quantized[linear.name])  # type: ignore[arg-type]
@@ -160,10 +162,7 @@ def solve_weights(
             for linear in stage.linears
         }  # fmt: skip
         streams.leave(stage, outputs)
-    for name, divisor in scales.items():
-        if name in store:  # a linear that takes the divisors of the activation after it
-            found = store.get(name)
-            store.put(name, replace(found, scales=(found.scales / divisor).astype(np.float32)))
+    _divide_columns(store, scales)
     ordered = tuple(entries[linear.name] for linear in scan.linears)
     return Solved(
         replace(plan, linears=ordered),
@@ -171,6 +170,14 @@ def solve_weights(
         tuple(errors[linear.name] for linear in scan.linears),
         tuple(ratios),
     )
+
+
+def _divide_columns(store: WeightStore, scales: Mapping[str, NDArray[np.float32]]) -> None:
+    """Give linears the divisors of the activation after them; their codes stay."""
+    for name, divisor in scales.items():
+        if name in store:
+            found = store.get(name)
+            store.put(name, replace(found, scales=(found.scales / divisor).astype(np.float32)))
 
 
 def _formula(
@@ -183,7 +190,7 @@ def _formula(
         return NONE
     if config.equalization == "search":
         formulas = [
-            formula for formula in SEARCHED if not _overflows(site, fold_scale(formula, view.sizes))
+            formula for formula in SEARCHED if not site.overflow(fold_scale(formula, view.sizes))
         ]
         return min(formulas, key=judge.error)
     if config.equalization == "smoothquant":
@@ -192,7 +199,7 @@ def _formula(
         return NONE  # the paper folds into norms only
     else:
         formula = LAE if config.v0 < view.ranges.tensor_absmax <= config.v1 else NONE
-    return NONE if _overflows(site, fold_scale(formula, view.sizes)) else formula
+    return NONE if site.overflow(fold_scale(formula, view.sizes)) else formula
 
 
 def _ratios(judge: Judge, formula: str, entries: list[LinearPlan]) -> dict[str, float]:
@@ -200,10 +207,6 @@ def _ratios(judge: Judge, formula: str, entries: list[LinearPlan]) -> dict[str, 
     base = judge.error(formula)
     forms = dict.fromkeys(form for entry in entries for form in wider_forms(entry))
     return {form: judge.error(formula, form=form) / base if base > 0 else 1.0 for form in forms}
-
-
-def _overflows(site: StageSite, divisor: NDArray[np.float32]) -> bool:
-    return site.norm is not None and bool(fold_overflow(site.norm, divisor))
 
 
 def _static(
@@ -254,16 +257,23 @@ def _weight(linear: Linear) -> Rows:
 
 
 def _quantized(
-    w: Rows, moments: SecondMoments, entry: LinearPlan, method: str, linear: Linear
+    w: Rows,
+    seen: SecondMoments | NDArray[np.float64] | None,
+    entry: LinearPlan,
+    linear: Linear,
 ) -> GroupWeights:
-    """The weight by the method asked for; GPTQ needs inputs that are not all zero."""
+    """The weight by the method that what was seen of the inputs serves.
+
+    All of it: GPTQ, unless the inputs are all zero. Mean squares: clip search. Nothing: nearest.
+    """
     block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
     try:
-        if method == "rtn":
+        if seen is None:
             return quantize_rtn(w, block, symmetric=symmetric, bits=bits)
-        if method == "mse" or not np.diag(moments.xx).any():
-            return quantize_mse(w, moments.diagonal(), block, symmetric=symmetric, bits=bits)
-        return quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits)
+        if isinstance(seen, SecondMoments) and np.diag(seen.xx).any():
+            return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits)
+        importance = seen.diagonal() if isinstance(seen, SecondMoments) else seen
+        return quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
             f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
 from fptq_onnx.calibration.segments import Stage
 from fptq_onnx.graph.column_sites import find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear
+from fptq_onnx.passes.choose_schemes import fold_overflow
 
 
 @dataclass(frozen=True)
@@ -17,10 +22,25 @@ class StageSite:
 
     name: of the norm, or of the linear whose columns take them.
     norm: the norm; None for a linear.
+    source: the linear; None for a norm.
     """
 
     name: str
     norm: FoldSite | None
+    source: Linear | None = None
+
+    def overflow(self, divisor: NDArray[np.float32]) -> str:
+        """Why a gain, or a column or bias, divided by s does not fit its type; or ''."""
+        if self.norm is not None:
+            return fold_overflow(self.norm, divisor)
+        assert self.source is not None
+        for constant in (self.source.weight, self.source.bias):
+            if constant is None or constant.dtype != ir.DataType.FLOAT16:
+                continue  # the others reach as far as float32
+            largest = np.abs(constant.load().astype(np.float32)).reshape(-1, len(divisor)).max(0)
+            if not np.isfinite((largest / divisor).astype(np.float16)).all():
+                return f"{constant.name} divided by s overflows {constant.dtype.name}"
+        return ""
 
 
 def stage_sites(
@@ -32,6 +52,7 @@ def stage_sites(
     """
     norms = find_fold_sites(linears)
     columns = find_column_sites(linears)
+    by_name = {linear.name: linear for linear in linears}
     found: dict[str, StageSite | str] = {}
     for stage in stages:
         name = stage.linears[0].name
@@ -42,7 +63,8 @@ def stage_sites(
             found[stage.x] = StageSite(norm.name, norm) if whole else _SEVERAL
         elif name in columns:
             whole = set(columns[name].linears) == readers
-            found[stage.x] = StageSite(columns[name].name, None) if whole else _SEVERAL
+            source = by_name[columns[name].name]
+            found[stage.x] = StageSite(source.name, None, source) if whole else _SEVERAL
         else:
             found[stage.x] = norm
     return found

@@ -31,21 +31,28 @@ class StageView:
     ) -> None:
         self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
         batches = [len(rows) for rows in streams.rows(stage, FLOAT)]
+        if not sum(batches):
+            raise FptqError(
+                f"no token of the calibration samples reaches {self._where}: give more samples"
+            )
         share = min(1.0, _SAMPLE_TOKENS / sum(batches))
         squares = np.zeros(stage.linears[0].k)
         picked: list[Rows] = []
         picked_quantized: list[Rows] = []
+        broken = ""
         for x, x_quantized in self.pairs():
+            if len(x) == 0:
+                continue
             squares += np.square(x, dtype=np.float64).sum(axis=0)
+            if not np.isfinite(x_quantized).all():
+                broken = "once the linears before it are quantized: keep some of them in float"
             some = np.linspace(0, len(x) - 1, max(1, round(share * len(x)))).astype(int)
             picked.append(x[some])
             picked_quantized.append(x_quantized[some])
         if not np.isfinite(squares).all():
-            linear = stage.linears[0]
-            raise FptqError(
-                f"NaN or infinity in the input of {linear.path} ({linear.name}): check that the "
-                f"model runs well in float on this data"
-            )
+            broken = "check that the model runs well in float on this data"
+        if broken:
+            raise FptqError(f"NaN or infinity in the input of {self._where}: {broken}")
         self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
         self.sizes = ChannelSizes(
             ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights)
@@ -53,11 +60,22 @@ class StageView:
 
     def pairs(self) -> Iterator[tuple[Rows, Rows]]:
         """The input in the float and in the quantized model, batch by batch."""
-        return zip(
+        for x, x_quantized in zip(
             self.streams.rows(self.stage, FLOAT),
             self.streams.rows(self.stage, QUANTIZED),
             strict=True,
-        )
+        ):
+            if len(x) != len(x_quantized):
+                raise FptqError(
+                    f"quantization changes how many tokens reach {self._where}, as a router does: "
+                    f"convert with --weights rtn --equalization lae --policy thresholds"
+                )
+            yield x, x_quantized
+
+    @property
+    def _where(self) -> str:
+        linear = self.stage.linears[0]
+        return f"{linear.path} ({linear.name})"
 
     def moments(self, divisor: NDArray[np.float32], scale: Rounding) -> SecondMoments:
         """Of the divided input, in int8 and in the float model."""
@@ -65,6 +83,15 @@ class StageView:
         for x, x_quantized in self.pairs():
             found.add(fake_int8(x_quantized, divisor, scale), x / divisor)
         return found
+
+    def mean_squares(self, divisor: NDArray[np.float32], scale: Rounding) -> NDArray[np.float64]:
+        """E[x8_k^2] [K], the part of the moments that a clip search needs."""
+        total, tokens = np.zeros(len(divisor)), 0
+        for x_quantized in self.streams.rows(self.stage, QUANTIZED):
+            x8 = fake_int8(x_quantized, divisor, scale)
+            total += np.square(x8, dtype=np.float64).sum(axis=0)
+            tokens += len(x8)
+        return total / tokens
 
     def outputs(
         self,

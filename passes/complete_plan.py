@@ -12,10 +12,10 @@ import numpy as np
 
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.column_sites import find_column_sites
+from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import LinearScan
-from fptq_onnx.numerics.fold_scales import LAE, NONE
+from fptq_onnx.numerics.fold_scales import LAE, NONE, parse_formula
 from fptq_onnx.numerics.int8 import FLOAT32_TINY, static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.passes.choose_schemes import fold_overflow, range_of, site_scale
@@ -46,20 +46,25 @@ def complete_plan(
     """
     plan.check_against(scan)
     sites = find_fold_sites(scan.linears)
+    columns = {
+        name: site
+        for name, site in find_column_sites(scan.linears).items()
+        if not isinstance(sites[name], FoldSite)  # a gain is to be had as well: it comes first
+    }
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
     planned = plan.by_name()
     # Graph order, whatever the file's: emitters put what linears share before the first of them.
     in_order = tuple(planned[linear.name] for linear in scan.linears)
     for entry in in_order:
         site = sites[entry.name]
-        if entry.scheme != LAE_STATIC:
+        if entry.scheme != LAE_STATIC or entry.name in columns:
             continue
         problem = site if isinstance(site, str) else fold_overflow(site, site_scale(site, ranges))
         if problem:
             raise FptqError(
                 f"the plan equalizes the input of {entry.name}, but {problem}: use per_token there"
             )
-    marked = _share_folds(in_order, scan, sites)
+    marked = _share_folds(in_order, sites, columns)
     entries: list[LinearPlan] = []
     warnings: list[str] = []
     for entry in marked:
@@ -91,16 +96,21 @@ def complete_plan(
 
 
 def _share_folds(
-    entries: tuple[LinearPlan, ...], scan: LinearScan, sites: Mapping[str, FoldSite | str]
+    entries: tuple[LinearPlan, ...],
+    sites: Mapping[str, FoldSite | str],
+    columns: Mapping[str, ColumnSite],
 ) -> tuple[LinearPlan, ...]:
     """Linears that read one value have one equalization, and its site; lae_static implies LAE."""
-    columns = find_column_sites(scan.linears)
     formulas: dict[str, str] = {}
     for entry in entries:
         formula = LAE if entry.scheme == LAE_STATIC else entry.equalization
+        try:
+            parse_formula(formula)
+        except ValueError as error:
+            raise FptqError(f"the plan gives {entry.name} {error}") from error
         if formula == NONE:
             continue
-        site = sites[entry.name] if entry.name not in columns else columns[entry.name]
+        site = columns.get(entry.name, sites[entry.name])
         if isinstance(site, str):
             raise FptqError(
                 f"the plan equalizes the input of {entry.name}, but {site}: use equalization "

@@ -146,7 +146,8 @@ def _ancestors(
         if value.is_graph_input() or (node is not None and (id(value) in ends or id(node) in done)):
             outside[id(value)] = value
             continue
-        if node is None or id(node) in seen:
+        # A Constant stays one for every segment that reads it, as initializers do.
+        if node is None or id(node) in seen or node.op_type == "Constant":
             continue
         seen.add(id(node))
         nodes.append(node)

@@ -27,12 +27,14 @@ class ValueStore:
         return key in self._arrays
 
     def put(self, stream: str, name: str, batch: int, array: NDArray[Any]) -> None:
-        """Keep an array.
+        """Keep an array, in the place of any that was there.
 
         Raises:
             OSError: the disk is full or not writable.
         """
         batches = self._arrays.setdefault((stream, name), {})
+        if batch in batches:
+            self._forget(batches.pop(batch))
         if self._held + array.nbytes <= self._budget:
             self._held += array.nbytes
             batches[batch] = array
@@ -53,7 +55,10 @@ class ValueStore:
     def drop(self, stream: str, name: str) -> None:
         """Forget a value in all batches; nothing happens if it is not there."""
         for found in self._arrays.pop((stream, name), {}).values():
-            if isinstance(found, Path):
-                found.unlink()
-            else:
-                self._held -= found.nbytes
+            self._forget(found)
+
+    def _forget(self, found: NDArray[Any] | Path) -> None:
+        if isinstance(found, Path):
+            found.unlink()
+        else:
+            self._held -= found.nbytes

@@ -4,6 +4,9 @@
 
 Dividing the product's channels by s is dividing the columns (and bias) of up by s: each output
 channel of up has scales of its own, so its 4-bit codes do not even change.
+
+Reshapes keep the order of elements, so they may stand anywhere as long as the last dimension that
+enters the product is still up's channels: then the product's is, whatever the gate's shape.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.fold_sites import passes_through, readers_of
 from fptq_onnx.graph.linears import Linear
 
@@ -54,7 +58,7 @@ def _site_of(
         source = by_output.get(id(_before_casts(operand)))
         if source is None or source.n != linear.k or source.name == linear.name:
             continue
-        if not _leads_only_to(source.output, product):
+        if not _leads_only_to(source.output, product) or _last_size(operand, source) != source.n:
             continue
         readers = readers_of(value, by_node)
         if isinstance(readers, str) or any(reader.k != linear.k for reader in readers):
@@ -69,6 +73,21 @@ def _before_casts(value: ir.Value) -> ir.Value:
         value = node.inputs[0]
         node = value.producer()
     return value
+
+
+def _last_size(value: ir.Value, source: Linear) -> int | None:
+    """The last dimension of what a linear's output became; None where nothing tells it."""
+    node = value.producer()
+    if value is source.output or node is None or node.inputs[0] is None:
+        return source.n
+    if node.op_type in ("Cast", "Identity"):
+        return _last_size(node.inputs[0], source)
+    if node.op_type == "Reshape":
+        sizes = scalar_ints(node.inputs[1])
+        if sizes and sizes[-1] > 0:
+            return sizes[-1]
+    size = value.shape[-1] if value.shape is not None and len(value.shape) else None
+    return size if isinstance(size, int) else None
 
 
 def _leads_only_to(value: ir.Value, target: ir.Node) -> bool:

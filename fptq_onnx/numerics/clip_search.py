@@ -63,10 +63,10 @@ def search_grid(
     tried = ratios if bits == 4 else ratios[:1]
     for g in range(groups):
         rows = slice(g * length, min((g + 1) * length, k))
-        cost = importance[rows].astype(np.float32)
-        if not cost.any():
-            cost = np.ones_like(cost)  # a dead group: nothing will tell, treat its rows alike
-        cost = cost / cost.max()
+        top = importance[rows].max()
+        # A dead group: nothing will tell, treat its rows alike.
+        share = importance[rows] / top if top > 0 else np.ones_like(importance[rows])
+        cost: NDArray[np.float32] = share.astype(np.float32)
         for start in range(0, n, _COLUMN_CHUNK):
             columns = slice(start, min(start + _COLUMN_CHUNK, n))
             scale, zero = _best(w[rows, columns], cost, symmetric, bits, tried)
@@ -131,10 +131,10 @@ def _best(
     half = np.float32(middle(bits))
     low = np.minimum(block.min(axis=0), 0)
     high = np.maximum(block.max(axis=0), 0)
-    best = np.full(block.shape[1], np.inf, np.float32)
-    best_scale = np.ones(block.shape[1], np.float32)
-    best_zero = np.full(block.shape[1], half, np.float32)
-    for ratio in np.asarray(ratios, np.float32):
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError("the weight holds NaN or infinity")
+    best = best_scale = best_zero = np.empty(0, np.float32)
+    for index, ratio in enumerate(np.asarray(ratios, np.float32)):
         if symmetric:
             full = np.maximum(-low, high) / (half - 1)
             zero = np.full_like(full, half)
@@ -145,7 +145,11 @@ def _best(
         scale = (full * ratio).astype(np.float32)
         scale = np.where(scale < _TINY, np.float32(1), scale)
         error = block - (round_codes(block, scale, zero, bits) - zero) * scale
-        total = cost @ np.square(error, out=error)
+        with np.errstate(over="ignore"):  # errors of 1e19: the full range then wins
+            total = cost @ np.square(error, out=error)
+        if index == 0:
+            best, best_scale, best_zero = total, scale, zero
+            continue
         better = total < best
         best = np.where(better, total, best)
         best_scale = np.where(better, scale, best_scale)

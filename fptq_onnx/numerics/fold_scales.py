@@ -48,6 +48,26 @@ def weight_sizes(
     return absmax, np.sqrt(squares / sum(w.shape[1] for w in weights))
 
 
+def parse_formula(formula: str) -> tuple[str, float]:
+    """Kind and exponent of a formula; the exponent is 0 where it has none.
+
+    Raises:
+        ValueError: no such formula.
+    """
+    if formula in (NONE, LAE):
+        return formula, 0.0
+    kind, _, text = formula.partition(":")
+    try:
+        exponent = float(text)
+    except ValueError:
+        exponent = -1.0
+    if kind not in ("smoothquant", "balance") or not 0 <= exponent <= 1:
+        raise ValueError(
+            f"no equalization {formula!r}: use none, lae, smoothquant:a or balance:a with a in 0..1"
+        )
+    return kind, exponent
+
+
 def fold_scale(formula: str, sizes: ChannelSizes) -> NDArray[np.float32]:
     """S [K] float32, positive; channels without activity or without weights get the middle of it.
 
@@ -58,25 +78,18 @@ def fold_scale(formula: str, sizes: ChannelSizes) -> NDArray[np.float32]:
     Raises:
         ValueError: no such formula.
     """
-    if formula == NONE:
+    kind, exponent = parse_formula(formula)
+    if kind == NONE:
         return np.ones(len(sizes.absmax), np.float32)
-    if formula == LAE:
+    if kind == LAE:
         return equalization_scale(sizes.absmax)
-    kind, _, text = formula.partition(":")
-    try:
-        exponent = float(text)
-    except ValueError:
-        exponent = -1.0
-    if kind not in ("smoothquant", "balance") or not 0 <= exponent <= 1:
-        raise ValueError(
-            f"no equalization {formula!r}: use none, lae, smoothquant:a or balance:a with a in 0..1"
-        )
     x, w = (
         (sizes.absmax, sizes.weight_absmax)
         if kind == "smoothquant"
         else (sizes.rms, sizes.weight_rms)
     )
-    alive = (sizes.absmax >= MIN_CHANNEL_ABSMAX) & (w > w.max(initial=0) * 1e-6)
+    # The ranges may come from other data than the mean squares: x may be 0 all the same.
+    alive = (sizes.absmax >= MIN_CHANNEL_ABSMAX) & (x > 0) & (w > w.max(initial=0) * 1e-6)
     if not alive.any():
         return np.ones(len(x), np.float32)
     logs = exponent * np.log(np.where(alive, x, 1.0)) - (1 - exponent) * np.log(

@@ -18,6 +18,8 @@ quantized layers before it. Steps, all exact or descending in that error:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,11 +36,16 @@ from fptq_onnx.numerics.upper_factor import factor_upper, solve_factored
 DAMPING = 0.03  # share of the mean of diag(H) that is added to it
 ROUNDS = 3  # of refinement
 _DESCENTS = 3  # passes over all codes in a round
-_BLOCK = 64  # rows whose corrections are applied one by one, before a matrix product does the rest
+_BLOCK = 64  # rows that a matrix product serves at once, before each adds its neighbours' part
+# Output columns do not depend on each other: this many numbers of [K, columns] at a time keep the
+# temporaries small whatever N is, and a block of rows in the cache.
+_CHUNK = 1 << 23
+
+Rows = NDArray[np.float32]
 
 
 def quantize_gptq(
-    w: NDArray[np.float32],
+    w: Rows,
     moments: SecondMoments,
     block_size: int,
     *,
@@ -49,7 +56,8 @@ def quantize_gptq(
 ) -> GroupWeights:
     """Quantize a weight for the inputs it meets.
 
-    Memory beyond the arguments: one more [K, K] in the moments' type, and three [K, N] float32.
+    Memory beyond the arguments and the result: one [K, K] in the moments' type, two more in float32
+    where that is float64, and some ten arrays of 32 MB.
 
     Args:
         w: float32 [K, N], finite.
@@ -66,10 +74,10 @@ def quantize_gptq(
         numpy.linalg.LinAlgError: H is singular even with damping.
     """
     check_matrix(w, block_size, bits)
-    k = len(w)
+    k, n = w.shape
     if moments.xx.shape != (k, k):
         raise ValueError(f"moments of {moments.xx.shape[0]} channels for a weight of {k}")
-    if moments.tokens < 1 or damping <= 0:
+    if moments.tokens < 1 or not damping > 0:
         raise ValueError("GPTQ needs at least one token and a positive damping")
     diagonal = np.diag(moments.xx)
     added = damping * float(diagonal.mean())
@@ -79,82 +87,99 @@ def quantize_gptq(
     factor = moments.xx[np.ix_(order, order)]
     factor[np.diag_indices(k)] += added
     factor_upper(factor)
-    target = _target(w, moments, factor, order, added)
+    feedback = factor.astype(np.float32, copy=False)
+    h = _Damped(moments.xx.astype(np.float32, copy=False), np.float32(added))
     importance = diagonal + added
-    scales, zeros = search_grid(target, importance, block_size, symmetric=symmetric, bits=bits)
     group = np.arange(k) // group_length(k, block_size)
-    factor /= np.diag(factor).copy()
-    codes = _round_with_feedback(
-        target, factor.astype(np.float32), order, scales, zeros, group, bits
-    )
-    del factor
-    if rounds:
-        h = moments.xx.astype(np.float32)
-        h[np.diag_indices(k)] += np.float32(added)
-        error = target - (codes - zeros[group]) * scales[group]
+    codes = np.empty((k, n), np.uint8)
+    scales = np.empty((group_count(k, block_size), n), np.float32)
+    zeros = np.empty_like(scales)
+    width = max(1, _CHUNK // k)
+    for start in range(0, n, width):
+        part = slice(start, min(start + width, n))
+        error = _target(w[:, part], moments, factor, order)  # becomes what rounding leaves of it
+        scale, zero = search_grid(error, importance, block_size, symmetric=symmetric, bits=bits)
+        code = _round_with_feedback(error, feedback, order, scale, zero, group, bits)
         for _ in range(rounds):
-            _refit_scales(h, codes, scales, zeros, error, block_size)
-            _descend(h, codes, scales, zeros, error, group, bits)
-    return as_weights(
-        codes.astype(np.uint8), scales, zeros, block_size, symmetric=symmetric, bits=bits
-    )
+            _refit_scales(h, code, scale, zero, error, block_size)
+            _descend(h, code, scale, zero, error, group, bits)
+        codes[:, part], scales[:, part], zeros[:, part] = code, scale, zero
+    return as_weights(codes, scales, zeros, block_size, symmetric=symmetric, bits=bits)
+
+
+@dataclass(frozen=True)
+class _Damped:
+    """H = xx + added * identity, float32, without a second copy of xx."""
+
+    xx: Rows
+    added: np.float32
+
+    def times(self, rows: slice, e: Rows) -> Rows:
+        """The given rows of H e."""
+        product: Rows = self.xx[rows] @ e
+        product += self.added * e[rows]
+        return product
+
+    def within(self, rows: slice, q: Rows) -> Rows:
+        """q^T H q of each column, where q [rows, columns] is 0 outside of the given rows."""
+        product: Rows = self.xx[rows, rows] @ q
+        product += self.added * q
+        product *= q
+        total: Rows = product.sum(axis=0)
+        return total
 
 
 def _target(
-    w: NDArray[np.float32],
-    moments: SecondMoments,
-    factor: NDArray[np.floating],
-    order: NDArray[np.intp],
-    added: float,
-) -> NDArray[np.float32]:
+    w: Rows, moments: SecondMoments, factor: NDArray[np.floating], order: NDArray[np.intp]
+) -> Rows:
     """W + H^-1 (x8^T x - x8^T x8) W, in float32; damping pulls it towards W."""
+    target = w.astype(np.float32, order="C")
     if moments.x_float is None:
-        return w.astype(np.float32)
-    difference = moments.x_float @ w.astype(moments.xx.dtype)
-    difference -= moments.xx @ w.astype(moments.xx.dtype)
+        return target
+    exact = target.astype(factor.dtype, copy=False)
+    difference = moments.x_float @ exact
+    difference -= moments.xx @ exact
     difference = difference[order]
     solve_factored(factor, difference)
-    target = w.astype(np.float32)
-    target[order] += difference.astype(np.float32)
+    target[order] += difference
     return target
 
 
 def _round_with_feedback(
-    target: NDArray[np.float32],
-    feedback: NDArray[np.float32],
+    error: Rows,
+    factor: Rows,
     order: NDArray[np.intp],
-    scales: NDArray[np.float32],
-    zeros: NDArray[np.float32],
+    scales: Rows,
+    zeros: Rows,
     group: NDArray[np.intp],
     bits: int,
-) -> NDArray[np.float32]:
-    """Step 3: codes as float32 whole numbers [K, N]."""
-    k = len(target)
-    error = target[order]  # rows not yet rounded; behind them, what rounding left
-    codes = np.empty_like(target)
+) -> Rows:
+    """Step 3: codes as float32 whole numbers [K, N]; error holds the target, then what they leave.
+
+    Row k is rounded after adding the errors of the rows before it, each times R[row, k] / R[k, k].
+    """
+    k = len(error)
+    done = np.empty_like(error)  # errors in the order of rounding
+    codes = np.empty_like(error)
     for start in range(0, k, _BLOCK):
         stop = min(start + _BLOCK, k)
-        block = error[start:stop].copy()
-        if start > 0:
-            block += feedback[:start, start:stop].T @ error[:start]
+        block = factor[:start, start:stop].T @ done[:start]
         for row in range(start, stop):
-            g = group[order[row]]
-            code = round_codes(block[row - start], scales[g], zeros[g], bits)
-            codes[order[row]] = code
-            error[row] -= (code - zeros[g]) * scales[g]
-            if row + 1 < stop:
-                rest = feedback[row, row + 1 : stop]
-                block[row - start + 1 :] += rest[:, None] * error[row]
+            channel = order[row]
+            g = group[channel]
+            wish = factor[start:row, row] @ done[start:row]
+            wish += block[row - start]
+            wish /= factor[row, row]
+            wish += error[channel]
+            code = round_codes(wish, scales[g], zeros[g], bits)
+            codes[channel] = code
+            error[channel] -= (code - zeros[g]) * scales[g]
+            done[row] = error[channel]
     return codes
 
 
 def _refit_scales(
-    h: NDArray[np.float32],
-    codes: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    zeros: NDArray[np.float32],
-    error: NDArray[np.float32],
-    block_size: int,
+    h: _Damped, codes: Rows, scales: Rows, zeros: Rows, error: Rows, block_size: int
 ) -> None:
     """Least squares for one group's scales after the other, codes fixed, in place.
 
@@ -166,8 +191,8 @@ def _refit_scales(
         for g in range(group_count(k, block_size)):
             rows = slice(g * length, min((g + 1) * length, k))
             q = codes[rows] - zeros[g]
-            above = (q * (h[rows] @ error)).sum(axis=0)
-            below = (q * (h[rows, rows] @ q)).sum(axis=0)
+            above = (q * h.times(rows, error)).sum(axis=0)
+            below = h.within(rows, q)
             change = np.where(below > 0, above / np.where(below > 0, below, 1), 0)
             # A scale that would vanish or change its sign stays: its codes are at fault.
             change = np.where(scales[g] + change > 0.5 * scales[g], change, 0).astype(np.float32)
@@ -176,11 +201,11 @@ def _refit_scales(
 
 
 def _descend(
-    h: NDArray[np.float32],
-    codes: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    zeros: NDArray[np.float32],
-    error: NDArray[np.float32],
+    h: _Damped,
+    codes: Rows,
+    scales: Rows,
+    zeros: Rows,
+    error: Rows,
     group: NDArray[np.intp],
     bits: int,
 ) -> None:
@@ -190,16 +215,19 @@ def _descend(
         changed = False
         for start in range(0, k, _BLOCK):
             stop = min(start + _BLOCK, k)
-            gradient = h[start:stop] @ error
+            gradient = h.times(slice(start, stop), error)
+            steps = np.empty_like(gradient)
             for row in range(start, stop):
                 scale, zero = scales[group[row]], zeros[group[row]]
-                wish = (codes[row] - zero) * scale + gradient[row - start] / h[row, row]
+                wish = gradient[row - start]
+                wish -= h.xx[row, start:row] @ steps[: row - start]
+                wish /= h.xx[row, row] + h.added
+                wish += (codes[row] - zero) * scale
                 code = round_codes(wish, scale, zero, bits)
-                step = (code - codes[row]) * scale
-                if step.any():
-                    changed = True
-                    codes[row] = code
-                    error[row] -= step
-                    gradient -= h[start:stop, row][:, None] * step
+                step = steps[row - start]
+                np.multiply(code - codes[row], scale, out=step)
+                codes[row] = code
+            changed = changed or bool(steps.any())
+            error[start:stop] -= steps
         if not changed:
             return

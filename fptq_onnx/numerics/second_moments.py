@@ -44,18 +44,22 @@ class SecondMoments:
         """
         if not np.isfinite(x8).all() or (x is not None and not np.isfinite(x).all()):
             raise ValueError("the activations hold NaN or infinity")
-        self.xx += x8.T @ x8
         if self.x_float is not None:
             if x is None:
                 raise ValueError("the float input is missing")
             self.x_float += x8.T @ x
+        self.xx += x8.T @ x8
         self.tokens += len(x8)
 
     def merged(self, other: SecondMoments) -> SecondMoments:
         """The moments over both sets of tokens."""
-        both = self.x_float is not None and other.x_float is not None
-        x_float = self.x_float + other.x_float if both else None  # type: ignore[operator]
+        x_float = None
+        if self.x_float is not None or other.x_float is not None:
+            x_float = self._cross() + other._cross()
         return SecondMoments(self.xx + other.xx, x_float, self.tokens + other.tokens)
+
+    def _cross(self) -> NDArray[np.floating]:
+        return self.xx if self.x_float is None else self.x_float
 
     def diagonal(self) -> NDArray[np.floating]:
         """E[x8_k^2] per channel [K]; 0 before any token."""

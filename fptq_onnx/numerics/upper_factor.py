@@ -32,6 +32,8 @@ def factor_upper(h: NDArray[np.floating]) -> None:
         block += np.triu(block, 1).T
         # The lower factor of the reversed block, reversed, is the upper factor of the block.
         corner = np.linalg.cholesky(block[::-1, ::-1])[::-1, ::-1]
+        if not np.isfinite(np.diag(corner)).all():  # LAPACK lets NaN pass
+            raise np.linalg.LinAlgError("the matrix holds NaN or infinity")
         h[start:stop, start:stop] = corner
         h[start:stop, :start] = 0
         if start == 0:
