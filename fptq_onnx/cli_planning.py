@@ -17,8 +17,9 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("calibration")
     data.add_argument(
         "--calibration",
-        default="random",
-        help="random (tokens of the vocabulary), a .txt, .jsonl or .npz file, a folder of .npz",
+        default="generated",
+        help="generated (the model writes them), random (tokens of the vocabulary), a .txt, .jsonl "
+        "or .npz file, or a folder of .npz (generated)",
     )
     data.add_argument("--text-field", default="text", help="field of a .jsonl object (text)")
     data.add_argument(

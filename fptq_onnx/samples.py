@@ -5,26 +5,33 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fptq_onnx.calibration.collect import collect
-from fptq_onnx.calibration.data import RANDOM, Source, TokenWindows, open_source
+from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, open_source
+from fptq_onnx.calibration.generated import write_windows
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.decoder import Decoder, find_io
 from fptq_onnx.errors import FptqError
+from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_load import LoadedModel
-from fptq_onnx.progress import track
-from fptq_onnx.tensor_spec import graph_inputs
+from fptq_onnx.progress import track, tracker
+from fptq_onnx.session import open_session_in_memory
+from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
 
 @dataclass
 class Samples:
     """Calibration samples as a user names them.
 
-    source: "random" (tokens drawn from the vocabulary; FPTQ's table 6 found them as good as text),
-        a .txt, .jsonl or .npz file, a folder of .npz files, an iterable of dicts of arrays by input
-        name, or an onnxruntime CalibrationDataReader.
+    source: "generated" (written by the model itself, or random where it has no KV cache to write
+        with), "random" (tokens drawn from the vocabulary), a .txt, .jsonl or .npz file, a folder of
+        .npz files, an iterable of dicts of arrays by input name, or an onnxruntime
+        CalibrationDataReader.
     max_samples: samples at most.
     max_seq_len: tokens in a sample at most.
     seed: of the random tokens, and of the choice of windows from a text.
@@ -32,13 +39,14 @@ class Samples:
     tokenizer: tokenizer.json, or a folder with it, for a model whose own folder has none.
     """
 
-    source: str | Path | Iterable[dict[str, Any]] | Any = RANDOM
+    source: str | Path | Iterable[dict[str, Any]] | Any = GENERATED
     max_samples: int = 48
     max_seq_len: int = 256
     seed: int = 0
     text_field: str = "text"
     tokenizer: Path | None = None
     _opened: Source | None = None
+    _kind: str = ""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
@@ -68,11 +76,21 @@ class Samples:
             "seed": self.seed,
         }
 
-    def open(self, loaded: LoadedModel) -> Source:
-        """The samples for this model; opened once.
+    @property
+    def kind(self) -> str:
+        """What `open` found: "generated", "random", or "" for samples that were given."""
+        return self._kind
+
+    def open(self, loaded: LoadedModel, *, threads: int = 0, quiet: bool = True) -> Source:
+        """The samples for this model; opened, and written where need be, once.
+
+        Args:
+            loaded: the model.
+            threads: intra-op threads, 0 lets ONNX Runtime choose.
+            quiet: show no progress.
 
         Raises:
-            FptqError: see open_source.
+            FptqError: see open_source and write_windows.
         """
         if self._opened is None:
             self._opened = open_source(
@@ -86,7 +104,32 @@ class Samples:
                 text_field=self.text_field,
                 tokenizer_folder=self.tokenizer_folder,
             )
+            if self.source in (RANDOM, GENERATED) and isinstance(self._opened, TokenWindows):
+                self._kind = RANDOM
+                if self.source == GENERATED:
+                    self._write(loaded, self._opened, threads, quiet)
         return self._opened
+
+    def _write(self, loaded: LoadedModel, drawn: TokenWindows, threads: int, quiet: bool) -> None:
+        """Replace random tokens by what the model writes after the first ones, if it can."""
+        graph = loaded.model.graph
+        io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+        if not io.has_cache or io.fixed_sequence is not None:
+            return
+        session = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
+        special = read_special_ids(self.tokenizer_folder or loaded.folder)
+        written = write_windows(
+            Decoder(session, io),
+            [*drawn.windows, *drawn.heldout],
+            np.random.default_rng(self.seed),
+            bos=special.bos,
+            eos=special.eos,
+            known=special.vocab_size,
+            track=tracker("writing samples", quiet),
+        )
+        cut = len(drawn.windows)
+        self._opened = replace(drawn, windows=written[:cut], heldout=written[cut:])
+        self._kind = GENERATED
 
     def statistics(
         self,
@@ -120,12 +163,12 @@ class Samples:
             names = ", ".join(str(path) for path in paths)
             say(f"calibration  not run: statistics of {merged.samples} samples from {names}")
             return merged
-        source = self.open(loaded)
         started = time.monotonic()
+        source = self.open(loaded, threads=threads, quiet=quiet)
         stats = collect(
             loaded,
             source,
-            description=str(self.describe()["source"]),
+            description=self.kind or str(self.describe()["source"]),
             threads=threads,
             track=lambda items, total: track(items, total=total, what="calibrating", quiet=quiet),
         )

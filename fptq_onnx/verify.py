@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from fptq_onnx.calibration.data import RANDOM, TokenWindows
+from fptq_onnx.calibration.data import GENERATED, RANDOM, TokenWindows
 from fptq_onnx.decoder import Decoder, find_io
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import Comparison, compare, compare_outputs
@@ -19,6 +19,8 @@ from fptq_onnx.samples import Samples
 from fptq_onnx.session import open_session, open_session_in_memory
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
+_KINDS = {RANDOM: "samples of random tokens", GENERATED: "samples the model wrote"}
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -28,25 +30,25 @@ class Verification:
     outputs: for all others, the difference of each output.
     samples: samples compared on.
     held_out: whether they were kept out of calibration.
-    random: the samples are random tokens, of which perplexity says nothing.
+    kind: "random" tokens, of which perplexity says nothing, "generated" by the model, or "".
     """
 
     comparison: Comparison | None
     outputs: tuple[dict[str, Any], ...]
     samples: int
     held_out: bool
-    random: bool = False
+    kind: str = ""
 
     @property
     def line(self) -> str:
         """One line for people."""
-        kind = "samples of random tokens" if self.random else "samples"
+        kind = _KINDS.get(self.kind, "samples")
         what = f"on {self.samples} {'held-out ' if self.held_out else ''}{kind}"
         if self.comparison is not None:
             c = self.comparison
             perplexity = f"perplexity {c.perplexity_reference:.4g} -> {c.perplexity:.4g}, "
             return (
-                f"check        {'' if self.random else perplexity}"
+                f"check        {'' if self.kind == RANDOM else perplexity}"
                 f"KL {c.kl:.3g} nats, top-1 agreement {c.top1:.1%}, largest logit difference "
                 f"{c.max_rel_diff:.2g} of the largest logit, {what}"
             )
@@ -61,7 +63,7 @@ class Verification:
         data: dict[str, Any] = {
             "samples": self.samples,
             "held_out": self.held_out,
-            "random_tokens": self.random,
+            "kind": self.kind,
         }
         if self.comparison is not None:
             data.update(self.comparison.to_dict())
@@ -96,9 +98,7 @@ def verify(
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
         windows = source.verification[:count]
         comparison = compare(Decoder(reference, io), Decoder(candidate, io), windows)
-        return Verification(
-            comparison, (), len(windows), bool(source.heldout), random=samples.source == RANDOM
-        )
+        return Verification(comparison, (), len(windows), bool(source.heldout), kind=samples.kind)
     feeds = source.verification[:count]
     differences = compare_outputs(reference, candidate, feeds)
     outputs = tuple(

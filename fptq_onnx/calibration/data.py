@@ -27,9 +27,10 @@ from fptq_onnx.text import (
     load_tokenizer,
 )
 
-__all__ = ["RANDOM", "Feeds", "Source", "TokenWindows", "open_source"]
+__all__ = ["GENERATED", "RANDOM", "Feeds", "Source", "TokenWindows", "open_source"]
 
 RANDOM = "random"
+GENERATED = "generated"  # random to begin with: see Samples.open
 
 # Tokens at the end of a window that are fed one by one, so that decode steps with a filled cache
 # are part of what is measured. A quarter of a short window at most.
@@ -82,8 +83,8 @@ def open_source(
     """Turn what the user named as calibration data into samples.
 
     Args:
-        spec: "random"; the path of a .txt, .jsonl or .npz file or of a folder of .npz files; any
-            iterable of dicts of arrays by input name; or an object with
+        spec: "random" or "generated"; the path of a .txt, .jsonl or .npz file or of a folder of
+            .npz files; any iterable of dicts of arrays by input name; or an object with
             `get_next() -> dict | None`, as onnxruntime's CalibrationDataReader has.
         model_folder: holds the tokenizer and the configuration files.
         inputs: what the model must be fed.
@@ -110,11 +111,11 @@ def open_source(
         return feeds_from_iterable(spec, inputs, max_samples)
     path = Path(spec)
     is_text = path.suffix.lower() in TEXT_SUFFIXES
-    if spec != RANDOM:
+    if spec not in (RANDOM, GENERATED):
         if not path.exists():
             raise FptqError(
                 f"no calibration data at {path}; give a .txt, .jsonl or .npz file, a folder of "
-                f".npz files, or the word {RANDOM}"
+                f".npz files, or one of the words {GENERATED} and {RANDOM}"
             )
         if path.is_dir() or path.suffix.lower() == ".npz":
             return feeds_from_npz(path, inputs, max_samples)
@@ -135,7 +136,9 @@ def open_source(
         exact=exact,
         rng=np.random.default_rng(seed),
     )
-    return _random_windows(wanted) if spec == RANDOM else _text_windows(path, wanted, text_field)
+    if spec in (RANDOM, GENERATED):
+        return _random_windows(wanted)
+    return _text_windows(path, wanted, text_field)
 
 
 @dataclass(frozen=True)

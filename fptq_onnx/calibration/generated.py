@@ -1,0 +1,81 @@
+"""Calibration without data: the model writes the samples itself.
+
+Random tokens make activations that real text never makes, and weights fitted to them are worse for
+it. What the model samples from its own distribution is as good as text (docs/accuracy.md has the
+figures); LLM-QAT (arXiv 2305.17888) trains on such data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.decoder import Decoder
+from fptq_onnx.errors import FptqError
+
+# Sequences written side by side: enough to share each read of the weights, few enough for a cache.
+_BATCH = 64
+_GIVEN = 2  # tokens each sequence begins with; the second is random, so that no two are alike
+
+Tracker = Callable[[Iterable[int], int], Iterator[int]]
+
+
+def write_windows(
+    decoder: Decoder,
+    starts: Sequence[NDArray[np.int64]],
+    rng: np.random.Generator,
+    *,
+    bos: int | None = None,
+    eos: Collection[int] = (),
+    known: int | None = None,
+    track: Tracker = lambda items, _: iter(items),
+) -> list[NDArray[np.int64]]:
+    """Let a model go on from the first tokens of each window, at temperature 1.
+
+    Args:
+        decoder: has a KV cache.
+        starts: int64 [n] each, all of one length; what follows the first two tokens is replaced.
+        rng: draws the tokens.
+        bos: follows an end of text, where there is one.
+        eos: ids that end a text.
+        known: ids of the vocabulary; logits beyond it (padding) are never drawn.
+        track: wraps the steps to show progress.
+
+    Returns:
+        Windows of the same number and length.
+
+    Raises:
+        FptqError: the model gives NaN.
+    """
+    length = len(starts[0])
+    size = decoder.io.fixed_batch or min(_BATCH, len(starts))
+    batches = [list(starts[begin : begin + size]) for begin in range(0, len(starts), size)]
+    steps = max(length - _GIVEN, 0)
+    progress = track(range(len(batches) * steps), len(batches) * steps)
+    windows: list[NDArray[np.int64]] = []
+    for batch in batches:
+        # A graph with a fixed batch is fed whole ones.
+        padded = [batch[index % len(batch)] for index in range(size)] if steps else batch
+        ids = np.stack(padded)[:, :_GIVEN]
+        written, cache = [ids], None
+        for _ in range(steps):
+            next(progress)
+            step = decoder.forward(written[-1], cache)
+            assert step.logits is not None
+            cache = step.cache
+            tokens = _draw(step.logits[:, -1, :known], rng)
+            if bos is not None:
+                ended = np.isin(written[-1][:, -1], list(eos))
+                tokens = np.where(ended, bos, tokens)
+            written.append(tokens[:, None])
+        windows += list(np.concatenate(written, axis=1)[: len(batch)])
+    return windows
+
+
+def _draw(logits: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+    """One token per row [batch], by the Gumbel trick."""
+    if np.isnan(logits).any():
+        raise FptqError("the model gave NaN for the next token: its weights are out of range")
+    return np.asarray((logits + rng.gumbel(size=logits.shape)).argmax(axis=1), np.int64)
