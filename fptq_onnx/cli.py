@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from fptq_onnx import __version__
 from fptq_onnx.cli_planning import add_planning, planning, samples_of
+from fptq_onnx.compare_command import add_compare_options, run_compare
 from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_command import add_eval_options, run_eval
@@ -117,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="perplexity, KL and last-word accuracy of a model")
     evaluate.set_defaults(run=run_eval)
     add_eval_options(evaluate)
+
+    compared = commands.add_parser("compare", help="all recipes on a model, in one table")
+    compared.set_defaults(run=run_compare)
+    add_compare_options(compared)
 
     library = commands.add_parser("library", help="print the path of the custom-op library")
     library.set_defaults(run=_library)

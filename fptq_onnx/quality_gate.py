@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from fptq_onnx.errors import FptqError
@@ -55,11 +54,7 @@ class Gate:
         if self.max_kl is not None and not found.kl <= self.max_kl:
             missed.append(f"KL {found.kl:.4g} is above --max-kl {self.max_kl:g}")
         if self.min_top1 is not None and not found.top1 >= self.min_top1:
-            # As many digits as tell the two apart.
-            digits = max(3, -math.floor(math.log10(abs(self.min_top1 - found.top1) or 1e-9)) + 1)
-            missed.append(
-                f"top-1 agreement {found.top1:.{digits}f} is below --min-top1 {self.min_top1:g}"
-            )
+            missed.append(f"top-1 agreement {found.top1:.6g} is below --min-top1 {self.min_top1:g}")
         if missed:
             raise FptqError(
                 f"the {what} model is not good enough, nothing was written: {'; '.join(missed)} "

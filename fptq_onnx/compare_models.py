@@ -1,0 +1,235 @@
+"""Convert a model with every recipe and measure them all against the original."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from fptq_onnx.convert_float16 import convert_float16
+from fptq_onnx.errors import FptqError
+from fptq_onnx.eval_settings import EvalSettings
+from fptq_onnx.evaluate_model import Evaluation, evaluate_model
+from fptq_onnx.finite_json import finite
+from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.model_configs import read_special_ids
+from fptq_onnx.model_load import load_model
+from fptq_onnx.output_folder import atomic_folder, check_output
+from fptq_onnx.pipeline import convert
+from fptq_onnx.progress import track
+from fptq_onnx.provenance import files_size
+from fptq_onnx.recipes import FLOAT16, find_recipe
+from fptq_onnx.samples import Samples
+from fptq_onnx.speed_probe import Speed, probe_apart
+from fptq_onnx.stock_quantizer import quantize_stock
+
+ORIGINAL = "original"
+STOCK_BLOCKS = (32, 128)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison.
+
+    name: of the recipe, "original", or "stock-32" and "stock-128" for ONNX Runtime's own 4 bits.
+    precision: of weights and activations.
+    bits_per_weight: stored, of the linears.
+    bytes: of the model's files.
+    evaluation: perplexity, KL, top-1, last words; against the original but for the original.
+    speed: medians over the rounds.
+    """
+
+    name: str
+    precision: str
+    bits_per_weight: float
+    bytes: int
+    evaluation: Evaluation
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, the original first, and how they were measured."""
+
+    model: str
+    data: str
+    prefill: int
+    decode: int
+    threads: int
+    rounds: int
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        data = {"onnxruntime": onnxruntime.__version__, **asdict(self)}
+        return {key: finite(value) for key, value in data.items()}
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What is compared, and how.
+
+    recipes: names of recipes.
+    evaluation: data and windows.
+    samples: to calibrate on, the same for all.
+    prefill, decode: tokens to time; fewer where the context is shorter.
+    rounds: of measuring speed, all models taking turns.
+    threads: intra-op threads, 0 lets ONNX Runtime choose.
+    """
+
+    recipes: tuple[str, ...]
+    evaluation: EvalSettings
+    samples: Samples
+    prefill: int = 128
+    decode: int = 32
+    rounds: int = 3
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense.
+
+        Raises:
+            FptqError: an unknown recipe, or a number too small.
+        """
+        for name in self.recipes:
+            find_recipe(name)
+        if min(self.prefill, self.decode, self.rounds) < 1 or self.threads < 0:
+            raise FptqError("--prefill, --decode and --rounds must be at least 1, --threads 0")
+
+
+def compare_models(
+    model: Path,
+    settings: CompareSettings,
+    *,
+    keep: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Make every model, evaluate it, and time all of them in turn.
+
+    Args:
+        model: the float decoder, a .onnx file or a folder.
+        settings: what and how.
+        keep: a folder to leave the converted models in; by default they are removed.
+        overwrite: replace `keep`.
+        quiet: show no progress.
+        say: receives a line per step.
+
+    Raises:
+        FptqError: the model or the data cannot be used, or a conversion fails.
+    """
+    original = evaluate_model(
+        model, settings.evaluation, threads=settings.threads, quiet=quiet
+    )  # before any conversion: data that are no use should not cost the time
+    with ExitStack() as stack:
+        if keep is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fptq-compare-")))
+        else:
+            check_output(model, keep, overwrite=overwrite)
+            work = stack.enter_context(atomic_folder(keep))
+        made = [_original(model)]
+        made += [_made(name, model, work, settings, quiet, say) for name in settings.recipes]
+        made += [_stock(block, model, work, say) for block in STOCK_BLOCKS]
+        evaluations = [original]
+        for item in made[1:]:
+            say(f"evaluating   {item.name}")
+            evaluations.append(
+                evaluate_model(
+                    item.path, settings.evaluation, reference=model,
+                    threads=settings.threads, quiet=quiet,
+                )
+            )  # fmt: skip
+        speeds, prefill, decode = _speeds(made, model, settings, quiet)
+        rows = tuple(
+            Row(item.name, item.precision, item.bits, item.bytes, evaluation, speed)
+            for item, evaluation, speed in zip(made, evaluations, speeds, strict=True)
+        )
+    return Comparison(
+        str(model), str(settings.evaluation.data), prefill, decode, settings.threads,
+        settings.rounds, rows,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Made:
+    name: str
+    precision: str
+    path: Path
+    bits: float
+    bytes: int
+
+
+def _original(model: Path) -> _Made:
+    loaded = load_model(model)
+    linears = find_linears(loaded.model).linears
+    weights = sum(linear.k * linear.n for linear in linears)
+    if not weights:
+        raise FptqError(f"no linear layer found in {loaded.file}: nothing to compare")
+    stored = sum(source.const_value.nbytes for linear in linears
+                 for source in linear.weight.sources if source.const_value is not None)  # fmt: skip
+    widest = max(linear.weight.dtype.itemsize for linear in linears)
+    bits = 8 * stored / weights
+    return _Made(ORIGINAL, f"W{bits:.0f}A{8 * widest:.0f}", model, bits, loaded.bytes)
+
+
+def _made(
+    name: str,
+    model: Path,
+    work: Path,
+    settings: CompareSettings,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> _Made:
+    recipe = find_recipe(name)
+    say(f"converting   {name}: {recipe.summary}")
+    output = work / name
+    if name == FLOAT16:
+        report = convert_float16(
+            model, output, samples=settings.samples, verify_samples=0, quiet=quiet
+        )
+    else:
+        result = convert(
+            model, output, targets=(recipe.target,), samples=settings.samples,
+            config=recipe.config(), verify_samples=0, threads=settings.threads, quiet=quiet,
+        )  # fmt: skip
+        report = result.reports[recipe.target]
+    return _Made(name, recipe.precision, output, report.bits_per_weight, report.bytes_after)
+
+
+def _stock(block: int, model: Path, work: Path, say: Callable[[str], None]) -> _Made:
+    name = f"stock-{block}"
+    say(f"converting   {name}: ONNX Runtime's own MatMulNBits, blocks of {block}")
+    output = work / name
+    output.mkdir()
+    bits = quantize_stock(model, output, block)
+    return _Made(name, "W4A8", output, bits, files_size(output))
+
+
+def _speeds(
+    made: Sequence[_Made], model: Path, settings: CompareSettings, quiet: bool
+) -> tuple[list[Speed], int, int]:
+    context = read_special_ids(model if model.is_dir() else model.parent).context_length
+    decode = settings.decode if context is None else min(settings.decode, max(1, context // 4))
+    prefill = settings.prefill if context is None else min(settings.prefill, context - decode)
+    runs: list[list[Speed]] = [[] for _ in made]
+    order = [index for _ in range(settings.rounds) for index in range(len(made))]
+    for index in track(order, total=len(order), what="timing in turn", quiet=quiet):
+        runs[index].append(probe_apart(made[index].path, prefill, decode, settings.threads))
+    return [_median(speeds) for speeds in runs], prefill, decode
+
+
+def _median(speeds: Sequence[Speed]) -> Speed:
+    decodes = [speed.decode for speed in speeds if speed.decode is not None]
+    return Speed(
+        statistics.median(speed.load_seconds for speed in speeds),
+        statistics.median(speed.prefill for speed in speeds),
+        statistics.median(decodes) if decodes else None,
+        int(statistics.median(speed.peak_bytes for speed in speeds)),
+    )

@@ -1,0 +1,58 @@
+"""The gate: a result that is worse than allowed leaves nothing behind."""
+
+import pytest
+from command_line import MODEL, RANDOM_FEW, command
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.evaluate import Comparison
+from fptq_onnx.quality_gate import Gate
+from fptq_onnx.verify import Verification
+
+
+def result(kl: float, top1: float) -> Verification:
+    return Verification(Comparison(10, 10, kl, kl, top1, 0, 0, 8, 7), (), 8, held_out=True)
+
+
+@pytest.mark.parametrize(
+    ("gate", "kl", "top1", "problem"),
+    [
+        (Gate(max_kl=0.01), 0.01, 0.0, None),
+        (Gate(max_kl=0.01), 0.0101, 1.0, "KL 0.0101 is above --max-kl 0.01"),
+        (Gate(max_kl=0.01), float("nan"), 1.0, "above --max-kl"),
+        (Gate(min_top1=0.9), 9.0, 0.9, None),
+        (Gate(min_top1=0.9), 0.0, 0.89999, "0.89999 is below --min-top1 0.9"),
+        (Gate(0.01, 0.9), 0.02, 0.8, "above.*below"),
+        (Gate(), 99.0, 0.0, None),
+    ],
+)
+def test_limits(gate, kl, top1, problem):
+    if problem is None:
+        gate.check("custom", result(kl, top1))
+    else:
+        with pytest.raises(FptqError, match=problem):
+            gate.check("custom", result(kl, top1))
+
+
+def test_limits_that_make_no_sense_are_refused():
+    for limits in ({"max_kl": -1}, {"max_kl": float("nan")}, {"min_top1": 95}, {"min_top1": -0.1}):
+        with pytest.raises(FptqError, match="--m"):
+            Gate(**limits)
+
+
+def test_other_models_have_no_kl():
+    with pytest.raises(FptqError, match="need a language model"):
+        Gate(max_kl=1).check("custom", Verification(None, (), 8, held_out=False))
+
+
+def test_a_missed_gate_writes_nothing(tmp_path):
+    arguments = ("convert", MODEL, "-o", tmp_path / "out", "--weights", "rtn", *RANDOM_FEW)
+    done = command(*arguments, "--max-kl", "1e-6")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "nothing was written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gate_needs_samples(tmp_path):
+    arguments = ("-o", tmp_path / "out", "--max-kl", "1", "--verify-samples", "0")
+    done = command("convert", MODEL, *arguments)
+    assert done.returncode == 2 and "--verify-samples" in done.stderr
