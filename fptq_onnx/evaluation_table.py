@@ -64,4 +64,8 @@ def _pair(estimate: Estimate | None, digits: int) -> list[str]:
     if estimate is None:
         return ["", ""]
     error = estimate.standard_error
-    return [f"{estimate.value:.{digits}f}", "-" if error is None else f"{error:.{digits}f}"]
+    return [_number(estimate.value, digits), "-" if error is None else _number(error, digits)]
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.4g}"
