@@ -26,14 +26,12 @@ def loaded(model: ir.Model, name: str) -> tuple[np.ndarray, np.ndarray | None]:
 def test_columns_and_bias_are_divided_and_rows_multiplied(
     rng: np.random.Generator, name: str, dtype: str
 ) -> None:
-    model = gated_model(
-        rng,
-        FOLDABLE[name].replace("to = 1>", "to = 10>" if dtype == "float16" else "to = 1>"),
-        dtype=dtype,
-    )
+    half = dtype == "float16"
+    text = FOLDABLE[name].replace("to = 1>", "to = 10>") if half else FOLDABLE[name]
+    model = gated_model(rng, text, dtype=dtype)
     after = model.clone()
     assert fold_scales(after, {"up": S}) == ("up",)
-    eps = FLOAT16_EPS if dtype == "float16" else 2.0**-23
+    eps = FLOAT16_EPS if half else 2.0**-23
     (w, b), (w2, b2) = loaded(model, "up"), loaded(after, "up")
     assert w2.dtype == w.dtype
     np.testing.assert_allclose(w2.astype("f8"), w.astype("f8") / S, rtol=eps)
