@@ -23,7 +23,8 @@ BODIES = {
     "linear on an input of the model": "y = MatMul(x, W1)",
     "chain of linears": "a = MatMul(x, W1) c = MatMul(a, W2) y = MatMul(c, W3)",
     "residual": "n = LayerNormalization(x, g) a = MatMul(n, W1) r = Add(x, a)"
-    " m = LayerNormalization(r, g) c = MatMul(m, W2) y = Add(r, c)",
+    " m = LayerNormalization(r, g) c = MatMul(m, W2) r2 = Add(r, c) m2 = LayerNormalization(r2, g)"
+    " d = MatMul(m2, W3) y = Add(r2, d)",
     "shared input and branches": "n = Tanh(x) q = MatMul(n, W1) k = MatMul(n, W2) p = Mul(q, k)"
     " t = Add(p, n) v = MatMul(t, W3) s = Sigmoid(n) o = Mul(v, s) y = MatMul(o, W1)",
     "read by linears and others": "n = Tanh(x) a = MatMul(n, W1) e = Exp(n) f = Add(e, a)"
