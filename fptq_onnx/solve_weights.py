@@ -203,10 +203,10 @@ def _formula(
 
 
 def _ratios(judge: Judge, formula: str, entries: list[LinearPlan]) -> dict[str, float]:
-    """By wider form that any of the linears has, the output error relative to the planned one."""
-    base = judge.error(formula)
+    """By wider form that any of the linears has, the weights' error relative to the planned one."""
+    base = judge.weight_error(formula)
     forms = dict.fromkeys(form for entry in entries for form in wider_forms(entry))
-    return {form: judge.error(formula, form=form) / base if base > 0 else 1.0 for form in forms}
+    return {form: judge.weight_error(formula, form) / base if base > 0 else 1.0 for form in forms}
 
 
 def _static(

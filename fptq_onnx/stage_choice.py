@@ -90,13 +90,12 @@ class Judge:
                 part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
                 self._linears.append((part, sample.x @ part, entry))
 
-    def error(self, formula: str, scale: Rounding = None, form: str = "") -> float:
+    def error(self, formula: str, scale: Rounding = None) -> float:
         """Squared output error.
 
         Args:
             formula: of the divisors.
             scale: static, None for one per token, or NOT_ROUNDED.
-            form: of bit_budget.wider_forms, for linears that have it; "" is as planned.
         """
         divisor = fold_scale(formula, self._sizes)
         if scale is None and self._float_inputs:
@@ -104,18 +103,34 @@ class Judge:
         x8 = fake_int8(self._sample.x_quantized, divisor, scale)
         total = 0.0
         for part, want, entry in self._linears:
-            shape = wider_forms(entry).get(form, entry) if form else entry
-            rounded = _rounded(part * divisor[:, None], x8, shape, self._method)
+            rounded = _rounded(part * divisor[:, None], x8, entry, self._method)
             total += float(np.square(want - x8 @ rounded, dtype=np.float64).sum())
+        return total
+
+    def weight_error(self, formula: str, form: str = "") -> float:
+        """The part of it that bits can take off: of the rounding of this stage's weights alone.
+
+        Args:
+            formula: of the divisors.
+            form: of bit_budget.wider_forms, for linears that have it; "" is as planned.
+        """
+        divisor = fold_scale(formula, self._sizes)
+        scale = NOT_ROUNDED if self._float_inputs else None
+        x8 = fake_int8(self._sample.x_quantized, divisor, scale)
+        total = 0.0
+        for part, _, entry in self._linears:
+            w = part * divisor[:, None]
+            rounded = _rounded(w, x8, wider_forms(entry).get(form, entry), self._method)
+            total += float(np.square(x8 @ (w - rounded), dtype=np.float64).sum())
         return total
 
 
 def _rounded(w: Rows, x8: Rows, entry: LinearPlan, method: str) -> Rows:
     """The weight as it will be, near enough to compare divisors: GPTQ without its refinement."""
     block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
-    importance = np.square(x8, dtype=np.float64).mean(axis=0)
     if method == "rtn":
         return dequantize(quantize_rtn(w, block, symmetric=symmetric, bits=bits))
+    importance = np.square(x8, dtype=np.float64).mean(axis=0)
     # With fewer tokens than GPTQ has freedom for, it would be judged on what it was fitted to.
     if method == "mse" or len(x8) < 2 * w.shape[0] or not importance.any():
         return dequantize(quantize_mse(w, importance, block, symmetric=symmetric, bits=bits))

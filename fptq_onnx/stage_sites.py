@@ -38,7 +38,9 @@ class StageSite:
             if constant is None or constant.dtype != ir.DataType.FLOAT16:
                 continue  # the others reach as far as float32
             largest = np.abs(constant.load().astype(np.float32)).reshape(-1, len(divisor)).max(0)
-            if not np.isfinite((largest / divisor).astype(np.float16)).all():
+            with np.errstate(over="ignore"):
+                divided = (largest / divisor).astype(np.float16)
+            if not np.isfinite(divided).all():
                 return f"{constant.name} divided by s overflows {constant.dtype.name}"
         return ""
 

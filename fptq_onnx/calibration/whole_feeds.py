@@ -28,7 +28,7 @@ def whole_feeds(loaded: LoadedModel, source: Source) -> list[Feed]:
     """
     if not isinstance(source, TokenWindows):
         return [
-            {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
              for name, array in feed.items()}
             for feed in source.samples
         ]  # fmt: skip

@@ -28,10 +28,9 @@ def factor_upper(h: NDArray[np.floating]) -> None:
     k = len(h)
     for start in range((k - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
         stop = min(start + _BLOCK, k)
-        block = np.triu(h[start:stop, start:stop])
-        block += np.triu(block, 1).T
-        # The lower factor of the reversed block, reversed, is the upper factor of the block.
-        corner = np.linalg.cholesky(block[::-1, ::-1])[::-1, ::-1]
+        # The lower factor of the reversed block, reversed, is the upper factor of the block; NumPy
+        # reads the lower triangle alone.
+        corner = np.linalg.cholesky(h[start:stop, start:stop][::-1, ::-1])[::-1, ::-1]
         if not np.isfinite(np.diag(corner)).all():  # LAPACK lets NaN pass
             raise np.linalg.LinAlgError("the matrix holds NaN or infinity")
         h[start:stop, start:stop] = corner

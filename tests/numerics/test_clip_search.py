@@ -108,6 +108,9 @@ def test_the_first_ratio_wins_ties() -> None:
     grid = np.array([[7.0, -7.0], [-3.0, 2.0]], np.float32)  # exact at the full range
     scales, _ = search_grid(grid, np.ones(2), -1)
     np.testing.assert_array_equal(scales, 1)
+    # Where what counts is 0, every ratio has no error.
+    scales, _ = search_grid(np.array([[0.0], [7.0]], np.float32), np.array([1.0, 0.0]), -1)
+    np.testing.assert_array_equal(scales, 1)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

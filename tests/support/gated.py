@@ -1,0 +1,92 @@
+"""Gated MLPs in the spellings of exporters: x -> n -> gate, up -> product -> down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from tiny_graphs import build, weight
+
+K, M, N = 6, 8, 5  # hidden size, channels of the product, outputs
+
+_IN = "n = Tanh(x) g = MatMul(n, Wg) s = Sigmoid(g) a = Mul(g, s)"
+
+# Name -> text. `up` is the linear that takes the fold, `down` reads the product.
+FOLDABLE = {
+    "llama": f"{_IN} up = MatMul(n, Wu) p = Mul(a, up) down = MatMul(p, Wd)",
+    "up on the left": f"{_IN} up = MatMul(n, Wu) p = Mul(up, a) down = MatMul(p, Wd)",
+    "biases": f"{_IN} up = MatMul(n, Wu) u = Add(up, b) p = Mul(a, u) down = MatMul(p, Wd)",
+    "bias first": f"{_IN} up = MatMul(n, Wu) u = Add(b, up) p = Mul(a, u) down = MatMul(p, Wd)",
+    "Gemm": f"{_IN} up = Gemm(n, Wu, b) p = Mul(a, up) down = Gemm(p, Wd, c)",
+    "Gemm transB": f"{_IN} up = Gemm<transB = 1>(n, Wut, b) p = Mul(a, up)"
+    " down = Gemm<transB = 1>(p, Wdt, c)",
+    "Gemm with a bias of a row": f"{_IN} up = Gemm<transB = 1>(n, Wut, b1) p = Mul(a, up)"
+    " down = Gemm(p, Wd)",
+    "Transpose": f"{_IN} wt = Transpose<perm = [1, 0]>(Wut) up = MatMul(n, wt) p = Mul(a, up)"
+    " down = MatMul(p, Wd)",
+    "casts": f"{_IN} up = MatMul(n, Wu) uu = Cast<to = 1>(up) p = Mul(a, uu) q = Identity(p)"
+    " down = MatMul(q, Wd)",
+    "rows back and forth": f"{_IN} up = MatMul(n, Wu) r = Reshape(up, by_rows)"
+    " ar = Reshape(a, by_rows) p = Mul(ar, r) q = Reshape(p, by_rows) down = MatMul(q, Wd)",
+    "two readers": f"{_IN} up = MatMul(n, Wu) p = Mul(a, up) down = MatMul(p, Wd)"
+    " d2 = MatMul(p, We) z = Exp(d2)",
+    "a gate per token": "n = Tanh(x) t = ReduceSum<keepdims = 1>(n, last) up = MatMul(n, Wu)"
+    " p = Mul(up, t) down = MatMul(p, Wd)",
+    "a gate of more tokens": f"{_IN} am = ReduceMax<keepdims = 1>(a, first) up = MatMul(n, Wu)"
+    " p = Mul(am, up) down = MatMul(p, Wd)",
+    "a gate that is a linear": "n = Tanh(x) g = MatMul(n, Wg) up = MatMul(n, Wu) p = Mul(g, up)"
+    " down = MatMul(p, Wd)",
+    "one weight of both": "n = Tanh(x) g = MatMul(n, Wu) s = Sigmoid(g) up = MatMul(n, Wu)"
+    " p = Mul(s, up) down = MatMul(p, Wd)",
+}
+
+# Name -> text in which nothing may be folded in front of `down`.
+NOT_FOLDABLE = {
+    "squared": "n = Tanh(x) up = MatMul(n, Wu) p = Mul(up, up) down = MatMul(p, Wd)",
+    "squared through a cast": "n = Tanh(x) up = MatMul(n, Wu) uu = Cast<to = 1>(up)"
+    " p = Mul(up, uu) down = MatMul(p, Wd)",
+    "swish of itself": "n = Tanh(x) up = MatMul(n, Wu) s = Sigmoid(up) p = Mul(s, up)"
+    " down = MatMul(p, Wd)",
+    "a function of up": f"{_IN} up = MatMul(n, Wu) r = Relu(up) p = Mul(a, r) down = MatMul(p, Wd)",
+    "rounded": f"{_IN} up = MatMul(n, Wu) i = Cast<to = 7>(up) f = Cast<to = 1>(i) p = Mul(a, f)"
+    " down = MatMul(p, Wd)",
+    "a sum": f"{_IN} up = MatMul(n, Wu) p = Add(a, up) down = MatMul(p, Wd)",
+    "a quotient": f"{_IN} up = MatMul(n, Wu) p = Div(a, up) down = MatMul(p, Wd)",
+    "a function after the product": f"{_IN} up = MatMul(n, Wu) p = Mul(a, up) r = Tanh(p)"
+    " down = MatMul(r, Wd)",
+    "up feeds others": f"{_IN} up = MatMul(n, Wu) p = Mul(a, up) down = MatMul(p, Wd) z = Exp(up)",
+    "the product feeds others": f"{_IN} up = MatMul(n, Wu) p = Mul(a, up) down = MatMul(p, Wd)"
+    " z = Exp(p)",
+    "an outer product": "n = Tanh(x) g = MatMul(n, Wu) up = MatMul(n, Wu2)"
+    " gu = Unsqueeze(g, minus2) uu = Unsqueeze(up, last) p = Mul(gu, uu) down = MatMul(p, Wd)",
+    "channels in the middle": "n = Tanh(x) g = MatMul(n, Wh) up = MatMul(n, Wu)"
+    " gr = Reshape(g, heads_g) ur = Reshape(up, heads_u) p = Mul(gr, ur) q = Reshape(p, by_rows)"
+    " down = MatMul(q, Wd)",
+    "an up that broadcasts": f"{_IN} up = MatMul(n, Wone) p = Mul(a, up)"
+    " down = MatMul(p, Wd)",
+}  # fmt: skip
+
+
+def gated_model(
+    rng: np.random.Generator, text: str, *, dtype: str = "float32", outputs: str = ""
+) -> ir.Model:
+    """A model of one of these texts over `x` [A, 6]; outputs down and z where there is one."""
+    shapes: Mapping[str, tuple[int, ...]] = {
+        "Wg": (K, M), "Wu": (K, M), "Wu2": (K, M), "Wut": (M, K), "Wd": (M, N), "Wdt": (N, M),
+        "We": (M, N), "Wone": (K, 1), "Wh": (K, 2), "b": (M,), "b1": (1, M), "c": (N,),
+    }  # fmt: skip
+    arrays: dict[str, NDArray[np.generic]] = {
+        name: weight(rng, *shape, dtype=dtype) for name, shape in shapes.items()
+    }
+    arrays |= {
+        "by_rows": np.array([-1, M]), "last": np.array([-1]), "minus2": np.array([-2]),
+        "first": np.array([0]), "heads_g": np.array([-1, 2, 1]), "heads_u": np.array([-1, 2, 4]),
+    }  # fmt: skip
+    tokens = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
+    used = {name: array for name, array in arrays.items() if name in tokens}
+    kind = "float" if dtype == "float32" else dtype
+    names = outputs or ("down z" if " z = " in text else "down")
+    declared = ", ".join(f"{kind} {name}" for name in names.split())
+    return build(f"g_ ({kind}[A, {K}] x) => ({declared}) {{ {text} }}", used)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from gated import FOLDABLE, gated_model
+
+from fptq_onnx import stage_view
+from fptq_onnx.calibration.segments import find_stages
+from fptq_onnx.calibration.stats import ChannelRange
+from fptq_onnx.calibration.two_streams import FLOAT
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.linear_errors import LinearErrors
+from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
+from fptq_onnx.stage_choice import fake_int8
+from fptq_onnx.stage_view import StageView
+
+K = 6
+DIVISOR = np.linspace(0.5, 2, K).astype(np.float32)
+
+
+class Streams:
+    """Stands in for TwoStreams: rows by stream, batch by batch."""
+
+    def __init__(self, x: list[np.ndarray], x8: list[np.ndarray]) -> None:
+        self.batches = {FLOAT: x, "quantized": x8}
+
+    def rows(self, stage: object, stream: str) -> Iterator[np.ndarray]:
+        return iter(self.batches[stream])
+
+
+@pytest.fixture
+def streams(rng: np.random.Generator) -> Streams:
+    x = [rng.standard_normal((n, K)).astype(np.float32) for n in (9, 0, 30)]
+    return Streams(x, [a + np.float32(0.1) for a in x])
+
+
+def view_of(rng: np.random.Generator, streams: Streams) -> StageView:
+    model = gated_model(rng, FOLDABLE["Gemm"])
+    stage = find_stages(model.graph, find_linears(model).linears)[0]
+    weights = [linear.weight.load() for linear in stage.linears]
+    ranges = ChannelRange(np.full(K, -3, np.float32), np.full(K, 4, np.float32))
+    return StageView(stage, streams, weights, ranges)  # type: ignore[arg-type]
+
+
+def test_sizes_and_a_sample_of_all_batches(rng: np.random.Generator, streams: Streams) -> None:
+    view = view_of(rng, streams)
+    x, x8 = (np.concatenate(batches) for batches in streams.batches.values())
+    np.testing.assert_allclose(view.sizes.rms, np.sqrt((x.astype("f8") ** 2).mean(0)), rtol=1e-12)
+    np.testing.assert_array_equal(view.sizes.absmax, np.full(K, 4))
+    np.testing.assert_array_equal(view.sample.x, x)
+    np.testing.assert_array_equal(view.sample.x_quantized, x8)
+    both = np.concatenate(view.weights, axis=1)
+    np.testing.assert_array_equal(view.sizes.weight_absmax, np.abs(both).max(axis=1))
+
+
+def test_a_sample_is_a_share_of_every_batch(
+    rng: np.random.Generator, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_view, "_SAMPLE_TOKENS", 13)
+    sample = view_of(rng, streams).sample
+    first, _, last = streams.batches[FLOAT]
+    assert len(sample.x) == 13  # a third: 3 of 9, 10 of 30
+    np.testing.assert_array_equal(sample.x[:3], first[[0, 4, 8]])
+    np.testing.assert_array_equal(sample.x[[3, 12]], last[[0, 29]])
+    np.testing.assert_array_equal(sample.x_quantized, sample.x + np.float32(0.1))
+
+
+@pytest.mark.parametrize("scale", [None, 0.05])
+def test_moments_and_mean_squares(
+    rng: np.random.Generator, streams: Streams, scale: float | None
+) -> None:
+    view = view_of(rng, streams)
+    found = view.moments(DIVISOR, scale)
+    x, x8 = (np.concatenate(batches) for batches in streams.batches.values())
+    rounded = fake_int8(x8, DIVISOR, scale).astype("f8")
+    # Float32 sums of 30 products: 30 2^-24 relative to sums of magnitudes below 200.
+    np.testing.assert_allclose(found.xx, rounded.T @ rounded, atol=200 * 30 * 2.0**-24)
+    np.testing.assert_allclose(
+        found.x_float, rounded.T @ (x.astype("f8") / DIVISOR), atol=200 * 31 * 2.0**-24
+    )
+    assert found.tokens == 39
+    np.testing.assert_allclose(view.mean_squares(DIVISOR, scale), found.diagonal(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [None, 0.05])
+def test_outputs_and_their_errors(
+    rng: np.random.Generator, streams: Streams, scale: float | None
+) -> None:
+    view = view_of(rng, streams)
+    linear = view.stage.linears[1]  # up, with a bias
+    assert linear.bias is not None
+    w, b = linear.weight.load(), linear.bias.load()
+    rounded = dequantize(quantize_rtn(w * DIVISOR[:, None], -1))
+    errors = LinearErrors("up", "up")
+    got = list(view.outputs(linear, w, rounded, DIVISOR, scale, errors))
+    assert [len(y) for y, _ in got] == [9, 0, 30]
+    x, x8 = (np.concatenate(batches).astype("f8") for batches in streams.batches.values())
+    seen = fake_int8(x8.astype("f4"), DIVISOR, scale).astype("f8")
+    want, have = x @ w, seen @ rounded
+    np.testing.assert_allclose(np.concatenate([y for y, _ in got]), want + b, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([y for _, y in got]), have + b, atol=1e-5)
+    sums = {
+        "input_local": (x8 / DIVISOR, seen), "input_total": (x / DIVISOR, seen),
+        "output_local": (x8 @ w, have), "output_total": (want, have),
+    }  # fmt: skip
+    for name, (a, c) in sums.items():
+        ratio = getattr(errors, name)
+        np.testing.assert_allclose(ratio.signal, np.square(a).sum(), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(ratio.error, np.square(a - c).sum(), rtol=1e-3, err_msg=name)
+
+
+def test_a_linear_in_float(rng: np.random.Generator, streams: Streams) -> None:
+    view = view_of(rng, streams)
+    linear, w = view.stage.linears[0], view.weights[0]
+    errors = LinearErrors("g", "g")
+    got = list(view.outputs(linear, w, None, DIVISOR, None, errors))
+    np.testing.assert_array_equal(got[2][1], streams.batches["quantized"][2] @ w)
+    assert errors.output_local.signal == errors.input_local.signal == 0
+    np.testing.assert_allclose(errors.input_total.error, 39 * K * 0.01, rtol=1e-4)
+    assert errors.output_total.error > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite(rng: np.random.Generator, streams: Streams, bad: float) -> None:
+    x8 = streams.batches["quantized"]
+    x8[2][3, 1] = bad
+    with pytest.raises(FptqError, match=r"input of g \(g\): once the linears before it"):
+        view_of(rng, streams)
+    x8[2][3, 1] = 0
+    streams.batches[FLOAT][0][8, 0] = bad
+    with pytest.raises(FptqError, match=r"input of g \(g\): check that the model runs well"):
+        view_of(rng, streams)
+
+
+def test_tokens_that_are_routed_elsewhere(rng: np.random.Generator, streams: Streams) -> None:
+    streams.batches["quantized"][2] = streams.batches["quantized"][2][:-1]
+    with pytest.raises(FptqError, match="quantization changes how many tokens reach g"):
+        view_of(rng, streams)
+
+
+def test_no_token_at_all(rng: np.random.Generator) -> None:
+    empty = [np.zeros((0, K), np.float32)]
+    with pytest.raises(FptqError, match="no token of the calibration samples reaches g"):
+        view_of(rng, Streams(empty, empty))
