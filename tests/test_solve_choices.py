@@ -93,7 +93,7 @@ def test_what_overflows_is_not_chosen_and_not_replayed(
         solved, _ = setting.solve(replace(config, block_size=32))
         assert {row.equalization for row in solved.plan.linears} == {"none"}
     rows = tuple(replace(row, equalization="balance:0.5") for row in solved.plan.linears)
-    with pytest.raises(FptqError, match="input of g by balance:0.5, but n overflows: use"):
+    with pytest.raises(FptqError, match=r"input of g by balance:0.5, but n overflows: use"):
         setting.solve(Config(), replace(solved.plan, linears=rows), replay=True)
 
 
