@@ -146,6 +146,18 @@ def test_moments_that_are_none(w: np.ndarray, bad: float) -> None:
         quantize_gptq(w, SecondMoments(xx, None, 9), 16)
 
 
+def test_a_scale_never_vanishes_or_changes_its_sign() -> None:
+    """A code on the wrong side: where the best scale is negative it stays, the code is to move."""
+    wanted = np.array([[-1.0, 0.3, 0.7, 3.0]], np.float32)
+    scales = np.ones((1, 4), np.float32)
+    codes, zeros = np.full((1, 4), 9.0, np.float32), np.full((1, 4), 8.0, np.float32)
+    error = wanted - scales
+    h = gptq._Damped(np.ones((1, 1), np.float32), np.float32(0.5))
+    gptq._refit_scales(h, codes, scales, zeros, error, -1)
+    np.testing.assert_allclose(scales, [[1, 1, 0.7, 3]], rtol=1e-6)
+    np.testing.assert_allclose(error, wanted - scales, atol=1e-6)
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_memory_is_what_the_docstring_says(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, many: bool
