@@ -75,8 +75,9 @@ wheel-aarch64: $(STAMP)
 	  --no-deps --no-build-isolation --wheel-dir dist \
 	  --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/toolchains/aarch64-linux-gnu.cmake .
 
+# Small matrices: threads of BLAS would only wait for each other.
 pytest: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 clean:
 	rm -rf $(VENV) build

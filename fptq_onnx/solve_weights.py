@@ -138,7 +138,7 @@ def solve_weights(
         if try_wider:
             ratios.append(_ratios(judge, formula, planned))
         seen: dict[Rounding, SecondMoments | NDArray[np.float64]] = {}
-        quantized: dict[str, Rows | None] = {}
+        quantized: dict[str, tuple[Rows, Rows] | None] = {}
         for linear, entry in zip(stage.linears, decided, strict=True):
             entries[linear.name] = entry
             errors[linear.name] = LinearErrors(linear.name, linear.path)
@@ -150,10 +150,11 @@ def solve_weights(
                 look = view.moments if config.weights == "gptq" else view.mean_squares
                 seen[rounding] = look(divisor, rounding)
             w = weights[linear.name] * divisor[:, None]
-            found = _quantized(w, seen.get(rounding), entry, linear)
+            left = np.empty_like(w)
+            found = _quantized(w, seen.get(rounding), entry, linear, left)
             store.put(linear.name, found)
-            quantized[linear.name] = dequantize(found)
-            errors[linear.name].weight.add(w, quantized[linear.name])  # type: ignore[arg-type]
+            quantized[linear.name] = rounded, left = dequantize(found), left
+            errors[linear.name].weight.add(rounded + left, rounded)
         outputs = {
             linear.name: view.outputs(
                 linear, weights[linear.name], quantized[linear.name], divisor,
@@ -261,19 +262,24 @@ def _quantized(
     seen: SecondMoments | NDArray[np.float64] | None,
     entry: LinearPlan,
     linear: Linear,
+    left: Rows,
 ) -> GroupWeights:
     """The weight by the method that what was seen of the inputs serves.
 
     All of it: GPTQ, unless the inputs are all zero. Mean squares: clip search. Nothing: nearest.
+    What rounding leaves of the weight (of GPTQ's target) is put into `left`.
     """
     block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
     try:
-        if seen is None:
-            return quantize_rtn(w, block, symmetric=symmetric, bits=bits)
         if isinstance(seen, SecondMoments) and np.diag(seen.xx).any():
-            return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits)
-        importance = seen.diagonal() if isinstance(seen, SecondMoments) else seen
-        return quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
+            return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits, left=left)
+        if seen is None:
+            found = quantize_rtn(w, block, symmetric=symmetric, bits=bits)
+        else:
+            importance = seen.diagonal() if isinstance(seen, SecondMoments) else seen
+            found = quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
+        np.subtract(w, dequantize(found), out=left)
+        return found
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
             f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"

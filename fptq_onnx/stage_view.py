@@ -97,25 +97,38 @@ class StageView:
         self,
         linear: Linear,
         w: Rows,
-        rounded: Rows | None,
+        quantized: tuple[Rows, Rows] | None,
         divisor: NDArray[np.float32],
         scale: Rounding,
         errors: LinearErrors,
     ) -> Iterator[tuple[Rows, Rows]]:
-        """The linear's output in both models, batch by batch; counts its errors on the way."""
+        """The linear's output in both models, batch by batch; counts its errors on the way.
+
+        Args:
+            linear: of this stage.
+            w: its float weight [K, N].
+            quantized: the divided weight as rounded, and what rounding left of the weight that was
+                aimed at; None for a linear in float.
+            divisor: of its input [K].
+            scale: how the divided input is rounded.
+            errors: receives sums. The local output error is of the two roundings alone: weights
+                that make up for errors made before are no error.
+        """
         bias: Rows = np.zeros(1, np.float32)
         if linear.bias is not None:
             bias = linear.bias.load().astype(np.float32).reshape(-1)
         for x, x_quantized in self.pairs():
             want = x @ w
-            if rounded is None:
+            if quantized is None:
                 got = x_quantized @ w
                 errors.input_total.add(x, x_quantized)
             else:
+                rounded, left = quantized
                 x8 = fake_int8(x_quantized, divisor, scale)
                 got = x8 @ rounded
                 errors.input_local.add(x_quantized / divisor, x8)
                 errors.input_total.add(x / divisor, x8)
-                errors.output_local.add(x_quantized @ w, got)
+                exact = x_quantized @ w
+                errors.output_local.add(exact, (x8 * divisor) @ w - x8 @ left)
             errors.output_total.add(want, got)
             yield want + bias, got + bias

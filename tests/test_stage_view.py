@@ -95,7 +95,9 @@ def test_outputs_and_their_errors(
     w, b = linear.weight.load(), linear.bias.load()
     rounded = dequantize(quantize_rtn(w * DIVISOR[:, None], -1))
     errors = LinearErrors("up", "up")
-    got = list(view.outputs(linear, w, rounded, DIVISOR, scale, errors))
+    divided = w * DIVISOR[:, None]
+    quantized = (rounded, divided - rounded)
+    got = list(view.outputs(linear, w, quantized, DIVISOR, scale, errors))
     assert [len(y) for y, _ in got] == [9, 0, 30]
     x, x8 = (np.concatenate(batches).astype("f8") for batches in streams.batches.values())
     seen = fake_int8(x8.astype("f4"), DIVISOR, scale).astype("f8")
@@ -110,6 +112,24 @@ def test_outputs_and_their_errors(
         ratio = getattr(errors, name)
         np.testing.assert_allclose(ratio.signal, np.square(a).sum(), rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(ratio.error, np.square(a - c).sum(), rtol=1e-3, err_msg=name)
+
+
+def test_weights_that_aim_elsewhere_are_no_local_error(
+    rng: np.random.Generator, streams: Streams
+) -> None:
+    """Exact weights of another aim: the local error is that of the input alone."""
+    view = view_of(rng, streams)
+    linear = view.stage.linears[1]
+    w = linear.weight.load()
+    aimed = (w * DIVISOR[:, None] * 1.5).astype(np.float32)
+    errors = LinearErrors("up", "up")
+    list(view.outputs(linear, w, (aimed, np.zeros_like(aimed)), DIVISOR, 0.05, errors))
+    x8 = np.concatenate(streams.batches["quantized"])
+    rounding = x8 - fake_int8(x8, DIVISOR, 0.05) * DIVISOR
+    np.testing.assert_allclose(
+        errors.output_local.error, np.square((rounding @ w).astype("f8")).sum(), rtol=1e-3
+    )
+    assert errors.output_total.error > 10 * errors.output_local.error
 
 
 def test_a_linear_in_float(rng: np.random.Generator, streams: Streams) -> None:

@@ -53,6 +53,7 @@ def quantize_gptq(
     bits: int = 4,
     damping: float = DAMPING,
     rounds: int = ROUNDS,
+    left: Rows | None = None,
 ) -> GroupWeights:
     """Quantize a weight for the inputs it meets.
 
@@ -67,6 +68,7 @@ def quantize_gptq(
         bits: 4 or 8.
         damping: added to the diagonal, as a share of its mean; channels that are always 0 need it.
         rounds: of refinement; 0 is plain GPTQ.
+        left: float32 [K, N], overwritten with T - W4: what rounding left of the target.
 
     Raises:
         ValueError: see `quantize_rtn`; or the moments have another size, no token, or describe
@@ -104,6 +106,8 @@ def quantize_gptq(
             _refit_scales(h, code, scale, zero, error, block_size)
             _descend(h, code, scale, zero, error, group, bits)
         codes[:, part], scales[:, part], zeros[:, part] = code, scale, zero
+        if left is not None:
+            left[:, part] = error
     return as_weights(codes, scales, zeros, block_size, symmetric=symmetric, bits=bits)
 
 

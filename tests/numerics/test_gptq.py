@@ -91,6 +91,23 @@ def test_blocks_and_chunks_change_nothing(
     np.testing.assert_allclose(*errors, rtol=0.02)
 
 
+def test_what_is_left_of_the_target(rng: np.random.Generator) -> None:
+    """The target is W without cross moments; with them W4 + left is the least-squares fit."""
+    w = rng.standard_normal((32, 5)).astype(np.float32)
+    x8 = rng.standard_normal((400, 32)).astype(np.float32)
+    moments = SecondMoments.empty(32, with_float=False)
+    moments.add(x8)
+    left = np.empty_like(w)
+    found = quantize_gptq(w, moments, 16, left=left)
+    np.testing.assert_allclose(left, w - dequantize(found), atol=1e-5)
+    x = x8 + 0.3 * rng.standard_normal(x8.shape).astype(np.float32)
+    both = SecondMoments.empty(32)
+    both.add(x8, x)
+    found = quantize_gptq(w, both, 16, damping=1e-6, left=left)
+    best = np.linalg.lstsq(x8.astype("f8"), x.astype("f8") @ w, rcond=None)[0]
+    np.testing.assert_allclose(dequantize(found) + left, best, atol=1e-3)
+
+
 def test_a_float_input_makes_the_target_the_least_squares_solution(
     rng: np.random.Generator,
 ) -> None:
