@@ -45,6 +45,10 @@ class LinearErrors:
         self.output_local, self.output_total = Ratio(), Ratio()
         self.weight = Ratio()
 
+    def count_weight(self, rounded: Rows, left: Rows) -> None:
+        """Add the weight [K, N]: as rounded, and what rounding left of it."""
+        self.weight.add(rounded + left, rounded)
+
     def to_dict(self) -> dict[str, object]:
         """Plain data, decibels; None stands for no error at all, or an error where no signal is."""
         rows = {

@@ -138,12 +138,11 @@ def solve_weights(
         if try_wider:
             ratios.append(_ratios(judge, formula, planned))
         seen: dict[Rounding, SecondMoments | NDArray[np.float64]] = {}
-        quantized: dict[str, tuple[Rows, Rows] | None] = {}
+        quantized: dict[str, tuple[Rows, Rows]] = {}
         for linear, entry in zip(stage.linears, decided, strict=True):
             entries[linear.name] = entry
             errors[linear.name] = LinearErrors(linear.name, linear.path)
             if entry.scheme == FLOAT or not config.quantize:
-                quantized[linear.name] = None
                 continue
             rounding = rounding_of(entry)
             if rounding not in seen and config.weights != "rtn":
@@ -153,11 +152,11 @@ def solve_weights(
             left = np.empty_like(w)
             found = _quantized(w, seen.get(rounding), entry, linear, left)
             store.put(linear.name, found)
-            quantized[linear.name] = rounded, left = dequantize(found), left
-            errors[linear.name].weight.add(rounded + left, rounded)
+            quantized[linear.name] = dequantize(found), left
+            errors[linear.name].count_weight(*quantized[linear.name])
         outputs = {
             linear.name: view.outputs(
-                linear, weights[linear.name], quantized[linear.name], divisor,
+                linear, weights[linear.name], quantized.get(linear.name), divisor,
                 rounding_of(entries[linear.name]), errors[linear.name],
             )
             for linear in stage.linears
