@@ -38,13 +38,6 @@ inline __attribute__((always_inline)) __m512i broadcast_quad(const int8_t* x) {
   return _mm512_set1_epi32(quad);
 }
 
-// Bytes begin..end of an array come into the second-level cache.
-void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(bytes) + i, _MM_HINT_T1);
-  }
-}
-
 // The scales of a group are a stream of their own, too thin for the hardware prefetcher.
 inline void prefetch_scales(const PackedWeights& w, int64_t panel, int64_t g) {
   const float* scales = w.scales + (panel * w.groups + g) * kPanelColumns;

@@ -48,26 +48,31 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   store_rows(args, {row, row + R}, panel, y);
 }
 
-// One byte per code: a line becomes the low nibbles (4 channels), then the high ones.
-void unpack(const uint8_t* line, int64_t steps, uint8_t* out) {
-  const __m512i low_nibble = _mm512_set1_epi8(15);
-  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, out += kUnpackedBytes) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512i raw = _mm512_loadu_si512(line + 64 * v);
-      _mm512_store_si512(out + 64 * v, _mm512_and_si512(raw, low_nibble));
-      _mm512_store_si512(out + kLineBytes + 64 * v,
-                         _mm512_and_si512(_mm512_srli_epi16(raw, 4), low_nibble));
-    }
+// Steps of one panel. A piece holds whole groups, or a part of one longer group.
+struct Piece {
+  const uint8_t* packed;  // lines of 4-bit codes that the next tile unpacks, or null: they are unpacked
+  uint8_t* codes;         // one byte per code
+  const int32_t* zeros;   // the zero points of its groups, see spread_zeros(), or null: all the same
+  int64_t panel;
+  Range steps;
+  bool whole;  // groups
+  const uint8_t* ahead;  // what to fetch meanwhile
+  int64_t pace;
+};
+
+// Zero points as vpdpwssd takes them with split(row_sum): 16 bits for the part below 128, and 16 for
+// the part above.
+void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out) {
+  const uint8_t* zeros = w.zero_points + (panel * w.groups + g) * kPanelColumns;
+  for (int64_t c = 0; c < kPanelColumns; c += 16) {
+    const __m512i zero =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + c)));
+    _mm512_store_si512(out + c, _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16 + 7)));
   }
 }
 
-// Steps of one panel, one byte per code. A piece holds whole groups, or a part of one longer group.
-struct Piece {
-  const uint8_t* codes;
-  int64_t panel;
-  Range steps;
-};
+// A sum of at most 2^15 channels as high * 128 + low.
+int32_t split(int32_t sum) { return (sum & 127) | ((sum >> 7) * 65536); }
 
 // Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
 template <int R>
@@ -76,13 +81,36 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
   const PackedWeights& w = args.weights;
   const int8_t* x = args.rows.codes + row * args.rows.stride;
   const int32_t* sums = args.rows.group_sums + row * w.groups;
-  int64_t g = piece.steps.begin / w.group_steps;
+  const int32_t middle = w.bits == 4 ? 8 : 128;
+  const int64_t first_group = piece.steps.begin / w.group_steps;
+  int64_t g = first_group;
+  int32_t starts[R];
+  GroupWork work;
+  work.stride = args.rows.stride;
+  work.ahead = piece.ahead;
+  work.pace = piece.pace;
+  work.partial = partial;
+  work.y = y;
   for (int64_t s = piece.steps.begin; s < piece.steps.end; ++g) {
     const int64_t group_begin = g * w.group_steps;
     const int64_t left = w.steps - group_begin;
     const int64_t group_end = group_begin + (left < w.group_steps ? left : w.group_steps);
     const int64_t end = group_end < piece.steps.end ? group_end : piece.steps.end;
-    if (s == group_begin) {
+    const int64_t offset = s - piece.steps.begin;
+    work.packed = piece.packed == nullptr ? nullptr : piece.packed + offset * kLineBytes;
+    work.codes = piece.codes + offset * kUnpackedBytes;
+    work.x = x + s * kStepChannels;
+    work.steps = end - s;
+    work.starts = piece.whole ? starts : nullptr;
+    work.zeros = piece.zeros == nullptr ? nullptr : piece.zeros + (g - first_group) * kPanelColumns;
+    work.scales = end == group_end ? w.scales + (piece.panel * w.groups + g) * kPanelColumns : nullptr;
+    if (piece.whole) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const int32_t sum = -sums[r * w.groups + g];
+        starts[r] = piece.zeros == nullptr ? middle * sum : split(sum);
+      }
+    } else if (s == group_begin) {
       Accumulators<R> acc;
       start_group<R>(w, sums, piece.panel, g, acc);
 #pragma GCC unroll 8
@@ -93,14 +121,19 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
         }
       }
     }
-    const uint8_t* codes = piece.codes + (s - piece.steps.begin) * kUnpackedBytes;
-    const float* scales = w.scales + (piece.panel * w.groups + g) * kPanelColumns;
-    if (end == group_end) {
-      dot_steps<R, true>(codes, x + s * kStepChannels, args.rows.stride, end - s, partial, scales, y);
-    } else {
-      dot_steps<R, false>(codes, x + s * kStepChannels, args.rows.stride, end - s, partial, scales, y);
-    }
+    add_group<R>(work);
+    work.ahead += 2 * work.steps * work.pace;
     s = end;
+  }
+}
+
+// The lines of the output that a tile will be written to.
+void prefetch_output(const MatMulArgs& args, Range rows, int64_t panel) {
+  const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const char* at = static_cast<const char*>(args.output) +
+                     (row * args.output_stride + panel * kPanelColumns) * size;
+    for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
   }
 }
 
@@ -112,12 +145,16 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   alignas(64) uint8_t codes[kPieceSteps * kUnpackedBytes];
   alignas(64) float y[kSharedRows * kPanelColumns];
   alignas(64) int32_t partial[kSharedRows * kPanelColumns];
+  alignas(64) int32_t zeros[kPieceSteps * kPanelColumns];
 
   // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
   const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
+  Piece piece{};
+  piece.panel = panel;
+  piece.whole = whole_groups != 0;
   for (int64_t begin = 0; begin < w.steps;) {
     int64_t length = whole_groups;
     if (whole_groups == 0) {  // a longer group: stop at its end
@@ -126,28 +163,41 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
     }
     const int64_t end = begin + length < w.steps ? begin + length : w.steps;
     const uint8_t* source = lines + begin * line_bytes;
-    if (w.bits == 4) unpack(source, end - begin, codes);
-    const Piece piece = {w.bits == 4 ? codes : source, panel, {begin, end}};
-    const int64_t piece_bytes = kPieceSteps * line_bytes;
+    piece.packed = w.bits == 4 ? source : nullptr;
+    piece.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
+    piece.steps = {begin, end};
+    if (w.zero_points != nullptr && whole_groups != 0) {
+      const int64_t first_group = begin / w.group_steps;
+      for (int64_t g = first_group; g * w.group_steps < end; ++g) {
+        spread_zeros(w, panel, g, zeros + (g - first_group) * kPanelColumns);
+      }
+      piece.zeros = zeros;
+    }
+    // The next piece (or panel) comes from memory while this one is worked on.
+    piece.ahead = lines + end * line_bytes;
+    const int64_t half_steps = 2 * (end - begin) * tiles;
+    piece.pace = (length * line_bytes + half_steps - 1) / half_steps;
     for (int64_t t = 0; t < tiles; ++t) {
-      // The next piece (or panel) comes from memory while this one is worked on.
-      prefetch(lines + end * line_bytes, t * piece_bytes / tiles, (t + 1) * piece_bytes / tiles);
       const int64_t first = t * count / tiles;
-      const int64_t row = rows.begin + first;
+      const int64_t last = (t + 1) * count / tiles;
+      const Range tile = {rows.begin + first, rows.begin + last};
       float* sums = y + first * kPanelColumns;
       // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
       int32_t* rest = whole_groups == 0 ? partial + first * kPanelColumns : partial;
-      switch ((t + 1) * count / tiles - first) {
-        case 6: add_piece<6>(args, piece, row, sums, rest); break;
-        case 5: add_piece<5>(args, piece, row, sums, rest); break;
-        case 4: add_piece<4>(args, piece, row, sums, rest); break;
-        case 3: add_piece<3>(args, piece, row, sums, rest); break;
+      if (end == w.steps) prefetch_output(args, tile, panel);
+      switch (last - first) {
+        case 6: add_piece<6>(args, piece, tile.begin, sums, rest); break;
+        case 5: add_piece<5>(args, piece, tile.begin, sums, rest); break;
+        case 4: add_piece<4>(args, piece, tile.begin, sums, rest); break;
+        case 3: add_piece<3>(args, piece, tile.begin, sums, rest); break;
         default: break;  // more than kMaxRows rows make no smaller tile
       }
+      if (end == w.steps) store_rows(args, tile, panel, sums);
+      piece.ahead += 2 * (end - begin) * piece.pace;
+      piece.packed = nullptr;
     }
     begin = end;
   }
-  store_rows(args, rows, panel, y);
 }
 
 template <bool kWide>
