@@ -16,20 +16,23 @@ namespace fptq {
 
 namespace {
 
-// A tile's work on one group, or on a part of a long one.
-struct GroupWork {
+// A tile's work on groups of the same length, or on a part of one long group.
+struct TileWork {
   const uint8_t* packed;  // lines to unpack to `codes` on the way, or null: they are there
   uint8_t* codes;         // one byte per code
   const int8_t* x;
   int64_t stride;         // of x
-  int64_t steps;          // at least 1
+  int64_t groups, steps;  // steps of a group; both at least 1
   const uint8_t* ahead;   // memory to fetch, `pace` bytes further on every half step
   int64_t pace;
-  const int32_t* starts;  // [R], or null: the sums start as `partial`
-  const int32_t* zeros;   // [64], or null: all sums of a row start as its element of `starts`
-  int32_t* partial;       // [R, 64]
-  const float* scales;    // [64], or null: the sums are left in `partial`
-  float* y;               // [R, 64], += sums * scales
+  // The sums of a group start as (low 16 bits of a row's sum) * (low 16 bits of minus the zero point).
+  const int32_t* row_sums;  // of the first group, or null: the sums of the only group start as `partial`
+  int64_t row_sum_bytes;    // from row to row
+  const int32_t* zeros;     // minus the zero points, [groups, 64], the upper 16 bits 0
+  int64_t same_zeros;       // whether all are zeros[0]
+  int32_t* partial;         // [R, 64]
+  const float* scales;      // [groups, 64], or null: the sums of the only group are left in `partial`
+  float* y;                 // [R, 64], += sums * scales
 };
 
 #define FPTQ_ALL_ZMM                                                                              \
@@ -56,17 +59,18 @@ struct GroupWork {
   "vmovups %%zmm" #b ", 256*" #row "+64(%[at])\n"       \
   "vmovups %%zmm" #c ", 256*" #row "+128(%[at])\n"      \
   "vmovups %%zmm" #d ", 256*" #row "+192(%[at])\n"
-#define FPTQ_SPREAD(row, a, b, c, d, address)           \
-  "vpbroadcastd 4*" #row "(%[at]), %%zmm" #a "\n"       \
-  "vpbroadcastd 4*" #row "(%[at]), %%zmm" #b "\n"       \
-  "vpbroadcastd 4*" #row "(%[at]), %%zmm" #c "\n"       \
-  "vpbroadcastd 4*" #row "(%[at]), %%zmm" #d "\n"
-#define FPTQ_ZERO_POINT(row, sum, zeros)                \
-  "vpxord %%zmm" #sum ", %%zmm" #sum ", %%zmm" #sum "\n" \
-  "vpdpwssd 4*" #row "(%[at])%{1to16%}, %%zmm" #zeros ", %%zmm" #sum "\n"
-#define FPTQ_ZERO_POINTS(row, a, b, c, d, address)      \
-  FPTQ_ZERO_POINT(row, a, 24) FPTQ_ZERO_POINT(row, b, 25) \
-  FPTQ_ZERO_POINT(row, c, 26) FPTQ_ZERO_POINT(row, d, 27)
+#define FPTQ_NEXT_ROW_SUM "add %[row_sum_bytes], %[at]\n"
+#define FPTQ_MULTIPLY_ROW_SUM(sum, zeros)                                               \
+  "vpxord %%zmm" #sum ", %%zmm" #sum ", %%zmm" #sum "\n"                                \
+  "vpdpwssd (%[at])%{1to16%}, %%zmm" #zeros ", %%zmm" #sum "\n"
+#define FPTQ_START_SAME(row, a, b, c, d, address)       \
+  FPTQ_MULTIPLY_ROW_SUM(a, 24)                          \
+  "vmovdqa64 %%zmm" #a ", %%zmm" #b "\n"                \
+  "vmovdqa64 %%zmm" #a ", %%zmm" #c "\n"                \
+  "vmovdqa64 %%zmm" #a ", %%zmm" #d "\n" FPTQ_NEXT_ROW_SUM
+#define FPTQ_START(row, a, b, c, d, address)                    \
+  FPTQ_MULTIPLY_ROW_SUM(a, 24) FPTQ_MULTIPLY_ROW_SUM(b, 25)     \
+  FPTQ_MULTIPLY_ROW_SUM(c, 26) FPTQ_MULTIPLY_ROW_SUM(d, 27) FPTQ_NEXT_ROW_SUM
 #define FPTQ_DOT(row, a, b, c, d, address)              \
   "vpbroadcastd " address ", %%zmm31\n"                 \
   "vpdpbusd %%zmm31, %%zmm24, %%zmm" #a "\n"            \
@@ -106,16 +110,19 @@ struct GroupWork {
   "vpandd %%zmm26, %%zmm28, %%zmm26\n"                  \
   "vpandd %%zmm27, %%zmm28, %%zmm27\n"
 #define FPTQ_AHEAD "prefetcht1 (%[ahead])\n add %[pace], %[ahead]\n"
-#define FPTQ_NEXT_STEP "add $8, %[x]\n add $512, %[codes]\n dec %[steps]\n"
+#define FPTQ_NEXT_STEP "add $8, %[x]\n add $512, %[codes]\n dec %[left]\n"
 
-#define FPTQ_ADD_GROUP(rows)                                                            \
-  "mov %[starts], %[at]\n test %[at], %[at]\n jz 2f\n"                                  \
-  "mov %[zeros], %[scratch]\n test %[scratch], %[scratch]\n jnz 1f\n"                   \
-  FPTQ_ROWS_##rows(FPTQ_SPREAD, "") "jmp 3f\n"                                          \
-  "1:\n" FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_ZERO_POINTS, "") "jmp 3f\n"   \
+#define FPTQ_ADD_GROUPS(rows)                                                           \
+  "vpbroadcastd %[nibble], %%zmm28\n"                                                   \
+  "0: mov %[steps], %[left]\n"                                                          \
+  "mov %[row_sums], %[at]\n test %[at], %[at]\n jz 2f\n"                                \
+  "addq $4, %[row_sums]\n mov %[zeros], %[scratch]\n"                                   \
+  "cmpq $0, %[same_zeros]\n je 1f\n"                                                    \
+  "vpbroadcastd (%[scratch]), %%zmm24\n" FPTQ_ROWS_##rows(FPTQ_START_SAME, "") "jmp 3f\n" \
+  "1: addq $256, %[zeros]\n"                                                            \
+  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "") "jmp 3f\n"                \
   "2: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_LOAD, "")                          \
   "3: test %[packed], %[packed]\n jz 5f\n"                                              \
-  "vpbroadcastd %[nibble], %%zmm28\n"                                                   \
   ".balign 32\n"                                                                        \
   "4:\n"                                                                                \
   FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
@@ -127,42 +134,41 @@ struct GroupWork {
   FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
   FPTQ_NEXT_STEP "jnz 5b\n"                                                             \
   "6: mov %[scales], %[scratch]\n test %[scratch], %[scratch]\n jz 7f\n"                \
-  "mov %[y], %[at]\n" FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_FINISH, "")      \
-  "jmp 8f\n"                                                                            \
+  "addq $256, %[scales]\n mov %[y], %[at]\n"                                            \
+  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_FINISH, "")                          \
+  "decq %[groups]\n jnz 0b\n jmp 8f\n"                                                  \
   "7: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_STORE, "")                         \
   "8:\n"
 
 // Does the work for a tile of R rows.
 template <int R>
-void add_group(const GroupWork& work);
+void add_groups(TileWork work);
 
-#define FPTQ_DEFINE_ADD_GROUP(rows)                                                               \
+#define FPTQ_DEFINE_ADD_GROUPS(rows)                                                              \
   template <>                                                                                     \
-  inline void add_group<rows>(const GroupWork& work) {                                            \
+  inline void add_groups<rows>(TileWork work) {                                                   \
     static const int32_t nibble = 0x0f0f0f0f;                                                     \
-    const uint8_t* packed = work.packed;                                                          \
-    uint8_t* codes = work.codes;                                                                  \
-    const int8_t* x = work.x;                                                                     \
-    const uint8_t* ahead = work.ahead;                                                            \
-    int64_t steps = work.steps;                                                                   \
     const void* at;                                                                               \
     const void* scratch;                                                                          \
-    __asm__ volatile(FPTQ_ADD_GROUP(rows)                                                         \
-                     : [x] "+r"(x), [codes] "+r"(codes), [packed] "+r"(packed),                   \
-                       [ahead] "+r"(ahead), [steps] "+r"(steps), [at] "=&r"(at),                  \
-                       [scratch] "=&r"(scratch)                                                   \
+    int64_t left;                                                                                 \
+    __asm__ volatile(FPTQ_ADD_GROUPS(rows)                                                        \
+                     : [x] "+r"(work.x), [codes] "+r"(work.codes), [packed] "+r"(work.packed),    \
+                       [ahead] "+r"(work.ahead), [left] "=&r"(left), [at] "=&r"(at),              \
+                       [scratch] "=&r"(scratch), [groups] "+m"(work.groups),                      \
+                       [row_sums] "+m"(work.row_sums), [zeros] "+m"(work.zeros),                  \
+                       [scales] "+m"(work.scales)                                                 \
                      : [stride] "r"(work.stride), [stride3] "r"(3 * work.stride),                 \
                        [stride5] "r"(5 * work.stride), [pace] "r"(work.pace),                     \
-                       [starts] "m"(work.starts), [zeros] "m"(work.zeros),                        \
-                       [partial] "m"(work.partial), [scales] "m"(work.scales), [y] "m"(work.y),   \
-                       [nibble] "m"(nibble)                                                       \
+                       [steps] "m"(work.steps), [row_sum_bytes] "m"(work.row_sum_bytes),          \
+                       [same_zeros] "m"(work.same_zeros), [partial] "m"(work.partial),            \
+                       [y] "m"(work.y), [nibble] "m"(nibble)                                      \
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
 
-FPTQ_DEFINE_ADD_GROUP(3)
-FPTQ_DEFINE_ADD_GROUP(4)
-FPTQ_DEFINE_ADD_GROUP(5)
-FPTQ_DEFINE_ADD_GROUP(6)
+FPTQ_DEFINE_ADD_GROUPS(3)
+FPTQ_DEFINE_ADD_GROUPS(4)
+FPTQ_DEFINE_ADD_GROUPS(5)
+FPTQ_DEFINE_ADD_GROUPS(6)
 
 }  // namespace
 

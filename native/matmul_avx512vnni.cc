@@ -48,83 +48,56 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   store_rows(args, {row, row + R}, panel, y);
 }
 
-// Steps of one panel. A piece holds whole groups, or a part of one longer group.
-struct Piece {
-  const uint8_t* packed;  // lines of 4-bit codes that the next tile unpacks, or null: they are unpacked
-  uint8_t* codes;         // one byte per code
-  const int32_t* zeros;   // the zero points of its groups, see spread_zeros(), or null: all the same
-  int64_t panel;
-  Range steps;
-  bool whole;  // groups
-  const uint8_t* ahead;  // what to fetch meanwhile
-  int64_t pace;
-};
-
-// Zero points as vpdpwssd takes them with split(row_sum): 16 bits for the part below 128, and 16 for
-// the part above.
+// Minus the zero points of a group, as TileWork wants them.
 void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out) {
   const uint8_t* zeros = w.zero_points + (panel * w.groups + g) * kPanelColumns;
   for (int64_t c = 0; c < kPanelColumns; c += 16) {
     const __m512i zero =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + c)));
-    _mm512_store_si512(out + c, _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16 + 7)));
+    const __m512i minus = _mm512_sub_epi32(_mm512_setzero_si512(), zero);
+    _mm512_store_si512(out + c, _mm512_and_si512(minus, _mm512_set1_epi32(0xffff)));
   }
 }
 
-// A sum of at most 2^15 channels as high * 128 + low.
-int32_t split(int32_t sum) { return (sum & 127) | ((sum >> 7) * 65536); }
+// A part of a long group begins: its sums start in memory. (The sum of a whole group of a piece fits
+// 16 bits: 256 channels of at least -128.)
+template <int R>
+void start_partial(const PackedWeights& w, const int32_t* sums, int64_t panel, int64_t g,
+                   int32_t* partial) {
+  Accumulators<R> acc;
+  start_group<R>(w, sums, panel, g, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      _mm512_store_si512(partial + r * kPanelColumns + 16 * v, acc[r][v]);
+    }
+  }
+}
+
+// A piece of one panel: whole groups of equal length, or a part of a longer one.
+struct Piece {
+  Range steps;
+  TileWork work;  // what all tiles have in common
+};
 
 // Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
 template <int R>
-void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y,
+void add_piece(const MatMulArgs& args, const Piece& piece, int64_t panel, int64_t row, float* y,
                int32_t* partial) {
   const PackedWeights& w = args.weights;
-  const int8_t* x = args.rows.codes + row * args.rows.stride;
-  const int32_t* sums = args.rows.group_sums + row * w.groups;
-  const int32_t middle = w.bits == 4 ? 8 : 128;
-  const int64_t first_group = piece.steps.begin / w.group_steps;
-  int64_t g = first_group;
-  int32_t starts[R];
-  GroupWork work;
-  work.stride = args.rows.stride;
-  work.ahead = piece.ahead;
-  work.pace = piece.pace;
-  work.partial = partial;
+  const int64_t g = piece.steps.begin / w.group_steps;
+  const int32_t* row_sums = args.rows.group_sums + row * w.groups;
+  TileWork work = piece.work;
+  work.x = args.rows.codes + row * args.rows.stride + piece.steps.begin * kStepChannels;
   work.y = y;
-  for (int64_t s = piece.steps.begin; s < piece.steps.end; ++g) {
-    const int64_t group_begin = g * w.group_steps;
-    const int64_t left = w.steps - group_begin;
-    const int64_t group_end = group_begin + (left < w.group_steps ? left : w.group_steps);
-    const int64_t end = group_end < piece.steps.end ? group_end : piece.steps.end;
-    const int64_t offset = s - piece.steps.begin;
-    work.packed = piece.packed == nullptr ? nullptr : piece.packed + offset * kLineBytes;
-    work.codes = piece.codes + offset * kUnpackedBytes;
-    work.x = x + s * kStepChannels;
-    work.steps = end - s;
-    work.starts = piece.whole ? starts : nullptr;
-    work.zeros = piece.zeros == nullptr ? nullptr : piece.zeros + (g - first_group) * kPanelColumns;
-    work.scales = end == group_end ? w.scales + (piece.panel * w.groups + g) * kPanelColumns : nullptr;
-    if (piece.whole) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const int32_t sum = -sums[r * w.groups + g];
-        starts[r] = piece.zeros == nullptr ? middle * sum : split(sum);
-      }
-    } else if (s == group_begin) {
-      Accumulators<R> acc;
-      start_group<R>(w, sums, piece.panel, g, acc);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          _mm512_store_si512(partial + r * kPanelColumns + 16 * v, acc[r][v]);
-        }
-      }
-    }
-    add_group<R>(work);
-    work.ahead += 2 * work.steps * work.pace;
-    s = end;
+  work.partial = partial;
+  if (w.group_steps <= kPieceSteps) {
+    work.row_sums = row_sums + g;
+  } else if (piece.steps.begin == g * w.group_steps) {
+    start_partial<R>(w, row_sums, panel, g, partial);
   }
+  add_groups<R>(work);
 }
 
 // The lines of the output that a tile will be written to.
@@ -135,6 +108,41 @@ void prefetch_output(const MatMulArgs& args, Range rows, int64_t panel) {
                      (row * args.output_stride + panel * kPanelColumns) * size;
     for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
   }
+}
+
+// The piece that begins at a step.
+Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* zeros) {
+  static constexpr int32_t kMinus8 = 0xfff8;
+  static constexpr int32_t kMinus128 = 0xff80;
+  const int64_t g = begin / w.group_steps;
+  const int64_t group_left = w.group_steps - begin % w.group_steps;
+  const int64_t left = w.steps - begin;
+  Piece piece{};
+  TileWork& work = piece.work;
+  work.groups = 1;
+  if (w.group_steps > kPieceSteps) {
+    work.steps = group_left < kPieceSteps ? group_left : kPieceSteps;
+    if (left < work.steps) work.steps = left;
+  } else if (left < w.group_steps) {
+    work.steps = left;
+  } else {
+    work.steps = w.group_steps;
+    work.groups = (left < kPieceSteps ? left : kPieceSteps) / w.group_steps;
+  }
+  piece.steps = {begin, begin + work.groups * work.steps};
+  if (work.steps >= group_left || piece.steps.end == w.steps) {
+    work.scales = w.scales + (panel * w.groups + g) * kPanelColumns;
+  }
+  work.row_sum_bytes = w.groups * static_cast<int64_t>(sizeof(int32_t));
+  work.same_zeros = w.zero_points == nullptr;
+  work.zeros = w.bits == 4 ? &kMinus8 : &kMinus128;
+  if (w.zero_points != nullptr && w.group_steps <= kPieceSteps) {
+    for (int64_t i = 0; i < work.groups; ++i) {
+      spread_zeros(w, panel, g + i, zeros + i * kPanelColumns);
+    }
+    work.zeros = zeros;
+  }
+  return piece;
 }
 
 // Many rows (at most kSharedRows): every piece of the panel is unpacked once for all of them.
@@ -150,51 +158,36 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
-  const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
-  Piece piece{};
-  piece.panel = panel;
-  piece.whole = whole_groups != 0;
   for (int64_t begin = 0; begin < w.steps;) {
-    int64_t length = whole_groups;
-    if (whole_groups == 0) {  // a longer group: stop at its end
-      const int64_t group_left = w.group_steps - begin % w.group_steps;
-      length = group_left < kPieceSteps ? group_left : kPieceSteps;
-    }
-    const int64_t end = begin + length < w.steps ? begin + length : w.steps;
+    Piece piece = piece_at(w, panel, begin, zeros);
+    TileWork& work = piece.work;
+    const int64_t end = piece.steps.end;
     const uint8_t* source = lines + begin * line_bytes;
-    piece.packed = w.bits == 4 ? source : nullptr;
-    piece.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
-    piece.steps = {begin, end};
-    if (w.zero_points != nullptr && whole_groups != 0) {
-      const int64_t first_group = begin / w.group_steps;
-      for (int64_t g = first_group; g * w.group_steps < end; ++g) {
-        spread_zeros(w, panel, g, zeros + (g - first_group) * kPanelColumns);
-      }
-      piece.zeros = zeros;
-    }
+    work.packed = w.bits == 4 ? source : nullptr;
+    work.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
+    work.stride = args.rows.stride;
     // The next piece (or panel) comes from memory while this one is worked on.
-    piece.ahead = lines + end * line_bytes;
-    const int64_t half_steps = 2 * (end - begin) * tiles;
-    piece.pace = (length * line_bytes + half_steps - 1) / half_steps;
+    work.ahead = lines + end * line_bytes;
+    work.pace = (line_bytes + 2 * tiles - 1) / (2 * tiles);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = t * count / tiles;
       const int64_t last = (t + 1) * count / tiles;
       const Range tile = {rows.begin + first, rows.begin + last};
       float* sums = y + first * kPanelColumns;
       // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
-      int32_t* rest = whole_groups == 0 ? partial + first * kPanelColumns : partial;
+      int32_t* rest = partial + (w.group_steps > kPieceSteps ? first * kPanelColumns : 0);
       if (end == w.steps) prefetch_output(args, tile, panel);
       switch (last - first) {
-        case 6: add_piece<6>(args, piece, tile.begin, sums, rest); break;
-        case 5: add_piece<5>(args, piece, tile.begin, sums, rest); break;
-        case 4: add_piece<4>(args, piece, tile.begin, sums, rest); break;
-        case 3: add_piece<3>(args, piece, tile.begin, sums, rest); break;
+        case 6: add_piece<6>(args, piece, panel, tile.begin, sums, rest); break;
+        case 5: add_piece<5>(args, piece, panel, tile.begin, sums, rest); break;
+        case 4: add_piece<4>(args, piece, panel, tile.begin, sums, rest); break;
+        case 3: add_piece<3>(args, piece, panel, tile.begin, sums, rest); break;
         default: break;  // more than kMaxRows rows make no smaller tile
       }
       if (end == w.steps) store_rows(args, tile, panel, sums);
-      piece.ahead += 2 * (end - begin) * piece.pace;
-      piece.packed = nullptr;
+      work.ahead += 2 * (end - begin) * work.pace;
+      work.packed = nullptr;
     }
     begin = end;
   }
