@@ -16,22 +16,25 @@ namespace fptq {
 
 namespace {
 
-// A tile's work on groups of the same length, or on a part of one long group.
-struct TileWork {
+// Work on groups of the same length, or on a part of one long group: what all tiles have in common.
+// The sums of a group start as (low 16 bits of a row's sum) * (low 16 bits of minus the zero point).
+struct GroupsWork {
   const uint8_t* packed;  // lines to unpack to `codes` on the way, or null: they are there
   uint8_t* codes;         // one byte per code
-  const int8_t* x;
   int64_t stride;         // of x
   int64_t groups, steps;  // steps of a group; both at least 1
   const uint8_t* ahead;   // memory to fetch, `pace` bytes further on every half step
   int64_t pace;
-  // The sums of a group start as (low 16 bits of a row's sum) * (low 16 bits of minus the zero point).
+  int64_t row_sum_bytes;  // from row to row
+  const int32_t* zeros;   // minus the zero points, [groups, 64], the upper 16 bits 0
+  int64_t same_zeros;     // whether all are zeros[0]
+  const float* scales;    // [groups, 64], or null: the sums of the only group are left in `partial`
+};
+
+struct TileWork {
+  const int8_t* x;
   const int32_t* row_sums;  // of the first group, or null: the sums of the only group start as `partial`
-  int64_t row_sum_bytes;    // from row to row
-  const int32_t* zeros;     // minus the zero points, [groups, 64], the upper 16 bits 0
-  int64_t same_zeros;       // whether all are zeros[0]
   int32_t* partial;         // [R, 64]
-  const float* scales;      // [groups, 64], or null: the sums of the only group are left in `partial`
   float* y;                 // [R, 64], += sums * scales
 };
 
@@ -123,12 +126,12 @@ struct TileWork {
   FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "") "jmp 3f\n"                \
   "2: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_LOAD, "")                          \
   "3: test %[packed], %[packed]\n jz 5f\n"                                              \
-  ".balign 32\n"                                                                        \
+  ".balign 64\n"                                                                        \
   "4:\n"                                                                                \
   FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
   FPTQ_HIGH_NIBBLES FPTQ_KEEP_CODES("256") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")   \
   "add $256, %[packed]\n" FPTQ_NEXT_STEP "jnz 4b\n jmp 6f\n"                            \
-  ".balign 32\n"                                                                        \
+  ".balign 64\n"                                                                        \
   "5:\n"                                                                                \
   FPTQ_CODES("0", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
   FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
@@ -142,26 +145,33 @@ struct TileWork {
 
 // Does the work for a tile of R rows.
 template <int R>
-void add_groups(TileWork work);
+void add_groups(const GroupsWork& work, const TileWork& tile);
 
 #define FPTQ_DEFINE_ADD_GROUPS(rows)                                                              \
   template <>                                                                                     \
-  inline void add_groups<rows>(TileWork work) {                                                   \
+  inline void add_groups<rows>(const GroupsWork& work, const TileWork& tile) {                    \
     static const int32_t nibble = 0x0f0f0f0f;                                                     \
+    const uint8_t* packed = work.packed;                                                          \
+    uint8_t* codes = work.codes;                                                                  \
+    const int8_t* x = tile.x;                                                                     \
+    const uint8_t* ahead = work.ahead;                                                            \
+    int64_t groups = work.groups;                                                                 \
+    const int32_t* row_sums = tile.row_sums;                                                      \
+    const int32_t* zeros = work.zeros;                                                            \
+    const float* scales = work.scales;                                                            \
     const void* at;                                                                               \
     const void* scratch;                                                                          \
     int64_t left;                                                                                 \
     __asm__ volatile(FPTQ_ADD_GROUPS(rows)                                                        \
-                     : [x] "+r"(work.x), [codes] "+r"(work.codes), [packed] "+r"(work.packed),    \
-                       [ahead] "+r"(work.ahead), [left] "=&r"(left), [at] "=&r"(at),              \
-                       [scratch] "=&r"(scratch), [groups] "+m"(work.groups),                      \
-                       [row_sums] "+m"(work.row_sums), [zeros] "+m"(work.zeros),                  \
-                       [scales] "+m"(work.scales)                                                 \
+                     : [x] "+r"(x), [codes] "+r"(codes), [packed] "+r"(packed),                   \
+                       [ahead] "+r"(ahead), [left] "=&r"(left), [at] "=&r"(at),                   \
+                       [scratch] "=&r"(scratch), [groups] "+m"(groups),                           \
+                       [row_sums] "+m"(row_sums), [zeros] "+m"(zeros), [scales] "+m"(scales)      \
                      : [stride] "r"(work.stride), [stride3] "r"(3 * work.stride),                 \
                        [stride5] "r"(5 * work.stride), [pace] "r"(work.pace),                     \
                        [steps] "m"(work.steps), [row_sum_bytes] "m"(work.row_sum_bytes),          \
-                       [same_zeros] "m"(work.same_zeros), [partial] "m"(work.partial),            \
-                       [y] "m"(work.y), [nibble] "m"(nibble)                                      \
+                       [same_zeros] "m"(work.same_zeros), [partial] "m"(tile.partial),            \
+                       [y] "m"(tile.y), [nibble] "m"(nibble)                                      \
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
 

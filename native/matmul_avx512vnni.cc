@@ -48,7 +48,7 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   store_rows(args, {row, row + R}, panel, y);
 }
 
-// Minus the zero points of a group, as TileWork wants them.
+// Minus the zero points of a group, as GroupsWork wants them.
 void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out) {
   const uint8_t* zeros = w.zero_points + (panel * w.groups + g) * kPanelColumns;
   for (int64_t c = 0; c < kPanelColumns; c += 16) {
@@ -78,7 +78,7 @@ void start_partial(const PackedWeights& w, const int32_t* sums, int64_t panel, i
 // A piece of one panel: whole groups of equal length, or a part of a longer one.
 struct Piece {
   Range steps;
-  TileWork work;  // what all tiles have in common
+  GroupsWork work;
 };
 
 // Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
@@ -88,16 +88,15 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t panel, int64_
   const PackedWeights& w = args.weights;
   const int64_t g = piece.steps.begin / w.group_steps;
   const int32_t* row_sums = args.rows.group_sums + row * w.groups;
-  TileWork work = piece.work;
-  work.x = args.rows.codes + row * args.rows.stride + piece.steps.begin * kStepChannels;
-  work.y = y;
-  work.partial = partial;
-  if (w.group_steps <= kPieceSteps) {
-    work.row_sums = row_sums + g;
-  } else if (piece.steps.begin == g * w.group_steps) {
+  TileWork tile;
+  tile.x = args.rows.codes + row * args.rows.stride + piece.steps.begin * kStepChannels;
+  tile.row_sums = w.group_steps <= kPieceSteps ? row_sums + g : nullptr;
+  tile.partial = partial;
+  tile.y = y;
+  if (tile.row_sums == nullptr && piece.steps.begin == g * w.group_steps) {
     start_partial<R>(w, row_sums, panel, g, partial);
   }
-  add_groups<R>(work);
+  add_groups<R>(piece.work, tile);
 }
 
 // The lines of the output that a tile will be written to.
@@ -118,7 +117,7 @@ Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* ze
   const int64_t group_left = w.group_steps - begin % w.group_steps;
   const int64_t left = w.steps - begin;
   Piece piece{};
-  TileWork& work = piece.work;
+  GroupsWork& work = piece.work;
   work.groups = 1;
   if (w.group_steps > kPieceSteps) {
     work.steps = group_left < kPieceSteps ? group_left : kPieceSteps;
@@ -161,7 +160,7 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0; begin < w.steps;) {
     Piece piece = piece_at(w, panel, begin, zeros);
-    TileWork& work = piece.work;
+    GroupsWork& work = piece.work;
     const int64_t end = piece.steps.end;
     const uint8_t* source = lines + begin * line_bytes;
     work.packed = w.bits == 4 ? source : nullptr;
