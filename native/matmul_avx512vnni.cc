@@ -78,35 +78,38 @@ void start_partial(const PackedWeights& w, const int32_t* sums, int64_t panel, i
 // A piece of one panel: whole groups of equal length, or a part of a longer one.
 struct Piece {
   Range steps;
+  int64_t panel, group;
+  bool whole, begins;  // whether it has whole groups, and else whether its group begins here
   GroupsWork work;
 };
 
-// Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
+// Rows that are worked on together, and their sums.
+struct Tile {
+  Range rows;
+  float* y;
+  int32_t* partial;
+};
+
+// Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`. No
+// divisions: what stands between two tiles must be done before vpdpbusd has nothing left to do.
 template <int R>
-void add_piece(const MatMulArgs& args, const Piece& piece, int64_t panel, int64_t row, float* y,
-               int32_t* partial) {
+__attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& piece,
+                                         const Tile& tile) {
   const PackedWeights& w = args.weights;
-  const int64_t g = piece.steps.begin / w.group_steps;
-  const int32_t* row_sums = args.rows.group_sums + row * w.groups;
-  TileWork tile;
-  tile.x = args.rows.codes + row * args.rows.stride + piece.steps.begin * kStepChannels;
-  tile.row_sums = w.group_steps <= kPieceSteps ? row_sums + g : nullptr;
-  tile.partial = partial;
-  tile.y = y;
-  if (tile.row_sums == nullptr && piece.steps.begin == g * w.group_steps) {
-    start_partial<R>(w, row_sums, panel, g, partial);
-  }
-  add_groups<R>(piece.work, tile);
+  const int32_t* row_sums = args.rows.group_sums + tile.rows.begin * w.groups;
+  const TileWork work = {
+      args.rows.codes + tile.rows.begin * args.rows.stride + piece.steps.begin * kStepChannels,
+      piece.whole ? row_sums + piece.group : nullptr, tile.partial, tile.y};
+  if (piece.begins) start_partial<R>(w, row_sums, piece.panel, piece.group, tile.partial);
+  add_groups<R>(piece.work, work);
 }
 
-// The lines of the output that a tile will be written to.
-void prefetch_output(const MatMulArgs& args, Range rows, int64_t panel) {
+// The lines of the output that a row of a tile will be written to.
+void prefetch_output(const MatMulArgs& args, int64_t row, int64_t panel) {
   const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const char* at = static_cast<const char*>(args.output) +
-                     (row * args.output_stride + panel * kPanelColumns) * size;
-    for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
-  }
+  const char* at = static_cast<const char*>(args.output) +
+                   (row * args.output_stride + panel * kPanelColumns) * size;
+  for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
 }
 
 // The piece that begins at a step.
@@ -117,9 +120,13 @@ Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* ze
   const int64_t group_left = w.group_steps - begin % w.group_steps;
   const int64_t left = w.steps - begin;
   Piece piece{};
+  piece.panel = panel;
+  piece.group = g;
+  piece.whole = w.group_steps <= kPieceSteps;
+  piece.begins = !piece.whole && group_left == w.group_steps;
   GroupsWork& work = piece.work;
   work.groups = 1;
-  if (w.group_steps > kPieceSteps) {
+  if (!piece.whole) {
     work.steps = group_left < kPieceSteps ? group_left : kPieceSteps;
     if (left < work.steps) work.steps = left;
   } else if (left < w.group_steps) {
@@ -135,7 +142,7 @@ Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* ze
   work.row_sum_bytes = w.groups * static_cast<int64_t>(sizeof(int32_t));
   work.same_zeros = w.zero_points == nullptr;
   work.zeros = w.bits == 4 ? &kMinus8 : &kMinus128;
-  if (w.zero_points != nullptr && w.group_steps <= kPieceSteps) {
+  if (w.zero_points != nullptr && piece.whole) {
     for (int64_t i = 0; i < work.groups; ++i) {
       spread_zeros(w, panel, g + i, zeros + i * kPanelColumns);
     }
@@ -155,8 +162,18 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   alignas(64) int32_t zeros[kPieceSteps * kPanelColumns];
 
   // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
+  Tile all[kSharedRows / kMaxRows];
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = t * count / tiles;
+    all[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
+    all[t].y = y + first * kPanelColumns;
+    // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
+    all[t].partial = partial + (w.group_steps > kPieceSteps ? first * kPanelColumns : 0);
+  }
+  const int64_t pieces = (w.steps + kPieceSteps - 1) / kPieceSteps;
+  const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0; begin < w.steps;) {
     Piece piece = piece_at(w, panel, begin, zeros);
@@ -169,22 +186,21 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
     // The next piece (or panel) comes from memory while this one is worked on.
     work.ahead = lines + end * line_bytes;
     work.pace = (line_bytes + 2 * tiles - 1) / (2 * tiles);
+    const int64_t later = (w.steps - end + kPieceSteps - 1) / kPieceSteps;
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = t * count / tiles;
-      const int64_t last = (t + 1) * count / tiles;
-      const Range tile = {rows.begin + first, rows.begin + last};
-      float* sums = y + first * kPanelColumns;
-      // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
-      int32_t* rest = partial + (w.group_steps > kPieceSteps ? first * kPanelColumns : 0);
-      if (end == w.steps) prefetch_output(args, tile, panel);
-      switch (last - first) {
-        case 6: add_piece<6>(args, piece, panel, tile.begin, sums, rest); break;
-        case 5: add_piece<5>(args, piece, panel, tile.begin, sums, rest); break;
-        case 4: add_piece<4>(args, piece, panel, tile.begin, sums, rest); break;
-        case 3: add_piece<3>(args, piece, panel, tile.begin, sums, rest); break;
+      const Tile& tile = all[t];
+      // Lines of the output, which are far apart, are fetched during the last pieces, some each.
+      for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
+        prefetch_output(args, row, panel);
+      }
+      switch (tile.rows.end - tile.rows.begin) {
+        case 6: add_piece<6>(args, piece, tile); break;
+        case 5: add_piece<5>(args, piece, tile); break;
+        case 4: add_piece<4>(args, piece, tile); break;
+        case 3: add_piece<3>(args, piece, tile); break;
         default: break;  // more than kMaxRows rows make no smaller tile
       }
-      if (end == w.steps) store_rows(args, tile, panel, sums);
+      if (end == w.steps) store_rows(args, tile.rows, panel, tile.y);
       work.ahead += 2 * (end - begin) * work.pace;
       work.packed = nullptr;
     }
