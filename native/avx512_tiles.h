@@ -167,6 +167,20 @@ void store(const MatMulArgs& args, int64_t row, int64_t column, __m512 y) {
 }
 
 void store_rows(const MatMulArgs& args, Range rows, int64_t panel, const float* y) {
+  const PackedWeights& w = args.weights;
+  const int64_t first = panel * kPanelColumns;
+  if (first + kPanelColumns <= w.n && args.element == Element::kFloat32 && w.bias == nullptr) {
+    float* out = static_cast<float*>(args.output) + rows.begin * args.output_stride + first;
+    for (int64_t row = rows.begin; row < rows.end; ++row, y += kPanelColumns) {
+      const __m512 row_scale = _mm512_set1_ps(args.rows.scales[row]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        _mm512_storeu_ps(out + 16 * v, _mm512_mul_ps(_mm512_load_ps(y + 16 * v), row_scale));
+      }
+      out += args.output_stride;
+    }
+    return;
+  }
   for (int64_t row = rows.begin; row < rows.end; ++row, y += kPanelColumns) {
     for (int64_t c = 0; c < kPanelColumns; c += 16) {
       const int64_t column = panel * kPanelColumns + c;
