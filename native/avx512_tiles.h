@@ -19,7 +19,7 @@ constexpr int kVectors = 4;  // registers of 16 columns in a panel
 
 // Far enough to cover the latency of memory while a panel streams in, and across the end of a 4 KiB
 // page, at which the hardware prefetcher stops. The second-level cache is the best target.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 4096;
 
 constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step, one byte per code
 
