@@ -5,8 +5,9 @@
 // 29 of 32. 24 independent accumulators also hide vpdpbusd's latency of 5 cycles at two per cycle.
 //
 // Unpacking nibbles uses the execution ports that vpdpbusd needs (12 instructions per 48 of them),
-// so for many rows a piece of a panel is unpacked once into the first-level cache and reused by
-// every tile. For few rows, where memory is the limit, each tile unpacks for itself.
+// so for many rows the first tile that works on a piece of a panel also leaves it unpacked in the
+// first-level cache, for the other tiles. For few rows, where memory is the limit, each tile unpacks
+// for itself.
 #include "avx512_tiles.h"
 #include "avx512_dot_asm.h"
 
