@@ -11,6 +11,14 @@ namespace {
 constexpr int64_t kTileSteps = 8;  // 64 channels
 // Steps unpacked at once: 16 KiB of the first-level cache.
 constexpr int64_t kPieceSteps = 32;
+
+// Bytes begin..end of an array come into the second-level cache.
+void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(bytes) + i, _MM_HINT_T1);
+  }
+}
+
 // How one call cuts its work; all rows and pieces share it.
 struct Cut {
   int64_t tile_steps;    // steps of one tile instruction, at most kTileSteps

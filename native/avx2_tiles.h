@@ -119,7 +119,7 @@ void store_output(const MatMulArgs& args, int64_t row, int64_t column, __m256 y)
 // Steps of one panel, unpacked: whole groups, or a part of one longer group.
 struct Piece {
   const uint8_t* codes;
-  int64_t panel;
+  int64_t panel, group;  // group of the first step
   Range steps;
 };
 
@@ -130,7 +130,7 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
   const PackedWeights& w = args.weights;
   const int8_t* x = args.rows.codes + row * args.rows.stride;
   const int32_t* row_sums = args.rows.group_sums + row * w.groups;
-  int64_t g = piece.steps.begin / w.group_steps;
+  int64_t g = piece.group;
   for (int64_t s = piece.steps.begin; s < piece.steps.end; ++g) {
     const int64_t begin = g * w.group_steps;
     const int64_t left = w.steps - begin;
@@ -157,6 +157,9 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
 
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;  // of equal height, more or less
+  // Divided here, once: between tiles the multipliers would wait for a division.
+  int64_t bounds[kSharedRows / Isa::kRows + 1];
+  for (int64_t t = 0; t <= tiles; ++t) bounds[t] = t * count / tiles;
   const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
   for (int64_t begin = 0; begin < w.steps;) {
     int64_t length = whole_groups;
@@ -166,14 +169,14 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
     }
     const int64_t end = begin + length < w.steps ? begin + length : w.steps;
     const Piece piece = {Isa::unpack(lines + begin * line_bytes, w.bits, end - begin, codes), panel,
-                         {begin, end}};
+                         begin / w.group_steps, {begin, end}};
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = t * count / tiles;
+      const int64_t first = bounds[t];
       const int64_t row = rows.begin + first;
       float* sums = y + first * kPanelColumns;
       // Whole groups leave nothing behind: their tiles share the same memory.
       int32_t* rest = whole_groups == 0 ? partial + first * kPanelColumns : partial;
-      switch ((t + 1) * count / tiles - first) {
+      switch (bounds[t + 1] - first) {
         case 1: add_piece<Isa, 1>(args, piece, row, sums, rest); break;
         case 2: add_piece<Isa, 2>(args, piece, row, sums, rest); break;
         case 3: add_piece<Isa, 3>(args, piece, row, sums, rest); break;

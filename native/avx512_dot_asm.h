@@ -2,8 +2,12 @@
 // in registers only with copies and spills between the instructions that matter, a quarter of the
 // speed. In an unnamed namespace like avx512_tiles.h.
 //
-// Registers: zmm0-23 sums (4 of 16 columns for each row), zmm24-27 codes and then scales, zmm28-31
-// activations.
+// vpdpbusd can use two ports, and every other instruction of vectors but loads and stores takes one
+// of them away. So a group starts with loads that broadcast, and what other tiles will need is
+// fetched here, where the ports of loads have time.
+//
+// Registers: zmm0-23 sums (4 of 16 columns for each row), zmm24-27 codes and then scales, zmm28 the
+// mask of a low nibble, zmm31 activations.
 #pragma once
 
 #include <cstdint>
@@ -12,95 +16,169 @@ namespace fptq {
 
 namespace {
 
+// Work on groups of the same length, or on a part of one long group: what all tiles have in common.
+// The sums of a group start as (low 16 bits of a row's sum) * (low 16 bits of minus the zero point).
+struct GroupsWork {
+  const uint8_t* packed;  // lines to unpack to `codes` on the way, or null: they are there
+  uint8_t* codes;         // one byte per code
+  int64_t stride;         // of x
+  int64_t groups, steps;  // steps of a group; both at least 1
+  const uint8_t* ahead;   // memory to fetch, `pace` bytes further on every half step
+  int64_t pace;
+  int64_t row_sum_bytes;  // from row to row
+  const int32_t* zeros;   // minus the zero points, [groups, 64], the upper 16 bits 0
+  int64_t same_zeros;     // whether all are zeros[0]
+  const float* scales;    // [groups, 64], or null: the sums of the only group are left in `partial`
+};
+
+struct TileWork {
+  const int8_t* x;
+  const int32_t* row_sums;  // of the first group, or null: the sums of the only group start as `partial`
+  int32_t* partial;         // [R, 64]
+  float* y;                 // [R, 64], += sums * scales
+};
+
 #define FPTQ_ALL_ZMM                                                                              \
   "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10",        \
       "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20",   \
-      "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27", "zmm28", "zmm29", "zmm30",   \
-      "zmm31"
+      "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27", "zmm28", "zmm31"
 
-// X(row, offset of its sums in memory, four sums, address of its activations, register for these)
-#define FPTQ_ROWS_3(X, at)                             \
-  X("0", 0, 1, 2, 3, at "(%[x])", 28)                  \
-  X("256", 4, 5, 6, 7, at "(%[x],%[stride])", 29)      \
-  X("512", 8, 9, 10, 11, at "(%[x],%[stride],2)", 30)
-#define FPTQ_ROWS_4(X, at) FPTQ_ROWS_3(X, at) X("768", 12, 13, 14, 15, at "(%[x],%[stride3])", 31)
-#define FPTQ_ROWS_5(X, at) FPTQ_ROWS_4(X, at) X("1024", 16, 17, 18, 19, at "(%[x],%[stride],4)", 28)
-#define FPTQ_ROWS_6(X, at) FPTQ_ROWS_5(X, at) X("1280", 20, 21, 22, 23, at "(%[x],%[stride5])", 29)
+// X(row, its four sums, address of its activations)
+#define FPTQ_ROWS_3(X, at)                     \
+  X(0, 0, 1, 2, 3, at "(%[x])")                \
+  X(1, 4, 5, 6, 7, at "(%[x],%[stride])")      \
+  X(2, 8, 9, 10, 11, at "(%[x],%[stride],2)")
+#define FPTQ_ROWS_4(X, at) FPTQ_ROWS_3(X, at) X(3, 12, 13, 14, 15, at "(%[x],%[stride3])")
+#define FPTQ_ROWS_5(X, at) FPTQ_ROWS_4(X, at) X(4, 16, 17, 18, 19, at "(%[x],%[stride],4)")
+#define FPTQ_ROWS_6(X, at) FPTQ_ROWS_5(X, at) X(5, 20, 21, 22, 23, at "(%[x],%[stride5])")
 
-#define FPTQ_LOAD(offset, a, b, c, d, address, q)       \
-  "vmovups " offset "+0(%[sums]), %%zmm" #a "\n"        \
-  "vmovups " offset "+64(%[sums]), %%zmm" #b "\n"       \
-  "vmovups " offset "+128(%[sums]), %%zmm" #c "\n"      \
-  "vmovups " offset "+192(%[sums]), %%zmm" #d "\n"
-#define FPTQ_STORE(offset, a, b, c, d, address, q)      \
-  "vmovups %%zmm" #a ", " offset "+0(%[sums])\n"        \
-  "vmovups %%zmm" #b ", " offset "+64(%[sums])\n"       \
-  "vmovups %%zmm" #c ", " offset "+128(%[sums])\n"      \
-  "vmovups %%zmm" #d ", " offset "+192(%[sums])\n"
-#define FPTQ_DOT(offset, a, b, c, d, address, q)        \
-  "vpbroadcastd " address ", %%zmm" #q "\n"             \
-  "vpdpbusd %%zmm" #q ", %%zmm24, %%zmm" #a "\n"        \
-  "vpdpbusd %%zmm" #q ", %%zmm25, %%zmm" #b "\n"        \
-  "vpdpbusd %%zmm" #q ", %%zmm26, %%zmm" #c "\n"        \
-  "vpdpbusd %%zmm" #q ", %%zmm27, %%zmm" #d "\n"
-#define FPTQ_SCALE(offset, sum, scale)                                                  \
+#define FPTQ_LOAD(row, a, b, c, d, address)             \
+  "vmovups 256*" #row "+0(%[at]), %%zmm" #a "\n"        \
+  "vmovups 256*" #row "+64(%[at]), %%zmm" #b "\n"       \
+  "vmovups 256*" #row "+128(%[at]), %%zmm" #c "\n"      \
+  "vmovups 256*" #row "+192(%[at]), %%zmm" #d "\n"
+#define FPTQ_STORE(row, a, b, c, d, address)            \
+  "vmovups %%zmm" #a ", 256*" #row "+0(%[at])\n"        \
+  "vmovups %%zmm" #b ", 256*" #row "+64(%[at])\n"       \
+  "vmovups %%zmm" #c ", 256*" #row "+128(%[at])\n"      \
+  "vmovups %%zmm" #d ", 256*" #row "+192(%[at])\n"
+#define FPTQ_NEXT_ROW_SUM "add %[row_sum_bytes], %[at]\n"
+#define FPTQ_MULTIPLY_ROW_SUM(sum, zeros)                                               \
+  "vpxord %%zmm" #sum ", %%zmm" #sum ", %%zmm" #sum "\n"                                \
+  "vpdpwssd (%[at])%{1to16%}, %%zmm" #zeros ", %%zmm" #sum "\n"
+#define FPTQ_START_SAME(row, a, b, c, d, address)       \
+  FPTQ_MULTIPLY_ROW_SUM(a, 24)                          \
+  "vmovdqa64 %%zmm" #a ", %%zmm" #b "\n"                \
+  "vmovdqa64 %%zmm" #a ", %%zmm" #c "\n"                \
+  "vmovdqa64 %%zmm" #a ", %%zmm" #d "\n" FPTQ_NEXT_ROW_SUM
+#define FPTQ_START(row, a, b, c, d, address)                    \
+  FPTQ_MULTIPLY_ROW_SUM(a, 24) FPTQ_MULTIPLY_ROW_SUM(b, 25)     \
+  FPTQ_MULTIPLY_ROW_SUM(c, 26) FPTQ_MULTIPLY_ROW_SUM(d, 27) FPTQ_NEXT_ROW_SUM
+#define FPTQ_DOT(row, a, b, c, d, address)              \
+  "vpbroadcastd " address ", %%zmm31\n"                 \
+  "vpdpbusd %%zmm31, %%zmm24, %%zmm" #a "\n"            \
+  "vpdpbusd %%zmm31, %%zmm25, %%zmm" #b "\n"            \
+  "vpdpbusd %%zmm31, %%zmm26, %%zmm" #c "\n"            \
+  "vpdpbusd %%zmm31, %%zmm27, %%zmm" #d "\n"
+#define FPTQ_SCALE(row, column, sum, scale)                                             \
   "vcvtdq2ps %%zmm" #sum ", %%zmm" #sum "\n"                                            \
-  "vfmadd213ps " offset "(%[y]), %%zmm" #scale ", %%zmm" #sum "\n"                      \
-  "vmovups %%zmm" #sum ", " offset "(%[y])\n"
-#define FPTQ_FINISH(offset, a, b, c, d, address, q)                                     \
-  FPTQ_SCALE(offset "+0", a, 24) FPTQ_SCALE(offset "+64", b, 25)                        \
-  FPTQ_SCALE(offset "+128", c, 26) FPTQ_SCALE(offset "+192", d, 27)
+  "vfmadd213ps 256*" #row "+" #column "(%[at]), %%zmm" #scale ", %%zmm" #sum "\n"       \
+  "vmovups %%zmm" #sum ", 256*" #row "+" #column "(%[at])\n"
+#define FPTQ_FINISH(row, a, b, c, d, address)                                           \
+  FPTQ_SCALE(row, 0, a, 24) FPTQ_SCALE(row, 64, b, 25)                                  \
+  FPTQ_SCALE(row, 128, c, 26) FPTQ_SCALE(row, 192, d, 27)
 
 #define FPTQ_CODES(at, from)                            \
   "vmovups " at "+0(%[" from "]), %%zmm24\n"            \
   "vmovups " at "+64(%[" from "]), %%zmm25\n"           \
   "vmovups " at "+128(%[" from "]), %%zmm26\n"          \
   "vmovups " at "+192(%[" from "]), %%zmm27\n"
-#define FPTQ_STEPS(rows)                                \
-  FPTQ_ROWS_##rows(FPTQ_LOAD, "")                       \
-  ".balign 32\n"                                        \
-  "1:\n"                                                \
-  FPTQ_CODES("0", "codes")                              \
-  FPTQ_ROWS_##rows(FPTQ_DOT, "0")                       \
-  FPTQ_CODES("256", "codes")                            \
-  FPTQ_ROWS_##rows(FPTQ_DOT, "4")                       \
-  "add $8, %[x]\n"                                      \
-  "add $512, %[codes]\n"                                \
-  "dec %[steps]\n"                                      \
-  "jnz 1b\n"
+#define FPTQ_KEEP_CODES(at)                             \
+  "vmovups %%zmm24, " at "+0(%[codes])\n"               \
+  "vmovups %%zmm25, " at "+64(%[codes])\n"              \
+  "vmovups %%zmm26, " at "+128(%[codes])\n"             \
+  "vmovups %%zmm27, " at "+192(%[codes])\n"
+#define FPTQ_LOW_NIBBLES                                \
+  "vpandd 0(%[packed]), %%zmm28, %%zmm24\n"             \
+  "vpandd 64(%[packed]), %%zmm28, %%zmm25\n"            \
+  "vpandd 128(%[packed]), %%zmm28, %%zmm26\n"           \
+  "vpandd 192(%[packed]), %%zmm28, %%zmm27\n"
+#define FPTQ_HIGH_NIBBLES                               \
+  "vpsrlw $4, 0(%[packed]), %%zmm24\n"                  \
+  "vpsrlw $4, 64(%[packed]), %%zmm25\n"                 \
+  "vpsrlw $4, 128(%[packed]), %%zmm26\n"                \
+  "vpsrlw $4, 192(%[packed]), %%zmm27\n"                \
+  "vpandd %%zmm24, %%zmm28, %%zmm24\n"                  \
+  "vpandd %%zmm25, %%zmm28, %%zmm25\n"                  \
+  "vpandd %%zmm26, %%zmm28, %%zmm26\n"                  \
+  "vpandd %%zmm27, %%zmm28, %%zmm27\n"
+#define FPTQ_AHEAD "prefetcht1 (%[ahead])\n add %[pace], %[ahead]\n"
+#define FPTQ_NEXT_STEP "add $8, %[x]\n add $512, %[codes]\n dec %[left]\n"
 
-// sums [R, 64] += the dot products of `steps` (at least 1) steps of one byte per code; with kFinish
-// y [R, 64] += sums * scales instead, and sums are left as they were.
-template <int R, bool kFinish>
-void dot_steps(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t steps, int32_t* sums,
-               const float* scales, float* y);
+#define FPTQ_ADD_GROUPS(rows)                                                           \
+  "vpbroadcastd %[nibble], %%zmm28\n"                                                   \
+  "0: mov %[steps], %[left]\n"                                                          \
+  "mov %[row_sums], %[at]\n test %[at], %[at]\n jz 2f\n"                                \
+  "addq $4, %[row_sums]\n mov %[zeros], %[scratch]\n"                                   \
+  "cmpq $0, %[same_zeros]\n je 1f\n"                                                    \
+  "vpbroadcastd (%[scratch]), %%zmm24\n" FPTQ_ROWS_##rows(FPTQ_START_SAME, "") "jmp 3f\n" \
+  "1: addq $256, %[zeros]\n"                                                            \
+  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "") "jmp 3f\n"                \
+  "2: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_LOAD, "")                          \
+  "3: test %[packed], %[packed]\n jz 5f\n"                                              \
+  ".balign 64\n"                                                                        \
+  "4:\n"                                                                                \
+  FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
+  FPTQ_HIGH_NIBBLES FPTQ_KEEP_CODES("256") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")   \
+  "add $256, %[packed]\n" FPTQ_NEXT_STEP "jnz 4b\n jmp 6f\n"                            \
+  ".balign 64\n"                                                                        \
+  "5:\n"                                                                                \
+  FPTQ_CODES("0", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
+  FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
+  FPTQ_NEXT_STEP "jnz 5b\n"                                                             \
+  "6: mov %[scales], %[scratch]\n test %[scratch], %[scratch]\n jz 7f\n"                \
+  "addq $256, %[scales]\n mov %[y], %[at]\n"                                            \
+  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_FINISH, "")                          \
+  "decq %[groups]\n jnz 0b\n jmp 8f\n"                                                  \
+  "7: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_STORE, "")                         \
+  "8:\n"
 
-#define FPTQ_DEFINE_DOT_STEPS(rows)                                                               \
+// Does the work for a tile of R rows.
+template <int R>
+void add_groups(const GroupsWork& work, const TileWork& tile);
+
+#define FPTQ_DEFINE_ADD_GROUPS(rows)                                                              \
   template <>                                                                                     \
-  inline void dot_steps<rows, false>(const uint8_t* codes, const int8_t* x, int64_t stride,       \
-                                     int64_t steps, int32_t* sums, const float*, float*) {        \
-    __asm__ volatile(FPTQ_STEPS(rows) FPTQ_ROWS_##rows(FPTQ_STORE, "")                            \
-                     : [x] "+r"(x), [codes] "+r"(codes), [steps] "+r"(steps)                      \
-                     : [sums] "r"(sums), [stride] "r"(stride), [stride3] "r"(3 * stride),         \
-                       [stride5] "r"(5 * stride)                                                  \
-                     : "cc", "memory", FPTQ_ALL_ZMM);                                             \
-  }                                                                                               \
-  template <>                                                                                     \
-  inline void dot_steps<rows, true>(const uint8_t* codes, const int8_t* x, int64_t stride,        \
-                                    int64_t steps, int32_t* sums, const float* scales,            \
-                                    float* y) {                                                   \
-    __asm__ volatile(FPTQ_STEPS(rows) FPTQ_CODES("0", "scales")                                   \
-                     FPTQ_ROWS_##rows(FPTQ_FINISH, "")                                            \
-                     : [x] "+r"(x), [codes] "+r"(codes), [steps] "+r"(steps)                      \
-                     : [sums] "r"(sums), [stride] "r"(stride), [stride3] "r"(3 * stride),         \
-                       [stride5] "r"(5 * stride), [scales] "r"(scales), [y] "r"(y)                \
+  inline void add_groups<rows>(const GroupsWork& work, const TileWork& tile) {                    \
+    static const int32_t nibble = 0x0f0f0f0f;                                                     \
+    const uint8_t* packed = work.packed;                                                          \
+    uint8_t* codes = work.codes;                                                                  \
+    const int8_t* x = tile.x;                                                                     \
+    const uint8_t* ahead = work.ahead;                                                            \
+    int64_t groups = work.groups;                                                                 \
+    const int32_t* row_sums = tile.row_sums;                                                      \
+    const int32_t* zeros = work.zeros;                                                            \
+    const float* scales = work.scales;                                                            \
+    const void* at;                                                                               \
+    const void* scratch;                                                                          \
+    int64_t left;                                                                                 \
+    __asm__ volatile(FPTQ_ADD_GROUPS(rows)                                                        \
+                     : [x] "+r"(x), [codes] "+r"(codes), [packed] "+r"(packed),                   \
+                       [ahead] "+r"(ahead), [left] "=&r"(left), [at] "=&r"(at),                   \
+                       [scratch] "=&r"(scratch), [groups] "+m"(groups),                           \
+                       [row_sums] "+m"(row_sums), [zeros] "+m"(zeros), [scales] "+m"(scales)      \
+                     : [stride] "r"(work.stride), [stride3] "r"(3 * work.stride),                 \
+                       [stride5] "r"(5 * work.stride), [pace] "r"(work.pace),                     \
+                       [steps] "m"(work.steps), [row_sum_bytes] "m"(work.row_sum_bytes),          \
+                       [same_zeros] "m"(work.same_zeros), [partial] "m"(tile.partial),            \
+                       [y] "m"(tile.y), [nibble] "m"(nibble)                                      \
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
 
-FPTQ_DEFINE_DOT_STEPS(3)
-FPTQ_DEFINE_DOT_STEPS(4)
-FPTQ_DEFINE_DOT_STEPS(5)
-FPTQ_DEFINE_DOT_STEPS(6)
+FPTQ_DEFINE_ADD_GROUPS(3)
+FPTQ_DEFINE_ADD_GROUPS(4)
+FPTQ_DEFINE_ADD_GROUPS(5)
+FPTQ_DEFINE_ADD_GROUPS(6)
 
 }  // namespace
 

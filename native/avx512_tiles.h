@@ -19,7 +19,7 @@ constexpr int kVectors = 4;  // registers of 16 columns in a panel
 
 // Far enough to cover the latency of memory while a panel streams in, and across the end of a 4 KiB
 // page, at which the hardware prefetcher stops. The second-level cache is the best target.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 4096;
 
 constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step, one byte per code
 
@@ -36,13 +36,6 @@ inline __attribute__((always_inline)) __m512i broadcast_quad(const int8_t* x) {
   int32_t quad;
   std::memcpy(&quad, x, sizeof(quad));
   return _mm512_set1_epi32(quad);
-}
-
-// Bytes begin..end of an array come into the second-level cache.
-void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(bytes) + i, _MM_HINT_T1);
-  }
 }
 
 // The scales of a group are a stream of their own, too thin for the hardware prefetcher.
@@ -174,6 +167,20 @@ void store(const MatMulArgs& args, int64_t row, int64_t column, __m512 y) {
 }
 
 void store_rows(const MatMulArgs& args, Range rows, int64_t panel, const float* y) {
+  const PackedWeights& w = args.weights;
+  const int64_t first = panel * kPanelColumns;
+  if (first + kPanelColumns <= w.n && args.element == Element::kFloat32 && w.bias == nullptr) {
+    float* out = static_cast<float*>(args.output) + rows.begin * args.output_stride + first;
+    for (int64_t row = rows.begin; row < rows.end; ++row, y += kPanelColumns) {
+      const __m512 row_scale = _mm512_set1_ps(args.rows.scales[row]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        _mm512_storeu_ps(out + 16 * v, _mm512_mul_ps(_mm512_load_ps(y + 16 * v), row_scale));
+      }
+      out += args.output_stride;
+    }
+    return;
+  }
   for (int64_t row = rows.begin; row < rows.end; ++row, y += kPanelColumns) {
     for (int64_t c = 0; c < kPanelColumns; c += 16) {
       const int64_t column = panel * kPanelColumns + c;

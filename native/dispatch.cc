@@ -18,8 +18,8 @@ constexpr uint32_t kAvx512Set = kAvx2Set | kAvx512 | kAvx512Vnni;
 // to kernel.h; the native tests loop over this table.
 constexpr Kernel kKernels[] = {
 #if defined(FPTQ_X86_KERNELS)
-    {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx2, matmul_amx, gate_avx2},
-    {"avx512vnni", kAvx512Set, 6, 96, quantize_avx2, matmul_avx512vnni, gate_avx2},
+    {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx512, matmul_amx, gate_avx2},
+    {"avx512vnni", kAvx512Set, 6, 96, quantize_avx512, matmul_avx512vnni, gate_avx2},
     {"avxvnni", kAvx2Set | kAvxVnni, 6, 96, quantize_avx2, matmul_avxvnni, gate_avx2},
     {"avx2", kAvx2Set, 4, 96, quantize_avx2, matmul_avx2, gate_avx2},
 #endif

@@ -106,6 +106,7 @@ float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
 // One declaration per function that a kernel file defines; dispatch.cc has the table.
 void quantize_scalar(const QuantizeArgs& args, Range rows);
 void quantize_avx2(const QuantizeArgs& args, Range rows);
+void quantize_avx512(const QuantizeArgs& args, Range rows);
 void matmul_scalar(const MatMulArgs& args, Range rows, Range panels);
 void matmul_avx2(const MatMulArgs& args, Range rows, Range panels);
 void matmul_avxvnni(const MatMulArgs& args, Range rows, Range panels);

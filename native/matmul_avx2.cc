@@ -11,6 +11,9 @@ namespace fptq {
 namespace {
 
 constexpr int64_t kFlushSteps = 4;
+struct Quad {
+  int8_t channels[4];
+};
 constexpr int64_t kPlaneBytes = kPieceSteps * kUnpackedBytes;
 
 // Bytes to their low nibbles in one plane and their high ones in the next.
@@ -36,18 +39,18 @@ inline __attribute__((always_inline)) void add_few(const uint8_t* at, const int8
   }
 #pragma GCC unroll 1
   for (int64_t q = 0; q < 2 * steps; ++q, at += kLineBytes, x += 4) {
-    const __m256i codes[kVectors] = {load(at), load(at + 32)};
+    const __m256i low = load(at);
+    const __m256i high = load(at + 32);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const __m256i quad = broadcast_quad(x + r * stride);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        // Pinned: GCC 12 loads the codes again for every product and copies the sums around.
-        __m256i product;
-        __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
-                : "+x"(pairs[r][v]), "=&x"(product)
-                : "x"(codes[v]), "x"(quad));
-      }
+      // A row at once, pinned: GCC 12 broadcasts from registers, on a port that the products need,
+      // and copies the sums around.
+      __m256i quad, product;
+      __asm__("vpbroadcastd %6, %2\n\t"
+              "vpmaddubsw %2, %4, %3\n\tvpaddw %3, %0, %0\n\t"
+              "vpmaddubsw %2, %5, %3\n\tvpaddw %3, %1, %1"
+              : "+x"(pairs[r][0]), "+x"(pairs[r][1]), "=&x"(quad), "=&x"(product)
+              : "x"(low), "x"(high), "m"(*reinterpret_cast<const Quad*>(x + r * stride)));
     }
   }
 #pragma GCC unroll 8
@@ -79,7 +82,11 @@ struct Avx2 {
     const uint8_t* at = codes + first * kUnpackedBytes + byte;
     for (int64_t s = 0; s < steps; s += kFlushSteps) {
       const int64_t some = steps - s < kFlushSteps ? steps - s : kFlushSteps;
-      add_few<R>(at, x, stride, some, _mm256_set1_epi16(1), sums);
+      if (some == kFlushSteps) {  // the loop unrolls
+        add_few<R>(at, x, stride, kFlushSteps, _mm256_set1_epi16(1), sums);
+      } else {
+        add_few<R>(at, x, stride, some, _mm256_set1_epi16(1), sums);
+      }
       if (bits == 8) add_few<R>(at + kPlaneBytes, x, stride, some, _mm256_set1_epi16(16), sums);
       at += kFlushSteps * kUnpackedBytes;
       x += kFlushSteps * kStepChannels;

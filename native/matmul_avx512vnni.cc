@@ -5,8 +5,9 @@
 // 29 of 32. 24 independent accumulators also hide vpdpbusd's latency of 5 cycles at two per cycle.
 //
 // Unpacking nibbles uses the execution ports that vpdpbusd needs (12 instructions per 48 of them),
-// so for many rows a piece of a panel is unpacked once into the first-level cache and reused by
-// every tile. For few rows, where memory is the limit, each tile unpacks for itself.
+// so for many rows the first tile that works on a piece of a panel also leaves it unpacked in the
+// first-level cache, for the other tiles. For few rows, where memory is the limit, each tile unpacks
+// for itself.
 #include "avx512_tiles.h"
 #include "avx512_dot_asm.h"
 
@@ -48,60 +49,107 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   store_rows(args, {row, row + R}, panel, y);
 }
 
-// One byte per code: a line becomes the low nibbles (4 channels), then the high ones.
-void unpack(const uint8_t* line, int64_t steps, uint8_t* out) {
-  const __m512i low_nibble = _mm512_set1_epi8(15);
-  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, out += kUnpackedBytes) {
+// Minus the zero points of a group, as GroupsWork wants them.
+void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out) {
+  const uint8_t* zeros = w.zero_points + (panel * w.groups + g) * kPanelColumns;
+  for (int64_t c = 0; c < kPanelColumns; c += 16) {
+    const __m512i zero =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + c)));
+    const __m512i minus = _mm512_sub_epi32(_mm512_setzero_si512(), zero);
+    _mm512_store_si512(out + c, _mm512_and_si512(minus, _mm512_set1_epi32(0xffff)));
+  }
+}
+
+// A part of a long group begins: its sums start in memory. (The sum of a whole group of a piece fits
+// 16 bits: 256 channels of at least -128.)
+template <int R>
+void start_partial(const PackedWeights& w, const int32_t* sums, int64_t panel, int64_t g,
+                   int32_t* partial) {
+  Accumulators<R> acc;
+  start_group<R>(w, sums, panel, g, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const __m512i raw = _mm512_loadu_si512(line + 64 * v);
-      _mm512_store_si512(out + 64 * v, _mm512_and_si512(raw, low_nibble));
-      _mm512_store_si512(out + kLineBytes + 64 * v,
-                         _mm512_and_si512(_mm512_srli_epi16(raw, 4), low_nibble));
+      _mm512_store_si512(partial + r * kPanelColumns + 16 * v, acc[r][v]);
     }
   }
 }
 
-// Steps of one panel, one byte per code. A piece holds whole groups, or a part of one longer group.
+// A piece of one panel: whole groups of equal length, or a part of a longer one.
 struct Piece {
-  const uint8_t* codes;
-  int64_t panel;
   Range steps;
+  int64_t panel, group;
+  bool whole, begins;  // whether it has whole groups, and else whether its group begins here
+  GroupsWork work;
 };
 
-// Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`.
+// Rows that are worked on together, and their sums.
+struct Tile {
+  Range rows;
+  float* y;
+  int32_t* partial;
+};
+
+// Adds a piece to the sums of R rows: complete groups to y, a part of a longer one to `partial`. No
+// divisions: what stands between two tiles must be done before vpdpbusd has nothing left to do.
 template <int R>
-void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y,
-               int32_t* partial) {
+__attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& piece,
+                                         const Tile& tile) {
   const PackedWeights& w = args.weights;
-  const int8_t* x = args.rows.codes + row * args.rows.stride;
-  const int32_t* sums = args.rows.group_sums + row * w.groups;
-  int64_t g = piece.steps.begin / w.group_steps;
-  for (int64_t s = piece.steps.begin; s < piece.steps.end; ++g) {
-    const int64_t group_begin = g * w.group_steps;
-    const int64_t left = w.steps - group_begin;
-    const int64_t group_end = group_begin + (left < w.group_steps ? left : w.group_steps);
-    const int64_t end = group_end < piece.steps.end ? group_end : piece.steps.end;
-    if (s == group_begin) {
-      Accumulators<R> acc;
-      start_group<R>(w, sums, piece.panel, g, acc);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          _mm512_store_si512(partial + r * kPanelColumns + 16 * v, acc[r][v]);
-        }
-      }
-    }
-    const uint8_t* codes = piece.codes + (s - piece.steps.begin) * kUnpackedBytes;
-    const float* scales = w.scales + (piece.panel * w.groups + g) * kPanelColumns;
-    if (end == group_end) {
-      dot_steps<R, true>(codes, x + s * kStepChannels, args.rows.stride, end - s, partial, scales, y);
-    } else {
-      dot_steps<R, false>(codes, x + s * kStepChannels, args.rows.stride, end - s, partial, scales, y);
-    }
-    s = end;
+  const int32_t* row_sums = args.rows.group_sums + tile.rows.begin * w.groups;
+  const TileWork work = {
+      args.rows.codes + tile.rows.begin * args.rows.stride + piece.steps.begin * kStepChannels,
+      piece.whole ? row_sums + piece.group : nullptr, tile.partial, tile.y};
+  if (piece.begins) start_partial<R>(w, row_sums, piece.panel, piece.group, tile.partial);
+  add_groups<R>(piece.work, work);
+}
+
+// The lines of the output that a row of a tile will be written to.
+void prefetch_output(const MatMulArgs& args, int64_t row, int64_t panel) {
+  const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
+  const char* at = static_cast<const char*>(args.output) +
+                   (row * args.output_stride + panel * kPanelColumns) * size;
+  for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
+}
+
+// The piece that begins at a step.
+Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* zeros) {
+  static constexpr int32_t kMinus8 = 0xfff8;
+  static constexpr int32_t kMinus128 = 0xff80;
+  const int64_t g = begin / w.group_steps;
+  const int64_t group_left = w.group_steps - begin % w.group_steps;
+  const int64_t left = w.steps - begin;
+  Piece piece{};
+  piece.panel = panel;
+  piece.group = g;
+  piece.whole = w.group_steps <= kPieceSteps;
+  piece.begins = !piece.whole && group_left == w.group_steps;
+  GroupsWork& work = piece.work;
+  work.groups = 1;
+  if (!piece.whole) {
+    work.steps = group_left < kPieceSteps ? group_left : kPieceSteps;
+    if (left < work.steps) work.steps = left;
+  } else if (left < w.group_steps) {
+    work.steps = left;
+  } else {
+    work.steps = w.group_steps;
+    work.groups = (left < kPieceSteps ? left : kPieceSteps) / w.group_steps;
   }
+  piece.steps = {begin, begin + work.groups * work.steps};
+  if (work.steps >= group_left || piece.steps.end == w.steps) {
+    work.scales = w.scales + (panel * w.groups + g) * kPanelColumns;
+  }
+  work.row_sum_bytes = w.groups * static_cast<int64_t>(sizeof(int32_t));
+  work.same_zeros = w.zero_points == nullptr;
+  work.zeros = w.bits == 4 ? &kMinus8 : &kMinus128;
+  if (w.zero_points != nullptr && piece.whole) {
+    for (int64_t i = 0; i < work.groups; ++i) {
+      spread_zeros(w, panel, g + i, zeros + i * kPanelColumns);
+    }
+    work.zeros = zeros;
+  }
+  return piece;
 }
 
 // Many rows (at most kSharedRows): every piece of the panel is unpacked once for all of them.
@@ -112,42 +160,53 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   alignas(64) uint8_t codes[kPieceSteps * kUnpackedBytes];
   alignas(64) float y[kSharedRows * kPanelColumns];
   alignas(64) int32_t partial[kSharedRows * kPanelColumns];
+  alignas(64) int32_t zeros[kPieceSteps * kPanelColumns];
 
   // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
+  Tile all[kSharedRows / kMaxRows];
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
-  const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = t * count / tiles;
+    all[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
+    all[t].y = y + first * kPanelColumns;
+    // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
+    all[t].partial = partial + (w.group_steps > kPieceSteps ? first * kPanelColumns : 0);
+  }
+  const int64_t pieces = (w.steps + kPieceSteps - 1) / kPieceSteps;
+  const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0; begin < w.steps;) {
-    int64_t length = whole_groups;
-    if (whole_groups == 0) {  // a longer group: stop at its end
-      const int64_t group_left = w.group_steps - begin % w.group_steps;
-      length = group_left < kPieceSteps ? group_left : kPieceSteps;
-    }
-    const int64_t end = begin + length < w.steps ? begin + length : w.steps;
+    Piece piece = piece_at(w, panel, begin, zeros);
+    GroupsWork& work = piece.work;
+    const int64_t end = piece.steps.end;
     const uint8_t* source = lines + begin * line_bytes;
-    if (w.bits == 4) unpack(source, end - begin, codes);
-    const Piece piece = {w.bits == 4 ? codes : source, panel, {begin, end}};
-    const int64_t piece_bytes = kPieceSteps * line_bytes;
+    work.packed = w.bits == 4 ? source : nullptr;
+    work.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
+    work.stride = args.rows.stride;
+    // The next piece (or panel) comes from memory while this one is worked on.
+    work.ahead = lines + end * line_bytes;
+    work.pace = (line_bytes + 2 * tiles - 1) / (2 * tiles);
+    const int64_t later = (w.steps - end + kPieceSteps - 1) / kPieceSteps;
     for (int64_t t = 0; t < tiles; ++t) {
-      // The next piece (or panel) comes from memory while this one is worked on.
-      prefetch(lines + end * line_bytes, t * piece_bytes / tiles, (t + 1) * piece_bytes / tiles);
-      const int64_t first = t * count / tiles;
-      const int64_t row = rows.begin + first;
-      float* sums = y + first * kPanelColumns;
-      // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
-      int32_t* rest = whole_groups == 0 ? partial + first * kPanelColumns : partial;
-      switch ((t + 1) * count / tiles - first) {
-        case 6: add_piece<6>(args, piece, row, sums, rest); break;
-        case 5: add_piece<5>(args, piece, row, sums, rest); break;
-        case 4: add_piece<4>(args, piece, row, sums, rest); break;
-        case 3: add_piece<3>(args, piece, row, sums, rest); break;
+      const Tile& tile = all[t];
+      // Lines of the output, which are far apart, are fetched during the last pieces, some each.
+      for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
+        prefetch_output(args, row, panel);
+      }
+      switch (tile.rows.end - tile.rows.begin) {
+        case 6: add_piece<6>(args, piece, tile); break;
+        case 5: add_piece<5>(args, piece, tile); break;
+        case 4: add_piece<4>(args, piece, tile); break;
+        case 3: add_piece<3>(args, piece, tile); break;
         default: break;  // more than kMaxRows rows make no smaller tile
       }
+      if (end == w.steps) store_rows(args, tile.rows, panel, tile.y);
+      work.ahead += 2 * (end - begin) * work.pace;
+      work.packed = nullptr;
     }
     begin = end;
   }
-  store_rows(args, rows, panel, y);
 }
 
 template <bool kWide>
