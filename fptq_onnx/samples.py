@@ -118,15 +118,18 @@ class Samples:
             return
         session = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
         special = read_special_ids(self.tokenizer_folder or loaded.folder)
-        written = write_windows(
-            Decoder(session, io),
-            [*drawn.windows, *drawn.heldout],
-            np.random.default_rng(self.seed),
-            bos=special.bos,
-            eos=special.eos,
-            known=special.vocab_size,
-            track=tracker("writing samples", quiet),
-        )
+        try:
+            written = write_windows(
+                Decoder(session, io),
+                [*drawn.windows, *drawn.heldout],
+                np.random.default_rng(self.seed),
+                bos=special.bos,
+                eos=special.eos,
+                known=special.vocab_size,
+                track=tracker("writing samples", quiet),
+            )
+        except FptqError:
+            return  # what stops the model here stops calibration too, and that can say where
         cut = len(drawn.windows)
         self._opened = replace(drawn, windows=written[:cut], heldout=written[cut:])
         self._kind = GENERATED

@@ -11,7 +11,7 @@ from tiny_graphs import build, weight
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan, Plan
+from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 
 
 def entry(name: str, scheme: str = STATIC, **changes: object) -> LinearPlan:
@@ -65,8 +65,10 @@ def test_an_empty_plan_round_trips(tmp_path: Path) -> None:
 
 
 def test_counts_and_sites() -> None:
-    assert PLAN.counts() == {STATIC: 0, LAE_STATIC: 2, PER_TOKEN: 1, FLOAT: 1}
-    assert list(PLAN.counts()) == [STATIC, LAE_STATIC, PER_TOKEN, FLOAT]
+    assert PLAN.counts() == {
+        STATIC: 0, LAE_STATIC: 2, PER_TOKEN: 1, WEIGHT_ONLY: 0, FLOAT: 1,
+    }  # fmt: skip
+    assert list(PLAN.counts()) == [STATIC, LAE_STATIC, PER_TOKEN, WEIGHT_ONLY, FLOAT]
     assert PLAN.folded_sites() == ("norm_b", "norm_a")
     assert list(PLAN.by_name()) == ["q", "k", "up", "down"]
 
