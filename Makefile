@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -78,6 +78,11 @@ wheel-aarch64: $(STAMP)
 # Small matrices: threads of BLAS would only wait for each other.
 pytest: $(STAMP)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# lm-evaluation-harness on our models, with the extra it needs; local task files, no network.
+test-lm-eval: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[lm-eval]'
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_lm_eval_model.py
 
 clean:
 	rm -rf $(VENV) build
