@@ -2,7 +2,8 @@
 
     x  ->  QuantizeLinear(int8) -> DequantizeLinear  ->  MatMul(., DequantizeLinear(W int4 blocked))
 
-One pair per activation, shared by all linears that read it. A per-token activation has no constant
+One pair per activation, shared by all linears that read it; those with 8-bit weights get a pair
+each (see _OWN_AXES). A per-token activation has no constant
 scale; its scale is computed by standard ops and multiplied in after the product:
 
     s = Max(ReduceMax(Abs(x), last axis) / 127, tiny)
@@ -17,6 +18,7 @@ weights. Needs opset 21 (blocked INT4), see raise_opset.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +35,11 @@ from fptq_onnx.weight_store import WeightStore
 
 MINIMUM_OPSET = 21
 MINIMUM_IR_VERSION = 10
+
+# ONNX Runtime fuses 8-bit linears to integer products only where nothing else reads their rounded
+# input, and it makes one node of equal ones. A scale of the whole tensor has no axis, so that any one
+# tells them apart; these suit two dimensions and more. The first reader has the default, 1.
+_OWN_AXES = (1, 0, -1, -2)
 
 _CODE_TYPES = {  # by bits and whether symmetric
     (4, True): ir.DataType.INT4,
@@ -55,7 +62,8 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     """
     graph = model.graph
     linears = find_linears(model).by_name()
-    rounded: dict[tuple[int, float | None], _Rounded] = {}
+    rounded: dict[tuple[int, float | None, int], _Rounded] = {}
+    readers: Counter[int] = Counter()
     for entry in plan.linears:
         if entry.scheme == FLOAT:
             continue
@@ -69,9 +77,12 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         linear.nodes[0].replace_input_with(1, weight)
         if entry.scheme == WEIGHT_ONLY:
             continue
-        key = (id(current_input(linear)), entry.input_scale)
+        x = id(current_input(linear))
+        reader = readers[x] if entry.weight_bits == 8 else 0
+        readers[x] += 1
+        key = (x, entry.input_scale, reader)
         if key not in rounded:
-            rounded[key] = _round_activation(graph, linear, entry)
+            rounded[key] = _round_activation(graph, linear, entry, reader)
         linear.nodes[0].replace_input_with(0, rounded[key].codes)
         token_scale = rounded[key].token_scale
         if token_scale is not None:
@@ -88,7 +99,7 @@ class _Rounded:
     token_scale: ir.Value | None
 
 
-def _round_activation(graph: ir.Graph, linear: Linear, entry: LinearPlan) -> _Rounded:
+def _round_activation(graph: ir.Graph, linear: Linear, entry: LinearPlan, reader: int) -> _Rounded:
     """Put the nodes that round x to int8 and back before the linear."""
     x, dtype, prefix = current_input(linear), linear.weight.dtype, entry.name
     nodes: list[ir.Node] = []
@@ -101,7 +112,8 @@ def _round_activation(graph: ir.Graph, linear: Linear, entry: LinearPlan) -> _Ro
     static = 1.0 if entry.input_scale is None else entry.input_scale
     scale = constant_initializer(graph, f"{prefix}.x_scale", np.array(static, dtype.numpy()))
     zero = constant_initializer(graph, "fptq_zero_int8", np.array(0, np.int8))
-    quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{prefix}.x_q")
+    axis = {"axis": _OWN_AXES[reader % len(_OWN_AXES)]} if reader else {}
+    quantize = ir.node("QuantizeLinear", [source, scale, zero], axis, name=f"{prefix}.x_q")
     dequantize = ir.node(
         "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{prefix}.x_dq"
     )

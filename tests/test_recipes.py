@@ -3,6 +3,7 @@
 import json
 
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from command_line import MODEL, RANDOM_FEW, command
 
@@ -49,6 +50,18 @@ def test_a_recipe_writes_what_it_says(name, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["bits_per_weight"] == pytest.approx(bits, abs=0.06)
     assert report["verification"]["kl"] < kl
+
+
+@pytest.mark.parametrize("name", ["w8a8", "smoothquant"])
+def test_stock_onnxruntime_runs_all_8_bit_linears_as_integer_products(name, tmp_path):
+    arguments = ("--recipe", name, "--verify-samples", "0", "-o", tmp_path / "out", *RANDOM_FEW)
+    assert command("convert", MODEL, *arguments).returncode == 0
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(tmp_path / "out" / "model.onnx", options)
+    ops = [node.op_type for node in ir.load(tmp_path / "optimized.onnx").graph]
+    assert ops.count("MatMulIntegerToFloat") == 31 and "MatMul" not in ops
 
 
 def test_gptq_leaves_activations_in_float(tmp_path):
