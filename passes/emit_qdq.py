@@ -37,7 +37,7 @@ MINIMUM_OPSET = 21
 MINIMUM_IR_VERSION = 10
 
 # ONNX Runtime fuses 8-bit linears to integer products only where nothing else reads their rounded
-# input, and it makes one node of equal ones. A scale of the whole tensor has no axis, so that any one
+# input, and it makes one node of equal ones. A scale of the whole tensor has no axis, so any one
 # tells them apart; these suit two dimensions and more. The first reader has the default, 1.
 _OWN_AXES = (1, 0, -1, -2)
 
