@@ -20,8 +20,11 @@ constexpr const char* kInputNames[LinearOp::kInputs] = {"A", "B", "scales", "zer
 // A node has one part per linear of its model; far more is a damaged file.
 constexpr size_t kMaxParts = 64;
 
-// A group's integers must fit int32: code - zero is at most 15 or 255, |x| at most 128.
-constexpr int64_t max_group_length(int64_t bits) { return int64_t{1} << (bits == 4 ? 20 : 16); }
+// A group's integers must fit int32: |x| is at most 128, code - zero at most 15 for 4 bits around their
+// middle, and 255 for 8 bits and wherever zero points are given, whose bytes nobody looks at here.
+constexpr int64_t max_group_length(int64_t bits, bool zero_points) {
+  return int64_t{1} << (bits == 4 && !zero_points ? 20 : 16);
+}
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -71,6 +74,28 @@ bool has_input(const ort::Functions& f, const ort::KernelInfo* info, size_t inde
   return size > 1;  // the terminating zero counts
 }
 
+// Whether the node has an attribute, be it a text of any length, a number or integers.
+bool has_attribute(const ort::Functions& f, const ort::KernelInfo* info, const char* name) {
+  char text[1];
+  size_t size = sizeof(text);
+  float real = 0;
+  int64_t integer = 0;
+  int64_t integers[kMaxParts];
+  size_t count = kMaxParts;
+  bool found = false;
+  for (ort::Status* status : {f.KernelInfoGetAttribute_string(info, name, text, &size),
+                              f.KernelInfoGetAttribute_float(info, name, &real),
+                              f.KernelInfoGetAttribute_int64(info, name, &integer),
+                              f.KernelInfoGetAttributeArray_int64(info, name, integers, &count)}) {
+    if (status == nullptr) {
+      found = true;
+    } else {
+      f.ReleaseStatus(status);
+    }
+  }
+  return found || size > sizeof(text);  // a text that does not fit tells its size
+}
+
 }  // namespace
 
 LinearOp::LinearOp(const ort::Functions& f, const ort::KernelInfo* info, OpKind kind)
@@ -118,9 +143,10 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
   // A block longer than K is one group, like -1; so the cap loses nothing.
   w.group_steps = block == -1 ? w.steps : std::min(block / kStepChannels, w.steps);
   w.groups = ceil_div(w.steps, w.group_steps);
-  if (w.group_steps * kStepChannels > max_group_length(w.bits)) {
+  const int64_t longest = max_group_length(w.bits, has_input(f_, info, 3));
+  if (w.group_steps * kStepChannels > longest) {
     throw error("%s: a group of more than %lld channels overflows 32-bit sums; use a smaller "
-                "block_size", node, static_cast<long long>(max_group_length(w.bits)));
+                "block_size", node, static_cast<long long>(longest));
   }
   int64_t columns = 0;
   for (const int64_t n : ints_attribute(f_, info, "N", node_)) {
@@ -134,20 +160,13 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
     parts_.push_back(w);
   }
   if (parts_.empty()) throw error("%s: the attribute N is empty", node);
-  size_t outputs = 0;
-  check(f_, f_.KernelInfo_GetOutputCount(info, &outputs));
-  const bool gated = !string_attribute(info, "gate").empty();
-  if (outputs != (gated ? 1 : parts_.size())) {
-    throw error("%s: %zu outputs do not fit the attribute N of %zu columns counts", node, outputs,
-                parts_.size());
-  }
 }
 
 std::string LinearOp::string_attribute(const ort::KernelInfo* info, const char* name) const {
   char value[32] = "";
   size_t size = sizeof(value);
   ort::Status* status = f_.KernelInfoGetAttribute_string(info, name, value, &size);
-  if (status == nullptr) return value;
+  if (status == nullptr) return std::string(value, size - 1);  // the size counts the final 0
   f_.ReleaseStatus(status);  // absent, of another type or too long for any value we know
   return "";
 }
@@ -172,14 +191,22 @@ void LinearOp::read_activation_attributes(const ort::KernelInfo* info) {
 }
 
 void LinearOp::read_gate(const ort::KernelInfo* info) {
-  const std::string gate = string_attribute(info, "gate");
-  if (gate.empty()) return;
-  if (gate != "silu" && gate != "gelu_tanh") {
-    throw error("%s: the attribute gate must be \"silu\" or \"gelu_tanh\"", node_.c_str());
+  const char* node = node_.c_str();
+  if (has_attribute(f_, info, "gate")) {
+    const std::string gate = string_attribute(info, "gate");
+    if (gate != "silu" && gate != "gelu_tanh") {
+      throw error("%s: the attribute gate must be \"silu\" or \"gelu_tanh\"", node);
+    }
+    gate_ = gate == "silu" ? Gate::kSilu : Gate::kGeluTanh;
+    if (parts_.size() != 2 || parts_[0].n != parts_[1].n) {
+      throw error("%s: a gate needs N to be the same number twice", node);
+    }
   }
-  gate_ = gate == "silu" ? Gate::kSilu : Gate::kGeluTanh;
-  if (parts_.size() != 2 || parts_[0].n != parts_[1].n) {
-    throw error("%s: a gate needs N to be the same number twice", node_.c_str());
+  size_t outputs = 0;
+  check(f_, f_.KernelInfo_GetOutputCount(info, &outputs));
+  if (outputs != (gate_ == Gate::kNone ? parts_.size() : 1)) {
+    throw error("%s: %zu outputs do not fit the attribute N of %zu columns counts", node, outputs,
+                parts_.size());
   }
 }
 

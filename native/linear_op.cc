@@ -106,6 +106,7 @@ void LinearOp::compute(ort::KernelContext* context) const {
     void* y = nullptr;
     a.dims.back() = parts_[i].n;
     check(f_, f_.KernelContext_GetOutput(context, i, a.dims.data(), a.dims.size(), &output));
+    if (output == nullptr) throw error("%s: output %zu is left out", node_.c_str(), i);
     if (rows != 0) check(f_, f_.GetTensorMutableData(output, &y));
     call.outputs.push_back(y);
   }

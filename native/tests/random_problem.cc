@@ -35,12 +35,14 @@ uint16_t round_to_half(float value) {
 }
 
 Problem random_problem(Random& random) {
-  static const int64_t kBlocks[] = {8, 16, 32, 64, 128, 256, 1024, -1};
+  // Longer blocks are worked on in pieces: 520 and 1024 also twice and more in one problem.
+  static const int64_t kBlocks[] = {8, 16, 32, 64, 128, 256, 520, 1024, -1};
   Problem p{};
   p.m = pick(random, 1, random() % 16 == 0 ? 300 : random() % 2 ? 40 : 7);
   p.k = pick(random, 1, random() % 4 == 0 ? 900 : 140);
+  if (random() % 16 == 0) p.k = pick(random, 1000, 2400);
   p.n = pick(random, 1, 200);
-  p.block = kBlocks[random() % 8];
+  p.block = kBlocks[random() % 9];
   p.bits = random() % 4 == 0 ? 8 : 4;
   p.per_token = random() % 2;
   p.half = random() % 3 == 0;

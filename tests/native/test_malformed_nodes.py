@@ -44,6 +44,11 @@ CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "N of two linears": (_attribute("N", [30, 30, 10]), "input B has the shape"),
     "N overflows": (_attribute("N", [2**31 - 1, 1]), "together at most"),
     "gate unknown": (_attribute("gate", "relu"), 'must be "silu" or "gelu_tanh"'),
+    "gate long": (_attribute("gate", "silu" * 100), 'must be "silu" or "gelu_tanh"'),
+    "gate empty": (_attribute("gate", ""), 'must be "silu" or "gelu_tanh"'),
+    "gate a number": (_attribute("gate", 1), 'must be "silu" or "gelu_tanh"'),
+    "gate a float": (_attribute("gate", 1.5), 'must be "silu" or "gelu_tanh"'),
+    "gate integers": (_attribute("gate", [1, 2]), 'must be "silu" or "gelu_tanh"'),
     "gate of one": (_attribute("gate", "silu"), "the same number twice"),
     "N maximum": (_attribute("N", [2**31 - 1]), "input B has the shape"),
     "block_size 0": (_attribute("block_size", 0), "block_size = 0 must be -1 or"),
@@ -136,9 +141,23 @@ def test_a_scalar_has_no_last_dimension(op: Any) -> None:
         session.run(None, {"A": np.zeros((), np.float32)})
 
 
-def test_a_group_too_long_for_32_bits(op: Any) -> None:
-    k = 2**20 + 8
-    node = op.make_node(8, 1, 8)
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_an_output_left_out(op: Any, left_out: int) -> None:
+    model = op.build(op.make_node(K, N, BLOCK, parts=(35, 35)))
+    node = next(iter(model.graph))
+    model.graph.outputs.pop(left_out)
+    node.outputs[left_out].name = ""
+    # A last output left out is one output less, which is told when the session is made.
+    with pytest.raises(Exception, match=r"output 0 is left out|1 outputs do not fit"):
+        op.open_session(model).run(None, {"A": np.zeros((2, K), np.float32)})
+
+
+# Zero points, whose bytes are not looked at, may be 255: then a code is up to 255 away from them.
+@pytest.mark.parametrize(("k", "symmetric"), [(2**20 + 8, True), (2**16 + 8, False)])
+def test_a_group_too_long_for_32_bits(op: Any, k: int, symmetric: bool) -> None:
+    node = op.make_node(8, 1, 8, symmetric=symmetric, bias=False)
+    if symmetric:
+        node = node.with_constant("zero_points", None)
     node = node.with_attribute(K=k, block_size=-1)
     model = op.build(node)
     model.graph.inputs[0].shape = None
