@@ -15,6 +15,7 @@ from fptq_onnx.compare_command import add_compare_options, run_compare
 from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_command import add_eval_options, run_eval
+from fptq_onnx.export_command import add_export_options, add_exporter_option, onnx_of, run_export
 
 INTERRUPTED = 130
 WRONG = 2
@@ -71,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="convert a model to W4A8")
     convert.set_defaults(run=_convert)
-    convert.add_argument("model", type=Path, help="a .onnx file or a folder with model.onnx")
+    convert.add_argument(
+        "model",
+        type=Path,
+        help="a .onnx file or its folder; or a Hugging Face folder, exported first",
+    )
     convert.add_argument("-o", "--output", type=Path, help="folder to write (MODEL-w4a8)")
     convert.add_argument(
         "--target",
@@ -94,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--min-top1", type=float, metavar="SHARE", help="write nothing if fewer predictions agree"
     )
+    add_exporter_option(convert)
     add_planning(convert)
+
+    export = commands.add_parser("export", help="from a Hugging Face model to ONNX")
+    export.set_defaults(run=run_export)
+    add_export_options(export)
 
     inspect = commands.add_parser("inspect", help="show linears, ranges and schemes")
     inspect.set_defaults(run=_inspect)
@@ -145,24 +155,28 @@ def _convert(options: argparse.Namespace) -> None:
         "gate": Gate(options.max_kl, options.min_top1),
         "say": say,
     }
-    if recipe.name == FLOAT16:
-        if options.target or options.dry_run or options.plan:
-            raise FptqError("--recipe fp16 has neither plan nor targets: leave these options out")
-        output = options.output or default_output(options.model)
-        convert_float16(
-            options.model, output, samples=samples_of(options), threads=options.threads,
-            quiet=options.quiet, **common,
-        )  # fmt: skip
-        say(f"output       {output} ({FLOAT16})")
-        return
-    result: Conversion = convert(
-        options.model,
-        options.output,
-        targets=TARGETS if targets == ["all"] else targets,
-        dry_run=options.dry_run,
-        **common,
-        **planning(options, quantize=not options.equalize_only, fuse=not options.no_fuse),
-    )
+    output = options.output or default_output(options.model)
+    half = recipe.name == FLOAT16
+    if half and (options.target or options.dry_run or options.plan):
+        raise FptqError("--recipe fp16 has neither plan nor targets: leave these options out")
+    quantize, fuse = not options.equalize_only, not options.no_fuse
+    decisions = {} if half else planning(options, quantize=quantize, fuse=fuse)
+    with onnx_of(options, output, say=say) as model:
+        if half:
+            convert_float16(
+                model, output, samples=samples_of(options), threads=options.threads,
+                quiet=options.quiet, **common,
+            )  # fmt: skip
+            say(f"output       {output} ({FLOAT16})")
+            return
+        result: Conversion = convert(
+            model,
+            output,
+            targets=TARGETS if targets == ["all"] else targets,
+            dry_run=options.dry_run,
+            **common,
+            **decisions,
+        )
     if options.dry_run:
         for line in plan_table(result.plan):
             say(line)

@@ -19,13 +19,14 @@ from fptq_onnx.errors import FptqError
 REPORT_FILE = "report.json"
 
 
-def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
+def check_output(source: Path, output: Path, *, overwrite: bool, marker: str = REPORT_FILE) -> None:
     """Refuse an output that would endanger the input or somebody else's files.
 
     Args:
         source: the model as the user gave it, a file or a folder.
         output: where the result is to go.
         overwrite: replace an output folder that this tool wrote before.
+        marker: a file that only such a folder, or a folder in it, has.
 
     Raises:
         FptqError: the output is inside the input, holds it or the current folder, or exists and may
@@ -51,9 +52,9 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FptqError(f"the output {output} exists: give --overwrite to replace it")
-    if not list(output.glob(REPORT_FILE)) and not list(output.glob(f"*/{REPORT_FILE}")):
+    if not list(output.glob(marker)) and not list(output.glob(f"*/{marker}")):
         raise FptqError(
-            f"the output {output} was not written by this tool (no {REPORT_FILE}), so it is not "
+            f"the output {output} was not written by this tool (no {marker}), so it is not "
             f"overwritten: remove it or choose another with -o"
         )
 

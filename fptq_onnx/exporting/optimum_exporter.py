@@ -1,0 +1,41 @@
+"""Export with optimum-onnx: decoders with a KV cache, encoders with their hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fptq_onnx.errors import FptqError
+
+_OPSET = 18
+
+
+def export_with_optimum(source: Path, folder: Path, *, causal: bool) -> None:
+    """Write model.onnx, with its data beside it from 2 GB on.
+
+    Args:
+        source: the Hugging Face folder.
+        folder: exists.
+        causal: a decoder; otherwise an encoder.
+
+    Raises:
+        FptqError: optimum does not know the architecture.
+    """
+    from optimum.exporters.onnx import main_export
+
+    try:
+        main_export(
+            str(source),
+            folder,
+            task="text-generation-with-past" if causal else "feature-extraction",
+            library_name="transformers",
+            opset=_OPSET,
+            do_validation=False,  # the caller compares with torch itself
+            local_files_only=True,
+        )
+    except (ValueError, KeyError) as error:
+        text = str(error)
+        if "unsupported architecture" in text or "is not supported" in text:
+            raise FptqError(
+                "optimum-onnx does not support this architecture: try --exporter genai or dynamo"
+            ) from error
+        raise
