@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import Config
+from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -24,7 +25,9 @@ from fptq_onnx.progress import tracker
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.quality_gate import Gate
 from fptq_onnx.report import Report, human_bytes, scheme_lines
+from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
+from fptq_onnx.session import CUSTOM_DOMAIN
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.solve_budget import solve_budget
 from fptq_onnx.targets import EMITTERS
@@ -119,7 +122,7 @@ class Job:
             f"written      {target}: {human_bytes(report.bytes_before)} -> "
             f"{human_bytes(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
         )
-        copy_side_files(loaded.folder, folder, MODEL_FILE)
+        copy_side_files(loaded.folder, folder, MODEL_FILE, self._library(emitted.model))
         if self.samples.tokenizer_folder is not None:
             copy_tokenizer(self.samples.tokenizer_folder, folder)
         if self.verify_samples:
@@ -129,6 +132,16 @@ class Job:
             report = report.with_verification(result.as_dict())
         report.save(folder / REPORT_FILE)
         return report
+
+    def _library(self, model: ir.Model) -> Path | None:
+        """Our library if the model needs it; a conversion that is not checked can do without."""
+        if CUSTOM_DOMAIN not in model.opset_imports:
+            return None
+        try:
+            return library_path()
+        except FptqError as error:
+            self.say(f"note         onnxruntime-genai will miss our library: {error}")
+            return None
 
 
 def say_all(say: Callable[[str], None], lines: Iterable[str], warnings: Iterable[str] = ()) -> None:

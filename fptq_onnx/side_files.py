@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+
+from fptq_onnx.genai_config import GENAI_CONFIG, point_genai_config
 
 SIDE_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
-    "genai_config.json",
+    GENAI_CONFIG,
     "merges.txt",
     "preprocessor_config.json",
     "special_tokens_map.json",
@@ -23,24 +24,28 @@ SIDE_FILES = (
 )
 
 
-def copy_side_files(source: Path, destination: Path, model_file: str) -> tuple[str, ...]:
-    """Copy what is there of SIDE_FILES; point genai_config.json at `model_file`.
+def copy_side_files(
+    source: Path, destination: Path, model_file: str, library: Path | None = None
+) -> tuple[str, ...]:
+    """Copy what is there of SIDE_FILES; point genai_config.json at what was written.
 
     Args:
         source: the folder of the original model.
         destination: the output folder.
         model_file: name of the written model in it.
+        library: the custom-op library that it needs; copied along for onnxruntime-genai, which
+            finds it by genai_config.json, while other runtimes have it registered by the caller.
 
     Returns:
-        Names of the files copied.
+        Names of the files copied, without the library's.
     """
     copied = []
     for name in SIDE_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
             copied.append(name)
-    if "genai_config.json" in copied:
-        _point_genai_config(destination / "genai_config.json", model_file)
+    if GENAI_CONFIG in copied:
+        point_genai_config(destination, model_file, library)
     return tuple(copied)
 
 
@@ -50,15 +55,3 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         of_tokenizer = name.startswith("tokenizer") or name == "special_tokens_map.json"
         if of_tokenizer and (source / name).is_file() and not (destination / name).exists():
             shutil.copyfile(source / name, destination / name)
-
-
-def _point_genai_config(path: Path, model_file: str) -> None:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        decoder = config["model"]["decoder"]
-        if decoder["filename"] == model_file:
-            return
-        decoder["filename"] = model_file
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return  # not a layout we know: the copy stays as it was
-    path.write_text(json.dumps(config, indent=4), encoding="utf-8")

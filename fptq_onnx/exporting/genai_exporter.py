@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import traceback
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.genai_config import GENAI_CONFIG
 
 
 def export_with_genai(source: Path, folder: Path) -> None:
@@ -29,5 +31,11 @@ def export_with_genai(source: Path, folder: Path) -> None:
             "onnxruntime-genai's builder does not support this architecture: "
             "try --exporter optimum or dynamo"
         ) from error
+    except Exception:
+        # The last step is to save the tokenizer anew. It fails where there is none, or one of a
+        # newer transformers; the model is complete then, and its own tokenizer gets copied.
+        if not (folder / GENAI_CONFIG).is_file():
+            raise
+        traceback.print_exc()
     finally:
         shutil.rmtree(cache, ignore_errors=True)
