@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+EXPORT_VENV := .venv-export
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -84,5 +85,18 @@ test-lm-eval: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[lm-eval]'
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_lm_eval_model.py
 
+# Exporters, and converted models in onnxruntime-genai and optimum: in an own environment, so that
+# the main one shows that nothing needs torch. torch first: pip then takes no other build of it.
+test-export: $(EXPORT_VENV)/.installed
+	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q tests/exporting \
+	  tests/test_other_runtimes.py
+
+$(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)
+	$(EXPORT_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(EXPORT_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(EXPORT_VENV)/bin/python -m pip install --quiet --editable '.[export]' 'pytest>=8'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(EXPORT_VENV) build

@@ -70,3 +70,30 @@ def test_linked_files_are_copied_as_files(folders: tuple[Path, Path]) -> None:
     (source / "config.json").symlink_to(source.parent / "blob")
     assert copy_side_files(source, target, "model.onnx") == ("config.json",)
     assert not (target / "config.json").is_symlink()
+
+
+def test_the_library_goes_where_genai_looks_for_it(folders: tuple[Path, Path]) -> None:
+    source, target = folders
+    before = genai("decoder.onnx")
+    before["model"]["decoder"]["session_options"] = {"log_id": "x", "provider_options": []}  # type: ignore[index]
+    (source / "genai_config.json").write_text(json.dumps(before))
+    library = source.parent / "libops.so"
+    library.write_bytes(b"elf")
+    assert copy_side_files(source, target, "model.onnx", library) == ("genai_config.json",)
+    decoder = json.loads((target / "genai_config.json").read_text())["model"]["decoder"]
+    assert decoder["session_options"] == {
+        "log_id": "x",
+        "provider_options": [],
+        "custom_ops_library": "libops.so",
+    }
+    assert decoder["filename"] == "model.onnx" and decoder["head_size"] == 32
+    assert (target / "libops.so").read_bytes() == b"elf"
+
+
+def test_no_library_without_genai(folders: tuple[Path, Path]) -> None:
+    source, target = folders
+    (source / "config.json").write_text("{}")
+    library = source.parent / "libops.so"
+    library.write_bytes(b"elf")
+    copy_side_files(source, target, "model.onnx", library)
+    assert [path.name for path in target.iterdir()] == ["config.json"]
