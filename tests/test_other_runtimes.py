@@ -12,6 +12,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 from command_line import RANDOM_FEW, command
+from hf_models import small_llama
 
 import fptq_onnx
 from fptq_onnx.decoder import open_decoder
@@ -20,8 +21,6 @@ from fptq_onnx.text import load_tokenizer
 
 genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai: make test-export")
 pytest.importorskip("optimum.onnxruntime", reason="needs optimum-onnx: make test-export")
-
-from hf_models import small_llama  # it imports torch
 
 SHARED = Path(
     os.environ.get("FPTQ_SHARED_DATA", Path(__file__).parent.parent.parent / "shared" / "data")

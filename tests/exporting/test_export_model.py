@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from command_line import MODEL, RANDOM_FEW, command, leftovers, refused
+from hf_models import small_bert, small_gpt2, small_llama
 
 from fptq_onnx.decoder import open_decoder
 from fptq_onnx.exporting.exporters import EXPORTERS
@@ -24,8 +25,6 @@ from fptq_onnx.session import open_session
 pytest.importorskip("torch", reason="needs the extra export: make test-export")
 if importlib.util.find_spec("optimum") is None:
     pytest.skip("needs the extra export: make test-export", allow_module_level=True)
-
-from hf_models import small_bert, small_gpt2, small_llama  # they import torch
 
 FEW = ("--recipe", "paper", "--calibration", "random", *RANDOM_FEW)
 
