@@ -129,6 +129,21 @@ def planning(
     }
 
 
+def unused_in_float16(options: argparse.Namespace) -> list[str]:
+    """The options given that a conversion to float16 has no use for."""
+    names = (
+        "target", "dry_run", "plan", "no_fuse", "equalize_only", "stats", "v0", "v1", "block_size",
+        "asymmetric", "ignore", "w8", "weights", "equalization", "policy", "bits_budget",
+        "embedding_bits",
+    )  # fmt: skip
+    values = {name: getattr(options, name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is not None and value is not False and value != []  # 0 was given
+    ]
+
+
 def samples_of(options: argparse.Namespace) -> Samples:
     """The calibration samples that the options name."""
     from fptq_onnx.samples import Samples
