@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fptq_onnx import __version__
-from fptq_onnx.cli_planning import add_planning, planning, samples_of
+from fptq_onnx.cli_planning import add_planning, planning, samples_of, unused_in_float16
 from fptq_onnx.compare_command import add_compare_options, run_compare
 from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
@@ -157,8 +157,11 @@ def _convert(options: argparse.Namespace) -> None:
     }
     output = options.output or default_output(options.model)
     half = recipe.name == FLOAT16
-    if half and (options.target or options.dry_run or options.plan):
-        raise FptqError("--recipe fp16 has neither plan nor targets: leave these options out")
+    unused = unused_in_float16(options) if half else []
+    if unused:
+        raise FptqError(
+            f"--recipe fp16 only changes the type of floats: leave {', '.join(unused)} out"
+        )
     quantize, fuse = not options.equalize_only, not options.no_fuse
     decisions = {} if half else planning(options, quantize=quantize, fuse=fuse)
     with onnx_of(options, output, say=say) as model:

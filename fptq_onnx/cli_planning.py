@@ -70,6 +70,12 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         metavar="BITS",
         help="average per weight; what 4 bits leave goes to those in need",
     )
+    plan.add_argument(
+        "--embedding-bits",
+        type=int,
+        metavar="BITS",
+        help="of token embeddings: 8, 4 (custom and matmulnbits), or 32 to leave them (8)",
+    )
     plan.add_argument("--plan", type=Path, help="replay this plan.json")
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -97,7 +103,7 @@ def planning(
     }
     methods = {
         name: value
-        for name in ("weights", "equalization", "policy", "bits_budget")
+        for name in ("weights", "equalization", "policy", "bits_budget", "embedding_bits")
         if (value := getattr(options, name)) is not None
     }
     if options.plan is not None and given:
@@ -121,6 +127,21 @@ def planning(
         "threads": options.threads,
         "quiet": options.quiet,
     }
+
+
+def unused_in_float16(options: argparse.Namespace) -> list[str]:
+    """The options given that a conversion to float16 has no use for."""
+    names = (
+        "target", "dry_run", "plan", "no_fuse", "equalize_only", "stats", "v0", "v1", "block_size",
+        "asymmetric", "ignore", "w8", "weights", "equalization", "policy", "bits_budget",
+        "embedding_bits",
+    )  # fmt: skip
+    values = {name: getattr(options, name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is not None and value is not False and value != []  # 0 was given
+    ]
 
 
 def samples_of(options: argparse.Namespace) -> Samples:

@@ -37,6 +37,7 @@ class Config:
     weight_bits: of all linears that --w8 does not match: 4, or 8 (then per channel).
     bits_budget: average bits per weight; what 4 bits leave of it makes the linears that need it
         most 8 bits wide. None: all as `w8` says.
+    embedding_bits: of token embeddings: 8, 4 (not for target qdq), or 32 to leave them.
     quantize: False stops after equalization and writes float weights, to check the folds.
     """
 
@@ -52,6 +53,7 @@ class Config:
     policy: str = "measured"
     weight_bits: int = 4
     bits_budget: float | None = None
+    embedding_bits: int = 8
     quantize: bool = True
 
     @property
@@ -83,6 +85,10 @@ class Config:
                 raise FptqError(f"{option} {value!r} is not one of {', '.join(known)}")
         if self.weight_bits not in (4, 8):
             raise FptqError(f"weights have 4 or 8 bits, not {self.weight_bits}")
+        if self.embedding_bits not in (4, 8, 32):
+            raise FptqError(
+                f"--embedding-bits must be 8, 4, or 32 to leave them, got {self.embedding_bits}"
+            )
         if self.bits_budget is not None and not 0 < self.bits_budget <= 32:
             raise FptqError(f"--bits-budget must be between 4 and 32, got {self.bits_budget:g}")
         options = [("--ignore", self.ignore), ("--w8", self.w8)]
@@ -95,4 +101,4 @@ class Config:
                 ) from error
 
 
-PAPER = Config(weights="rtn", equalization="lae", policy="thresholds")
+PAPER = Config(weights="rtn", equalization="lae", policy="thresholds", embedding_bits=32)

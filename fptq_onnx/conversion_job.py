@@ -30,7 +30,7 @@ from fptq_onnx.samples import Samples
 from fptq_onnx.session import CUSTOM_DOMAIN
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.solve_budget import solve_budget
-from fptq_onnx.targets import EMITTERS
+from fptq_onnx.targets import emit
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
@@ -104,7 +104,7 @@ class Job:
         """Write one target's folder, and compare it with the original."""
         plan, loaded, say = prepared.plan, self.loaded, self.say
         report = new_report(target, loaded, self.scan, plan, self.config, self.samples, self.stats)
-        emitted = EMITTERS[target](prepared.model.clone(), plan, prepared.store, self.config)
+        emitted = emit(target, prepared.model.clone(), plan, prepared.store, self.config)
         report = replace(
             report,
             folded=prepared.folded,

@@ -106,6 +106,8 @@ def convert(
     if gate.closed and not verify_samples:
         raise FptqError("--max-kl and --min-top1 need samples to compare on: --verify-samples")
     _check_targets(targets)
+    if "qdq" in targets and config.embedding_bits == 4:
+        raise FptqError("standard ops have no lookup in 4 bits: --embedding-bits 8 for target qdq")
     source = Path(model)
     loaded = load_model(source)
     destination = default_output(source) if output is None else Path(output)

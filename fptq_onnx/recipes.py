@@ -38,7 +38,8 @@ class Recipe:
         return Config(**{**self.settings, **chosen})
 
 
-_PLAIN = {"weights": "rtn", "equalization": "none", "policy": "static"}
+# What rivals leave in floats stays so in their recipes.
+_PLAIN = {"weights": "rtn", "equalization": "none", "policy": "static", "embedding_bits": 32}
 
 RECIPES = (
     Recipe("fptq", "W4A8", "measured divisors and schemes, GPTQ weights in groups", "custom"),
@@ -47,7 +48,7 @@ RECIPES = (
         "W4A8",
         "FPTQ to the letter: thresholds on ranges, LAE, round to nearest",
         "custom",
-        {"weights": "rtn", "equalization": "lae", "policy": "thresholds"},
+        {"weights": "rtn", "equalization": "lae", "policy": "thresholds", "embedding_bits": 32},
     ),
     Recipe(
         "w4a8-static",
@@ -75,7 +76,7 @@ RECIPES = (
         "W4A16",
         "GPTQ weights in groups, activations in float",
         "matmulnbits",
-        {"weights": "gptq", "equalization": "none", "policy": "float"},
+        {"weights": "gptq", "equalization": "none", "policy": "float", "embedding_bits": 32},
     ),
     Recipe(FLOAT16, "W16A16", "weights and activations in float16", FLOAT16),
 )

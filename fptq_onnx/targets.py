@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -13,6 +13,7 @@ from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
 from fptq_onnx.passes.emit_qdq import MINIMUM_OPSET, emit_qdq
 from fptq_onnx.passes.fuse_gated_mlp import fuse_gated_mlp
 from fptq_onnx.passes.fuse_shared_inputs import fuse_shared_inputs
+from fptq_onnx.passes.quantize_embeddings import quantize_embeddings
 from fptq_onnx.passes.raise_opset import raise_opset
 from fptq_onnx.plan import Plan
 from fptq_onnx.weight_store import WeightStore
@@ -63,7 +64,27 @@ def _float(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> E
     return Emitted(model)
 
 
-EMITTERS: dict[str, Callable[[ir.Model, Plan, WeightStore, Config], Emitted]] = {
+def emit(target: str, model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
+    """Turn a prepared model into one target's, in place.
+
+    Args:
+        target: one of config.TARGETS, or FLOAT_TARGET.
+        model: the equalized model.
+        plan: schemes and groups.
+        store: the quantized weights.
+        config: what else is wanted: fusing, bits of embeddings.
+    """
+    emitted = _EMITTERS[target](model, plan, store, config)
+    if config.embedding_bits == 32 or target == FLOAT_TARGET:
+        return emitted
+    tables, declined = quantize_embeddings(emitted.model, config.embedding_bits, store)
+    if not tables and not declined:
+        declined = ("no token embedding was found to quantize: --embedding-bits changes nothing",)
+    lines = (f"embedding    {len(tables)} in {config.embedding_bits} bits",) if tables else ()
+    return replace(emitted, lines=(*emitted.lines, *lines), notes=(*emitted.notes, *declined))
+
+
+_EMITTERS: dict[str, Callable[[ir.Model, Plan, WeightStore, Config], Emitted]] = {
     "custom": _custom,
     "matmulnbits": _matmul_nbits,
     "qdq": _qdq,

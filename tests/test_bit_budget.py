@@ -22,7 +22,7 @@ from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
 from fptq_onnx.provenance import bits_per_weight
-from fptq_onnx.targets import EMITTERS
+from fptq_onnx.targets import emit
 
 ALL = ("zero points", "half blocks", "both", "8 bits")
 
@@ -62,7 +62,7 @@ def test_the_written_model_has_the_bits_planned(
     )  # fmt: skip
     config = Config(block_size=32, symmetric=symmetric, w8=("y",), fuse=fuse)
     made = quantized(model, tmp_path, block_size=32, symmetric=symmetric, w8=("y",))
-    emitted = EMITTERS["custom"](model.clone(), made.plan, made.store, config)
+    emitted = emit("custom", model.clone(), made.plan, made.store, config)
     written = bits_per_weight(made.plan, emitted.model)
     np.testing.assert_allclose(average_bits(made.plan), written, rtol=1e-12)
 

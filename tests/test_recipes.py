@@ -83,6 +83,12 @@ def test_gptq_leaves_activations_in_float(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_fp16_has_neither_plan_nor_targets(tmp_path):
-    done = command("convert", MODEL, "--recipe", "fp16", "--target", "qdq", "-o", tmp_path / "out")
-    assert done.returncode == 2 and "neither plan nor targets" in done.stderr
+@pytest.mark.parametrize(
+    "option",
+    ["--target qdq", "--v0 0", "--bits-budget 4.6", "--w8 head", "--no-fuse", "--dry-run"],
+)
+def test_fp16_refuses_what_it_has_no_use_for(tmp_path, option):
+    given = option.split()
+    done = command("convert", MODEL, "--recipe", "fp16", *given, "-o", tmp_path / "out")
+    assert done.returncode == 2 and f"leave {given[0]} out" in done.stderr
+    assert not (tmp_path / "out").exists()

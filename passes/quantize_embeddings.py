@@ -1,0 +1,212 @@
+"""Token embeddings in 8 or 4 bits: a table is one row of D values per token of the vocabulary.
+
+    8 bits, standard ops     Reshape(Cast(Gather(codes, ids)) * Gather(scales, ids))
+    4 bits                   com.microsoft::GatherBlockQuantized
+
+Rows are rounded in groups of channels like weights, symmetric: nearest of 8 bits, clip search of 4.
+A head that shares the table has codes of its own by now; a table that anything else still reads
+stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.constants import Constant, constant_of
+from fptq_onnx.numerics.clip_search import quantize_mse
+from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle, quantize_rtn
+from fptq_onnx.passes._replace import constant_initializer, lazy_initializer
+from fptq_onnx.weight_store import WeightStore
+
+# Below this a table is one of positions or token types: nothing to gain.
+_FEWEST_ELEMENTS = 1 << 16
+_BLOCKS_8 = (128, 64, 32)
+_BLOCK_4 = 32
+_INT4_IR_VERSION = 10
+_KEEPS_INDICES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+_TABLE_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def quantize_embeddings(
+    model: ir.Model, bits: int, store: WeightStore
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Replace the lookups of token embeddings, in place.
+
+    Args:
+        model: emitted: linears are quantized already.
+        bits: 8 or 4.
+        store: receives the codes, so that several targets share them.
+
+    Returns:
+        Names of the tables replaced, and a sentence for each that had to stay.
+
+    Raises:
+        FptqError: a table holds NaN or infinity.
+    """
+    lookups: dict[str, list[ir.Node]] = {}
+    tables: dict[str, Constant] = {}
+    for node in list(model.graph):
+        table = _table_of(node)
+        if table is not None:
+            lookups.setdefault(table.name, []).append(node)
+            tables[table.name] = table
+    declined = []
+    for name, table in tables.items():
+        others = {use.node.name for use in table.sources[0].uses() if use.node not in lookups[name]}
+        if others or table.sources[0].is_graph_output():
+            what = ", ".join(sorted(filter(None, others))) or "the model's output"
+            declined.append(f"the embedding {name} keeps its floats: {what} reads it too")
+            del lookups[name]
+            continue
+        if _key(name, bits) not in store:
+            store.put(_key(name, bits), _rounded(table, bits))
+        for node in lookups[name]:
+            (_eight if bits == 8 else _four)(model.graph, node, table, store)
+    if lookups and bits == 4:
+        model.graph.opset_imports["com.microsoft"] = 1
+        model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
+    if lookups:
+        common_passes.RemoveUnusedNodesPass()(model)
+    return tuple(lookups), tuple(declined)
+
+
+def _table_of(node: ir.Node) -> Constant | None:
+    """The table of a Gather of token embeddings."""
+    if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
+        return None
+    axis = node.attributes.get("axis")
+    table = constant_of(node.inputs[0])
+    if table is None or len(table.sources) != 1 or (axis is not None and axis.as_int() != 0):
+        return None
+    if len(table.shape) != 2 or table.dtype not in _TABLE_TYPES:
+        return None
+    if table.shape[0] * table.shape[1] < _FEWEST_ELEMENTS or table.sources[0] is not node.inputs[0]:
+        return None
+    ids = node.inputs[1]
+    if ids is None or ids.shape is None:  # its rank is needed
+        return None
+    return table if _are_tokens(ids) else None
+
+
+def _are_tokens(indices: ir.Value | None) -> bool:
+    """Whether indices are given to the model, not computed (as positions are)."""
+    while indices is not None and not indices.is_graph_input():
+        node = indices.producer()
+        if node is None or node.op_type not in _KEEPS_INDICES:
+            return False
+        indices = node.inputs[0]
+    return indices is not None
+
+
+def _key(name: str, bits: int) -> str:
+    return f"embedding {name} {bits}"
+
+
+def _rounded(table: Constant, bits: int) -> GroupWeights:
+    """The table [V, D] as weights [D, V]: groups run along D."""
+    rows = table.load().astype(np.float32, copy=False).T
+    if not np.isfinite(rows).all():
+        raise FptqError(
+            f"the embedding {table.name} holds NaN or infinity: use --embedding-bits 32"
+        )
+    if bits == 8:
+        return quantize_rtn(rows, _block_8(table.shape[1]), bits=8)
+    return quantize_mse(rows, np.ones(table.shape[1]), _BLOCK_4, bits=4)
+
+
+def _block_8(channels: int) -> int:
+    return next((block for block in _BLOCKS_8 if channels % block == 0), channels)
+
+
+def _eight(graph: ir.Graph, node: ir.Node, table: Constant, store: WeightStore) -> None:
+    key, (tokens, channels) = _key(table.name, 8), table.shape
+    block = _block_8(channels)
+    codes = _tensor(
+        graph,
+        f"{table.name}.W8",
+        ir.DataType.INT8,
+        (tokens, channels // block, block),
+        lambda: (store.get(key).codes ^ np.uint8(middle(8))).T.view(np.int8),
+    )
+    scales = _tensor(
+        graph,
+        f"{table.name}.scales",
+        table.dtype,
+        (tokens, channels // block, 1),
+        lambda: store.get(key).scales.T,
+    )
+    ids = node.inputs[1]
+    assert ids is not None and ids.shape is not None
+    # 0 keeps a dimension of the indices.
+    joined = np.array([0] * len(ids.shape) + [channels], np.int64)
+    shape = constant_initializer(graph, f"embedding.shape{len(joined)}.{channels}", joined)
+    picked = ir.node("Gather", [codes, ids])
+    floats = ir.node("Cast", picked.outputs, {"to": table.dtype})
+    rows = ir.node("Gather", [scales, ids])
+    product = ir.node("Mul", [floats.outputs[0], rows.outputs[0]])
+    whole = ir.node("Reshape", [product.outputs[0], shape])
+    _replace(node, [picked, floats, rows, product, whole])
+
+
+def _four(graph: ir.Graph, node: ir.Node, table: Constant, store: WeightStore) -> None:
+    key, (tokens, channels) = _key(table.name, 4), table.shape
+    codes = _tensor(
+        graph,
+        f"{table.name}.W4",
+        ir.DataType.INT4,
+        (tokens, channels),
+        lambda: store.get(key).codes.T.astype(np.int8) - np.int8(middle(4)),
+    )
+    scales = _tensor(
+        graph,
+        f"{table.name}.scales",
+        table.dtype,
+        (tokens, group_count(channels, _BLOCK_4)),
+        lambda: store.get(key).scales.T,
+    )
+    found = ir.node(
+        "GatherBlockQuantized",
+        [codes, node.inputs[1], scales],
+        {"gather_axis": 0, "quantize_axis": 1, "block_size": _BLOCK_4},
+        domain="com.microsoft",
+    )
+    _replace(node, [found])
+
+
+def _tensor(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    make: Callable[[], NDArray[np.generic]],
+) -> ir.Value:
+    """An initializer of this name, made when written; lookups of one table share it."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+
+    def shaped() -> NDArray[np.generic]:
+        return np.ascontiguousarray(make()).reshape(shape).astype(dtype.numpy(), copy=False)
+
+    return lazy_initializer(graph, name, dtype, shape, shaped)
+
+
+def _replace(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Put nodes in place of a lookup; the last one's output takes over."""
+    graph, old, new = node.graph, node.outputs[0], nodes[-1].outputs[0]
+    assert isinstance(graph, ir.Graph)
+    for index, made in enumerate(nodes):
+        made.name = f"{node.name}.{index}"
+        for output in made.outputs[: made is not nodes[-1]]:
+            output.name = f"{made.name}.output"
+    nodes[-1].metadata_props.update(node.metadata_props)
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    graph.insert_before(node, nodes)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    graph.remove(node, safe=True)
