@@ -59,12 +59,19 @@ const Kernel* choose_kernel(const char* forced, char* message, size_t message_si
     known = true;
     if (usable(kernel)) return &kernel;
   }
+  char runnable[128];
+  list_names(runnable, sizeof(runnable), true);
+  if (known) {
+    std::snprintf(message, message_size,
+                  "FPTQ_FORCE_KERNEL=%.64s needs instructions that this CPU lacks; it can run: %s",
+                  forced, runnable);
+    return nullptr;
+  }
   char names[128];
-  list_names(names, sizeof(names), true);
+  list_names(names, sizeof(names), false);
   std::snprintf(message, message_size,
-                known ? "FPTQ_FORCE_KERNEL=%.64s needs instructions that this CPU lacks; it can run: %s"
-                      : "FPTQ_FORCE_KERNEL=%.64s names no kernel; this CPU can run: %s",
-                forced, names);
+                "FPTQ_FORCE_KERNEL=%.64s names no kernel; the kernels are: %s; this CPU can run: %s",
+                forced, names, runnable);
   return nullptr;
 }
 
