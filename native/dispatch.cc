@@ -19,7 +19,7 @@ constexpr uint32_t kAvx512Set = kAvx2Set | kAvx512 | kAvx512Vnni;
 constexpr Kernel kKernels[] = {
 #if defined(FPTQ_X86_KERNELS)
     {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx512, matmul_amx, gate_avx2},
-    {"avx512vnni", kAvx512Set, 6, 96, quantize_avx512, matmul_avx512vnni, gate_avx2},
+    {"avx512vnni", kAvx512Set, 6, 132, quantize_avx512, matmul_avx512vnni, gate_avx2},
     {"avxvnni", kAvx2Set | kAvxVnni, 6, 96, quantize_avx2, matmul_avxvnni, gate_avx2},
     {"avx2", kAvx2Set, 4, 96, quantize_avx2, matmul_avx2, gate_avx2},
 #endif
