@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fptq_onnx.decoder import Decoder, find_io
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import compare
+from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import Linear, LinearScan, find_linears
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, dequantize, group_count
@@ -164,6 +165,7 @@ def measure_harm(
     io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
     reference = Decoder(open_session_in_memory(loaded.model, loaded.folder, threads=threads), io)
     entries = plan.by_name()
+    columns = column_divisors(scan.linears, divisors)
     harm = []
     for stage in track(list(groups.values()), len(groups)):
         rounded = [linear.name for linear in stage if entries[linear.name].weight_bits == 4]
@@ -174,7 +176,7 @@ def measure_harm(
         clone = loaded.model.clone()
         linears = find_linears(clone).by_name()
         for name in rounded:
-            _round(linears[name], entries[name], divisors, store)
+            _round(linears[name], entries[name], divisors, columns.get(name), store)
         session = open_session_in_memory(clone, loaded.folder, threads=threads)
         harm.append(compare(reference, Decoder(session, io), windows).kl)
     return [[linear.name for linear in stage] for stage in groups.values()], harm
@@ -184,12 +186,13 @@ def _round(
     linear: Linear,
     entry: LinearPlan,
     divisors: Mapping[str, NDArray[np.float32]],
+    columns: NDArray[np.float32] | None,
     store: WeightStore,
 ) -> None:
     """Put the rounded weight, undone of its divisors, into the float graph."""
     w = dequantize(store.get(entry.name))
     if entry.fold_site is not None:
         w = w / divisors[entry.fold_site][:, None]
-    if entry.name in divisors:
-        w = w * divisors[entry.name]
+    if columns is not None:
+        w = w * columns
     replace_weight(linear, ir.Tensor(w.astype(linear.weight.dtype.numpy())))

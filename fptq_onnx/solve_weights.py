@@ -21,6 +21,7 @@ from fptq_onnx.calibration.two_streams import TwoStreams
 from fptq_onnx.calibration.whole_feeds import Feed
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import Linear, LinearScan
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
@@ -110,15 +111,16 @@ def solve_weights(
         streams.enter(stage)
         weights = {linear.name: _weight(linear) for linear in stage.linears}
         ranges = range_of(stage.linears[0], stats)
-        view = StageView(stage, streams, list(weights.values()), ranges)
+        site = sites[stage.x]
+        columns = site.columns if isinstance(site, StageSite) else None
+        view = StageView(stage, streams, list(weights.values()), ranges, columns)
         planned = [entries[linear.name] for linear in stage.linears]
         judge = Judge(view.sizes, view.sample, view.weights, planned, config.weights)
         if replay:
             formula = planned[0].equalization
         else:
-            formula = _formula(view, judge, planned, sites[stage.x], config)
+            formula = _formula(view, judge, planned, site, config)
         divisor = fold_scale(formula, view.sizes)
-        site = sites[stage.x]
         if formula != NONE:
             problem = site if isinstance(site, str) else site.overflow(divisor)
             if isinstance(site, str) or problem:
@@ -162,7 +164,7 @@ def solve_weights(
             for linear in stage.linears
         }  # fmt: skip
         streams.leave(stage, outputs)
-    _divide_columns(store, scales)
+    _divide_columns(store, column_divisors(scan.linears, scales))
     ordered = tuple(entries[linear.name] for linear in scan.linears)
     return Solved(
         replace(plan, linears=ordered),
@@ -172,9 +174,9 @@ def solve_weights(
     )
 
 
-def _divide_columns(store: WeightStore, scales: Mapping[str, NDArray[np.float32]]) -> None:
-    """Give linears the divisors of the activation after them; their codes stay."""
-    for name, divisor in scales.items():
+def _divide_columns(store: WeightStore, divisors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Give linears the divisors [N] of the activation after them; their codes stay."""
+    for name, divisor in divisors.items():
         if name in store:
             found = store.get(name)
             store.put(name, replace(found, scales=(found.scales / divisor).astype(np.float32)))
@@ -194,6 +196,8 @@ def _formula(
         ]
         return min(formulas, key=judge.error)
     if config.equalization == "smoothquant":
+        if site.columns is not None and site.columns.through_attention:
+            return NONE  # as its authors leave it
         formula = SMOOTHQUANT
     elif site.norm is None:
         return NONE  # the paper folds into norms only

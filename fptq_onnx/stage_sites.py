@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.segments import Stage
-from fptq_onnx.graph.column_sites import find_column_sites
+from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear
 from fptq_onnx.passes.choose_schemes import fold_overflow
@@ -23,17 +23,20 @@ class StageSite:
     name: of the norm, or of the linear whose columns take them.
     norm: the norm; None for a linear.
     source: the linear; None for a norm.
+    columns: which of its columns; None for a norm.
     """
 
     name: str
     norm: FoldSite | None
     source: Linear | None = None
+    columns: ColumnSite | None = None
 
     def overflow(self, divisor: NDArray[np.float32]) -> str:
         """Why a gain, or a column or bias, divided by s does not fit its type; or ''."""
         if self.norm is not None:
             return fold_overflow(self.norm, divisor)
-        assert self.source is not None
+        assert self.source is not None and self.columns is not None
+        divisor = self.columns.divisors(divisor)
         for constant in (self.source.weight, self.source.bias):
             if constant is None or constant.dtype != ir.DataType.FLOAT16:
                 continue  # the others reach as far as float32
@@ -66,7 +69,8 @@ def stage_sites(
         elif name in columns:
             whole = set(columns[name].linears) == readers
             source = by_name[columns[name].name]
-            found[stage.x] = StageSite(source.name, None, source) if whole else _SEVERAL
+            site = StageSite(source.name, None, source, columns[name])
+            found[stage.x] = site if whole else _SEVERAL
         else:
             found[stage.x] = norm
     return found

@@ -11,6 +11,7 @@ from fptq_onnx.calibration.segments import Stage
 from fptq_onnx.calibration.stats import ChannelRange
 from fptq_onnx.calibration.two_streams import FLOAT, QUANTIZED, TwoStreams
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.column_sites import ColumnSite
 from fptq_onnx.graph.linears import Linear
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.numerics.fold_scales import ChannelSizes, weight_sizes
@@ -27,8 +28,22 @@ class StageView:
     """What the choices of one stage look at."""
 
     def __init__(
-        self, stage: Stage, streams: TwoStreams, weights: list[Rows], ranges: ChannelRange
+        self,
+        stage: Stage,
+        streams: TwoStreams,
+        weights: list[Rows],
+        ranges: ChannelRange,
+        columns: ColumnSite | None = None,
     ) -> None:
+        """Read the stage's input once.
+
+        Args:
+            stage: where the walk is.
+            streams: the two models.
+            weights: [K, N] of its linears.
+            ranges: of its input.
+            columns: what the divisors of its input would go into, if not a norm.
+        """
         self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
         batches = [len(rows) for rows in streams.rows(stage, FLOAT)]
         if not sum(batches):
@@ -54,9 +69,9 @@ class StageView:
         if broken:
             raise FptqError(f"NaN or infinity in the input of {self._where}: {broken}")
         self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
-        self.sizes = ChannelSizes(
-            ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights)
-        )
+        sizes = (ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights))
+        # Channels that one column makes have one divisor: the formulas see them alike.
+        self.sizes = ChannelSizes(*(columns.tied(x) for x in sizes) if columns else sizes)
 
     def pairs(self) -> Iterator[tuple[Rows, Rows]]:
         """The input in the float and in the quantized model, batch by batch."""

@@ -103,20 +103,21 @@ def _fold_columns(
     scale: NDArray[np.float32],
     linears: dict[str, Linear],
 ) -> None:
-    """Divide the columns and the bias of one linear, multiply the rows of those after it."""
+    """Divide columns and bias entries of one linear, multiply the rows of those after it."""
+    divisors = site.divisors(scale)
     transposed = _is_transposed(source)
     _replace_constant(
         source.nodes[0],
         1,
         source.weight,
         _transposed_divided if transposed else _divided,
-        scale,
+        divisors,
         transposed=transposed,
     )
     if source.bias is not None:
         node = source.nodes[-1]
         index = 2 if node.op_type.endswith("Gemm") else _bias_index(node, source)
-        _replace_constant(node, index, source.bias, _divided, scale)
+        _replace_constant(node, index, source.bias, _divided, divisors)
     _multiply_rows(site.linears, scale, linears)
 
 

@@ -1,9 +1,11 @@
-"""Where an equalization folds into a linear instead of a norm: up_proj before down_proj.
+"""Where an equalization folds into a linear instead of a norm: into its columns, and its bias.
 
     down(silu(gate) * up)        channel j of the product is linear in column j of up
+    fc2(relu(fc1))               relu(z / s) = relu(z) / s
+    o(attention(q, k, v))        see value_sites.py
 
-Dividing the product's channels by s is dividing the columns (and bias) of up by s: each output
-channel of up has scales of its own, so its 4-bit codes do not even change.
+Dividing the activation's channels by s is dividing the columns (and bias) of up, fc1 or v by s:
+each output channel has scales of its own, so its 4-bit codes do not even change.
 
 Reshapes keep the order of elements, so they may stand anywhere as long as the last dimension that
 enters the product is still up's channels: then the product's is, whatever the gate's shape.
@@ -12,13 +14,18 @@ enters the product is still up's channels: then the product's is, whatever the g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.fold_sites import passes_through, readers_of
 from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.value_sites import Columns, value_source
+
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,28 @@ class ColumnSite:
 
     name: of the linear that takes it, the key in plans.
     linears: names of all linears that read the activation.
+    n: columns of the linear that takes it.
+    spread: the column behind each channel of the activation, int64 [K].
+    through_attention: whether the cache holds the divided values.
     """
 
     name: str
     linears: tuple[str, ...]
+    n: int
+    spread: Columns = field(repr=False)
+    through_attention: bool = False
+
+    def tied(self, sizes: Floats) -> Floats:
+        """The largest [K] of channels made by the same column, which have one divisor."""
+        largest = np.full(self.n, -np.inf)
+        np.maximum.at(largest, self.spread, sizes)
+        return largest[self.spread]
+
+    def divisors(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+        """S [K] of the activation as divisors [N] of columns; 1 where a column makes no channel."""
+        found = np.ones(self.n, np.float32)
+        found[self.spread] = scale
+        return found
 
 
 def find_column_sites(linears: Sequence[Linear]) -> dict[str, ColumnSite]:
@@ -45,25 +70,48 @@ def find_column_sites(linears: Sequence[Linear]) -> dict[str, ColumnSite]:
     return found
 
 
+def column_divisors(
+    linears: Sequence[Linear], scales: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """Of divisors [K] by what takes them, those of columns: [N] by the name of the linear."""
+    sites = {site.name: site for site in find_column_sites(linears).values()}
+    return {name: sites[name].divisors(s) for name, s in scales.items() if name in sites}
+
+
 def _site_of(
     linear: Linear, by_node: Mapping[int, Linear], by_output: Mapping[int, Linear]
 ) -> ColumnSite | None:
     value = _before_casts(linear.x)
-    product = value.producer()
-    if product is None or product.op_type != "Mul" or product.domain not in ("", "ai.onnx"):
+    found = _elementwise_source(linear, value, by_output)
+    columns = np.arange(linear.k)
+    attention = found is None
+    if found is None:
+        traced = value_source(linear.x, linear.k, by_output)
+        if traced is None:
+            return None
+        found, columns = traced
+    readers = readers_of(value, by_node)
+    if isinstance(readers, str) or any(reader.k != linear.k for reader in readers):
         return None
-    for operand in reversed(product.inputs):
+    names = tuple(reader.name for reader in readers)
+    return ColumnSite(found.name, names, found.n, columns, attention)
+
+
+def _elementwise_source(
+    linear: Linear, value: ir.Value, by_output: Mapping[int, Linear]
+) -> Linear | None:
+    """The linear whose output is a factor of the value, or goes through a relu to it."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Mul", "Relu") or node.domain not in ("", "ai.onnx"):
+        return None
+    for operand in reversed(node.inputs):
         if operand is None:
             return None
         source = by_output.get(id(_before_casts(operand)))
         if source is None or source.n != linear.k or source.name == linear.name:
             continue
-        if not _leads_only_to(source.output, product) or _last_size(operand, source) != source.n:
-            continue
-        readers = readers_of(value, by_node)
-        if isinstance(readers, str) or any(reader.k != linear.k for reader in readers):
-            return None
-        return ColumnSite(source.name, tuple(reader.name for reader in readers))
+        if _leads_only_to(source.output, node) and _last_size(operand, source) == source.n:
+            return source
     return None
 
 

@@ -38,6 +38,9 @@ FOLDABLE = {
     " p = Mul(am, up) down = MatMul(p, Wd)",
     "a gate that is a linear": "n = Tanh(x) g = MatMul(n, Wg) up = MatMul(n, Wu) p = Mul(g, up)"
     " down = MatMul(p, Wd)",
+    "relu": "n = Tanh(x) up = MatMul(n, Wu) p = Relu(up) down = MatMul(p, Wd)",
+    "relu after a bias": "n = Tanh(x) up = Gemm(n, Wu, b) p = Relu(up) q = Cast<to = 1>(p)"
+    " down = Gemm(q, Wd, c)",
     "one weight of both": "n = Tanh(x) g = MatMul(n, Wu) s = Sigmoid(g) up = MatMul(n, Wu)"
     " p = Mul(s, up) down = MatMul(p, Wd)",
 }
@@ -52,6 +55,9 @@ NOT_FOLDABLE = {
     "a function of up": f"{_IN} up = MatMul(n, Wu) r = Relu(up) p = Mul(a, r) down = MatMul(p, Wd)",
     "rounded": f"{_IN} up = MatMul(n, Wu) i = Cast<to = 7>(up) f = Cast<to = 1>(i) p = Mul(a, f)"
     " down = MatMul(p, Wd)",
+    "softplus": "n = Tanh(x) up = MatMul(n, Wu) p = Softplus(up) down = MatMul(p, Wd)",
+    "relu feeds others": "n = Tanh(x) up = MatMul(n, Wu) p = Relu(up) down = MatMul(p, Wd)"
+    " z = Exp(p)",
     "a sum": f"{_IN} up = MatMul(n, Wu) p = Add(a, up) down = MatMul(p, Wd)",
     "a quotient": f"{_IN} up = MatMul(n, Wu) p = Div(a, up) down = MatMul(p, Wd)",
     "a function after the product": f"{_IN} up = MatMul(n, Wu) p = Mul(a, up) r = Tanh(p)"

@@ -1,0 +1,294 @@
+"""From the input of o_proj back through attention to v_proj, whose columns can take its divisors.
+
+    o_proj(merge heads(probabilities @ v))      channel j of the input is linear in a column of v
+
+A column of v serves a whole group of query heads (grouped-query attention), and v may be some
+columns of a wider linear (q, k and v in one). Forms: GroupQueryAttention, MultiHeadAttention,
+Attention (opset 23), and MatMul(probabilities, v) with its reshapes and transposes, heads repeated
+by Unsqueeze, Expand and Reshape.
+
+The cached values are divided as well: a cache made by the folded model belongs to it. Where a
+cache is not simply an input and an output of this model, nothing is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fptq_onnx.graph.constants import scalar_ints
+from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.walk_back import WalkBack, dimension, domain_of, input_of, int_of
+
+Columns = NDArray[np.int64]
+
+_SWAP_HEADS = [0, 2, 1, 3]
+_VALUE, _PRESENT = 2, 2
+_LAST = (-1, 2)  # of [batch, tokens, channels]
+
+
+@dataclass(frozen=True)
+class _AttentionOp:
+    """An op that computes attention.
+
+    past: the position of the cached values among its inputs.
+    heads: the attribute with the number of query heads.
+    unsupported: inputs that would have to be divided, or hold scales of the cache.
+    """
+
+    past: int
+    heads: str
+    unsupported: tuple[int, ...] = ()
+
+
+_OPS = {
+    ("com.microsoft", "GroupQueryAttention"): _AttentionOp(4, "num_heads", (12, 13)),
+    ("com.microsoft", "MultiHeadAttention"): _AttentionOp(7, "num_heads", (3,)),
+    ("", "Attention"): _AttentionOp(5, "q_num_heads"),
+}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the channels of o_proj's input lie in the values.
+
+    heads, size: of queries, and channels of each.
+    groups: heads of values; None where their width tells.
+    before: columns in front of the values.
+    part, parts: values are part `part` of `parts` of every head.
+    repeated: whether nodes repeat heads of values.
+    cache: the cached values, where a node joins them.
+    """
+
+    heads: int
+    size: int
+    groups: int | None = None
+    before: int = 0
+    part: int = 0
+    parts: int = 1
+    repeated: bool = False
+    cache: ir.Value | None = None
+
+    def columns(self, width: int) -> Columns | None:
+        """The column behind each channel [heads * size]; None where `width` is another."""
+        groups = self.groups or width // (self.size * self.parts)
+        if groups == 0 or self.heads % groups:
+            return None
+        if width != self.before + groups * self.size * self.parts:
+            return None
+        if self.groups is None and not self.repeated and groups not in (1, self.heads):
+            return None
+        head = np.arange(self.heads, dtype=np.int64) // (self.heads // groups)
+        first = self.before + (head * self.parts + self.part) * self.size
+        return (first[:, None] + np.arange(self.size)).reshape(-1)
+
+
+def value_source(
+    x: ir.Value, k: int, by_output: Mapping[int, Linear]
+) -> tuple[Linear, Columns] | None:
+    """The linear whose columns become the channels of x through attention.
+
+    Args:
+        x: input of a linear.
+        k: its channels.
+        by_output: linears by the id of their output value.
+
+    Returns:
+        The linear, and for each channel of x the column of it, int64 [k]; or None.
+    """
+    walk = WalkBack(x)
+    while walk.take("Reshape"):
+        pass  # heads merge into channels; the order of elements stays
+    node = walk.value.producer()
+    op = _OPS.get((domain_of(node), node.op_type)) if node is not None else None
+    if node is not None and op is not None:
+        layout = _through_op(walk, node, op, k)
+    else:
+        layout = _through_heads(walk, k)
+    if layout is None:
+        return None
+    found = _linear_of(walk, by_output)
+    if found is None:
+        return None
+    source, first, width = found
+    columns = layout.columns(width)
+    if columns is None or not walk.leads_only_here(_picks_others, layout.cache):
+        return None
+    return source, columns + first
+
+
+def _through_op(walk: WalkBack, node: ir.Node, op: _AttentionOp, k: int) -> _Layout | None:
+    """Through an op that takes and gives [batch, tokens, channels]."""
+    heads = int_of(node, op.heads)
+    groups = int_of(node, "kv_num_heads") or heads
+    if not heads or not groups or k % heads or heads % groups or not _owns_cache(node, op):
+        return None
+    size = k // heads
+    packed = input_of(node, _VALUE) is None
+    if packed and node.op_type != "GroupQueryAttention":
+        return None
+    walk.take(node.op_type, 0 if packed else _VALUE, domain_of(node))
+    return _Layout(heads, size, groups, before=(heads + groups) * size if packed else 0)
+
+
+def _owns_cache(node: ir.Node, op: _AttentionOp) -> bool:
+    """Whether the op's cache of values is an input and an output of the model, or it has none."""
+    if any(input_of(node, index) is not None for index in op.unsupported):
+        return False
+    past = input_of(node, op.past)
+    present = node.outputs[_PRESENT] if len(node.outputs) > _PRESENT else None
+    used = present is not None and (present.uses() or present.is_graph_output())
+    if past is None:
+        return not used
+    return _is_cache_input(past) and not (present is not None and present.uses())
+
+
+def _is_cache_input(value: ir.Value) -> bool:
+    readers = [use.node for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
+    return value.is_graph_input() and len(readers) == 1
+
+
+def _through_heads(walk: WalkBack, k: int) -> _Layout | None:
+    """Through what works on [batch, heads, tokens, size]."""
+    if not _swap_heads(walk):
+        return None
+    heads = None
+    node = walk.value.producer()
+    if node is not None and (domain_of(node), node.op_type) == ("", "Attention"):
+        if not _owns_cache(node, _OPS["", "Attention"]) or "q_num_heads" in node.attributes:
+            return None
+        walk.take("Attention", _VALUE)
+        repeated: bool | None = True  # by the op
+    else:
+        split = walk.take("Reshape")  # after a product in three dimensions: batch and heads as one
+        if split is not None:
+            heads = dimension(split.inputs[1], 1)
+        if not walk.take("MatMul", 1):
+            return None
+        repeated = _repeat(walk, merged=split is not None)
+    if repeated is None:
+        return None
+    joined = walk.value.producer()
+    past = joined.inputs[0] if joined is not None and joined.op_type == "Concat" else None
+    cache = None
+    if past is not None and joined is not None:
+        if int_of(joined, "axis") not in (-2, 2) or not _is_cache_input(past):
+            return None
+        if len(joined.inputs) != 2 or not walk.take("Concat", 1):
+            return None
+        cache = joined.outputs[0]
+    found = _size_of_heads(walk)
+    if found is None:
+        return None
+    size, part, parts = found
+    if k % size or heads not in (None, k // size):
+        return None
+    return _Layout(k // size, size, None, 0, part, parts, repeated, cache)
+
+
+def _size_of_heads(walk: WalkBack) -> tuple[int, int, int] | None:
+    """From [batch, heads, tokens, size] to channels: size, and which of how many parts of a head.
+
+    Parts: of [batch, tokens, heads, parts, size], or of [batch, heads, tokens, parts * size].
+    """
+    value = walk.value
+    cut = walk.take("Split")
+    if not _swap_heads(walk):
+        return None
+    picked = walk.take("Gather") if cut is None else None
+    shaped = walk.take("Reshape")
+    last = dimension(shaped.inputs[1], -1) if shaped is not None else None
+    if shaped is None or last is None or last <= 0:
+        return None
+    if cut is not None:
+        sizes = scalar_ints(input_of(cut, 1)) or [last // len(cut.outputs)] * len(cut.outputs)
+        if int_of(cut, "axis") not in (-1, 3) or len(set(sizes)) != 1 or sum(sizes) != last:
+            return None
+        return sizes[0], [id(output) for output in cut.outputs].index(id(value)), len(sizes)
+    if picked is not None:
+        index = scalar_ints(picked.inputs[1])
+        parts = dimension(shaped.inputs[1], -2) or 0
+        if int_of(picked, "axis") != 3 or index is None or not 0 <= index[0] < parts:
+            return None
+        return last, index[0], parts
+    return last, 0, 1
+
+
+def _swap_heads(walk: WalkBack) -> bool:
+    node = walk.value.producer()
+    perm = node.attributes.get("perm") if node is not None else None
+    return (
+        perm is not None
+        and list(perm.as_ints()) == _SWAP_HEADS
+        and walk.take("Transpose") is not None
+    )
+
+
+def _repeat(walk: WalkBack, *, merged: bool) -> bool | None:
+    """Whether heads are repeated; None where the nodes do something else."""
+    if not walk.take("Reshape"):
+        return None if merged else False
+    if not walk.take("Expand"):
+        # Only batch and heads become one, undone by the reshape after the product.
+        return False if merged else None
+    node = walk.take("Unsqueeze")
+    return True if node is not None and scalar_ints(input_of(node, 1)) == [2] else None
+
+
+def _linear_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:
+    """The linear whose columns the value is: the linear, the first column and their count."""
+    value = walk.value
+    if id(value) in by_output:
+        return by_output[id(value)], 0, by_output[id(value)].n
+    split = walk.take("Split") or walk.take("Slice")
+    if split is None:
+        return None
+    shaped = walk.take("Reshape") if id(walk.value) not in by_output else None
+    source = by_output.get(id(walk.value))
+    if source is None:
+        return None
+    if shaped is not None and dimension(shaped.inputs[1], -1) != source.n:
+        return None
+    if split.op_type == "Slice":
+        span = _span(split, source.n)
+        return None if span is None else (source, span[0], span[1] - span[0])
+    sizes = scalar_ints(input_of(split, 1))
+    if sizes is None or int_of(split, "axis") not in _LAST or sum(sizes) != source.n:
+        return None
+    index = [id(output) for output in split.outputs].index(id(value))
+    return source, sum(sizes[:index]), sizes[index]
+
+
+def _span(node: ir.Node, n: int) -> tuple[int, int] | None:
+    """First column and the one after the last of a Slice of the last dimension."""
+    found = [scalar_ints(input_of(node, index)) for index in (1, 2, 3)]
+    steps = input_of(node, 4)
+    if any(item is None or len(item) != 1 for item in found):
+        return None
+    if steps is not None and scalar_ints(steps) != [1]:
+        return None
+    (start,), (stop,), (axis,) = (item for item in found if item is not None)
+    if axis not in _LAST:
+        return None
+    start, stop, _ = slice(start, stop).indices(n)
+    return (start, stop) if start < stop else None
+
+
+def _picks_others(node: ir.Node, other: ir.Node) -> bool:
+    """Whether another reader of a value takes parts of it that a node on the way does not."""
+    if node.op_type != other.op_type or domain_of(other) != "":
+        return False
+    if node.op_type == "Gather":
+        indices = [scalar_ints(item.inputs[1]) for item in (node, other)]
+        same_axis = int_of(node, "axis") == int_of(other, "axis")
+        return same_axis and None not in indices and indices[0] != indices[1]
+    if node.op_type == "Slice":
+        spans = [_span(item, 1 << 40) for item in (node, other)]
+        if spans[0] is None or spans[1] is None:
+            return False
+        return spans[0][1] <= spans[1][0] or spans[1][1] <= spans[0][0]
+    return False
