@@ -18,8 +18,8 @@ namespace {
 // Steps unpacked at once: 8 KiB (16 of 8-bit codes in two planes) of the first-level cache.
 constexpr int64_t kPieceSteps = 16;
 constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step
-// Rows that share an unpacked piece; their sums take 24 KiB, twice where groups are long.
-constexpr int64_t kSharedRows = 96;
+// Rows that share an unpacked piece; their sums take 33 KiB, twice where groups are long.
+constexpr int64_t kSharedRows = 132;
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int kVectors = 2;  // registers of 8 columns that a tile has
 constexpr int64_t kTileColumns = 8 * kVectors;

@@ -19,9 +19,9 @@ constexpr uint32_t kAvx512Set = kAvx2Set | kAvx512 | kAvx512Vnni;
 constexpr Kernel kKernels[] = {
 #if defined(FPTQ_X86_KERNELS)
     {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx512, matmul_amx, gate_avx2},
-    {"avx512vnni", kAvx512Set, 6, 96, quantize_avx512, matmul_avx512vnni, gate_avx2},
-    {"avxvnni", kAvx2Set | kAvxVnni, 6, 96, quantize_avx2, matmul_avxvnni, gate_avx2},
-    {"avx2", kAvx2Set, 4, 96, quantize_avx2, matmul_avx2, gate_avx2},
+    {"avx512vnni", kAvx512Set, 6, 132, quantize_avx512, matmul_avx512vnni, gate_avx2},
+    {"avxvnni", kAvx2Set | kAvxVnni, 6, 132, quantize_avx2, matmul_avxvnni, gate_avx2},
+    {"avx2", kAvx2Set, 4, 132, quantize_avx2, matmul_avx2, gate_avx2},
 #endif
 #if defined(FPTQ_ARM_KERNELS)
     {"neon_i8mm", kNeonI8mm, 4, 96, quantize_neon, matmul_neon_i8mm, gate_neon},
@@ -59,12 +59,19 @@ const Kernel* choose_kernel(const char* forced, char* message, size_t message_si
     known = true;
     if (usable(kernel)) return &kernel;
   }
+  char runnable[128];
+  list_names(runnable, sizeof(runnable), true);
+  if (known) {
+    std::snprintf(message, message_size,
+                  "FPTQ_FORCE_KERNEL=%.64s needs instructions that this CPU lacks; it can run: %s",
+                  forced, runnable);
+    return nullptr;
+  }
   char names[128];
-  list_names(names, sizeof(names), true);
+  list_names(names, sizeof(names), false);
   std::snprintf(message, message_size,
-                known ? "FPTQ_FORCE_KERNEL=%.64s needs instructions that this CPU lacks; it can run: %s"
-                      : "FPTQ_FORCE_KERNEL=%.64s names no kernel; this CPU can run: %s",
-                forced, names);
+                "FPTQ_FORCE_KERNEL=%.64s names no kernel; the kernels are: %s; this CPU can run: %s",
+                forced, names, runnable);
   return nullptr;
 }
 

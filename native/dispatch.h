@@ -18,7 +18,7 @@ bool usable(const Kernel& kernel);
 
 // The kernel to use: the one that `forced` (FPTQ_FORCE_KERNEL) names, or the first usable one when
 // `forced` is null or empty. Null when the name is unknown or the CPU lacks it; `message` then
-// holds one sentence that lists the choices.
+// holds one sentence that lists the choices, for an unknown name also those of other CPUs.
 const Kernel* choose_kernel(const char* forced, char* message, size_t message_size);
 
 }  // namespace fptq

@@ -28,14 +28,19 @@ constexpr int64_t max_group_length(int64_t bits, bool zero_points) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+// Names longer than this are cut in messages, which are of limited length themselves.
+constexpr size_t kShownName = 120;
+
 std::string node_name(const ort::Functions& f, const ort::KernelInfo* info, OpKind kind) {
-  char name[128] = "";
-  size_t size = sizeof(name);
-  // A name longer than the buffer is an error status: do without it.
-  ort::Status* status = f.KernelInfo_GetNodeName(info, name, &size);
-  if (status != nullptr) {
-    f.ReleaseStatus(status);
-    name[0] = '\0';
+  size_t size = 0;  // with the terminating zero
+  check(f, f.KernelInfo_GetNodeName(info, nullptr, &size));
+  std::string name(size, '\0');
+  check(f, f.KernelInfo_GetNodeName(info, &name[0], &size));
+  name.resize(size == 0 ? 0 : size - 1);
+  if (name.size() > kShownName) {
+    size_t end = kShownName;
+    while (end > 0 && (name[end] & 0xc0) == 0x80) --end;  // between characters of UTF-8
+    name = name.substr(0, end) + "...";
   }
   return std::string("fptq::") + kind.name() + " '" + name + "'";
 }
@@ -104,7 +109,7 @@ LinearOp::LinearOp(const ort::Functions& f, const ort::KernelInfo* info, OpKind 
   read_activation_attributes(info);
   read_gate(info);
   read_weights(info);
-  char message[256];
+  char message[512];
   kernel_ = choose_kernel(std::getenv("FPTQ_FORCE_KERNEL"), message, sizeof(message));
   if (kernel_ == nullptr) throw error("%s", message);
   check(f_, f_.KernelInfoGetAllocator(info, ort::kMemDefault, &allocator_));

@@ -19,8 +19,12 @@ constexpr int kMaxRows = 6;
 
 // Steps unpacked at once: 16 KiB of the first-level cache.
 constexpr int64_t kPieceSteps = 32;
-// Rows that share an unpacked piece; their sums take 24 KiB, twice where groups are long.
-constexpr int64_t kSharedRows = 96;
+// How far behind the end of a piece fetching from memory begins while it is worked on: what is nearer
+// was fetched before.
+constexpr int64_t kAheadBytes = 2048;
+// Rows that share an unpacked piece. Their sums take 33 KiB, twice where groups are long, which is more
+// than the first-level cache has left; unpacking for fewer rows each would cost more.
+constexpr int64_t kSharedRows = 132;
 
 // Few rows: one tile, straight from the weights.
 template <int R, bool kWide>
@@ -101,6 +105,8 @@ __attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& pi
   const TileWork work = {
       args.rows.codes + tile.rows.begin * args.rows.stride + piece.steps.begin * kStepChannels,
       piece.whole ? row_sums + piece.group : nullptr, tile.partial, tile.y};
+  // The sums of the next tile's rows are that many lines of cache.
+  for (int64_t r = R; r < 2 * R; ++r) __builtin_prefetch(row_sums + r * w.groups + piece.group);
   if (piece.begins) start_partial<R>(w, row_sums, piece.panel, piece.group, tile.partial);
   add_groups<R>(piece.work, work);
 }
@@ -113,28 +119,37 @@ void prefetch_output(const MatMulArgs& args, int64_t row, int64_t panel) {
   for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
 }
 
-// The piece that begins at a step.
-Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* zeros) {
+// Whole groups: of a panel, and of a piece (0 if none fits). Divided once, because what a division
+// decides between two pieces is late for vpdpbusd.
+struct GroupCounts {
+  explicit GroupCounts(const PackedWeights& w)
+      : panel(w.steps / w.group_steps), piece(kPieceSteps / w.group_steps) {}
+  int64_t panel, piece;
+};
+
+// The piece that begins at a step, which belongs to group g.
+Piece piece_at(const PackedWeights& w, const GroupCounts& counts, int64_t panel, int64_t begin,
+               int64_t g, int32_t* zeros) {
   static constexpr int32_t kMinus8 = 0xfff8;
   static constexpr int32_t kMinus128 = 0xff80;
-  const int64_t g = begin / w.group_steps;
-  const int64_t group_left = w.group_steps - begin % w.group_steps;
+  const int64_t group_left = (g + 1) * w.group_steps - begin;
   const int64_t left = w.steps - begin;
   Piece piece{};
   piece.panel = panel;
   piece.group = g;
-  piece.whole = w.group_steps <= kPieceSteps;
+  piece.whole = counts.piece != 0;
   piece.begins = !piece.whole && group_left == w.group_steps;
   GroupsWork& work = piece.work;
   work.groups = 1;
   if (!piece.whole) {
     work.steps = group_left < kPieceSteps ? group_left : kPieceSteps;
     if (left < work.steps) work.steps = left;
-  } else if (left < w.group_steps) {
+  } else if (g == counts.panel) {
     work.steps = left;
   } else {
+    const int64_t groups_left = counts.panel - g;
     work.steps = w.group_steps;
-    work.groups = (left < kPieceSteps ? left : kPieceSteps) / w.group_steps;
+    work.groups = groups_left < counts.piece ? groups_left : counts.piece;
   }
   piece.steps = {begin, begin + work.groups * work.steps};
   if (work.steps >= group_left || piece.steps.end == w.steps) {
@@ -151,6 +166,22 @@ Piece piece_at(const PackedWeights& w, int64_t panel, int64_t begin, int32_t* ze
   }
   return piece;
 }
+
+// A stream of its own, too thin for the hardware prefetcher: fetched in equal shares by all tiles.
+class ThinStream {
+ public:
+  ThinStream(const void* from, int64_t bytes, int64_t share)
+      : at_(static_cast<const char*>(from)), end_(at_ + bytes), share_(share) {}
+  void prefetch_share() {
+    const char* to = at_ + share_ < end_ ? at_ + share_ : end_;
+    for (; at_ < to; at_ += 64) __builtin_prefetch(at_);
+  }
+
+ private:
+  const char* at_;
+  const char* end_;
+  int64_t share_;
+};
 
 // Many rows (at most kSharedRows): every piece of the panel is unpacked once for all of them.
 void shared(const MatMulArgs& args, Range rows, int64_t panel) {
@@ -175,9 +206,11 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   }
   const int64_t pieces = (w.steps + kPieceSteps - 1) / kPieceSteps;
   const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
+  const GroupCounts counts(w);
+  const int64_t share = (counts.piece * kPanelColumns + tiles) / tiles;  // of zero points, for a tile
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
-  for (int64_t begin = 0; begin < w.steps;) {
-    Piece piece = piece_at(w, panel, begin, zeros);
+  for (int64_t begin = 0, g = 0; begin < w.steps;) {
+    Piece piece = piece_at(w, counts, panel, begin, g, zeros);
     GroupsWork& work = piece.work;
     const int64_t end = piece.steps.end;
     const uint8_t* source = lines + begin * line_bytes;
@@ -185,8 +218,15 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
     work.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
     work.stride = args.rows.stride;
     // The next piece (or panel) comes from memory while this one is worked on.
-    work.ahead = lines + end * line_bytes;
+    work.ahead = lines + end * line_bytes + kAheadBytes;
     work.pace = (line_bytes + 2 * tiles - 1) / (2 * tiles);
+    if (work.scales != nullptr) g += work.groups;
+    const int64_t next = (panel * w.groups + g) * kPanelColumns;
+    ThinStream next_scales(w.scales + next, work.groups * kPanelColumns * 4, 4 * share);
+    ThinStream next_zeros(w.zero_points, 0, share);
+    if (w.zero_points != nullptr) {
+      next_zeros = ThinStream(w.zero_points + next, work.groups * kPanelColumns, share);
+    }
     const int64_t later = (w.steps - end + kPieceSteps - 1) / kPieceSteps;
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = all[t];
@@ -194,6 +234,8 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
       for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
         prefetch_output(args, row, panel);
       }
+      next_scales.prefetch_share();
+      next_zeros.prefetch_share();
       switch (tile.rows.end - tile.rows.begin) {
         case 6: add_piece<6>(args, piece, tile); break;
         case 5: add_piece<5>(args, piece, tile); break;

@@ -2,8 +2,8 @@
 //
 //   fptq_test_kernels [--count N] [--seed S] [--plant-error]
 //
-// --plant-error flips one bit of one weight that the kernels see and the reference does not: the
-// program must then fail, which shows that it can.
+// --plant-error makes an off-by-one in each place of planted_error.h, in what a kernel reads or in what
+// it wrote: every kernel must then fail for every place (status 1), which shows that it can.
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "planted_error.h"
 #include "random_problem.h"
 
 namespace {
@@ -26,13 +27,12 @@ using fptq_test::PlainRows;
 using fptq_test::Problem;
 using fptq_test::Random;
 using fptq_test::random_problem;
+using fptq_test::Result;
 using fptq_test::round_to_half;
-struct Result {
-  std::vector<int8_t> codes;  // [m, k]
-  std::vector<float> row_scales;
-  std::vector<int32_t> sums;
-  std::vector<uint8_t> output;
-};
+
+// What memory holds that nobody has written yet: not zero.
+constexpr int8_t kStaleCode = 99;
+constexpr uint8_t kStaleOutput = 0xee;
 
 Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, Random& random) {
   const int64_t steps = (p.k + 7) / 8;
@@ -56,33 +56,35 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
   }
 
   Result result;
-  std::vector<int8_t> codes(static_cast<size_t>(p.m * stride + fptq::kRowSlack), 99);  // stale memory is not zero
+  result.output_stride = p.n + (random() % 2 ? pick(random, 1, 70) : 0);
+  result.stride = stride;
+  result.codes.assign(static_cast<size_t>(p.m * stride + fptq::kRowSlack), kStaleCode);
   result.row_scales.assign(static_cast<size_t>(p.m), -1.0f);
   result.sums.assign(static_cast<size_t>(p.m * groups), -1);
-  result.output.assign(static_cast<size_t>(p.m * p.n * size), 0xee);
-  const fptq::QuantizedRows rows = {codes.data(), result.sums.data(), result.row_scales.data(),
-                                    stride};
+  // The last row ends where the output does: sanitizers see a store beyond.
+  const int64_t output_elements = (p.m - 1) * result.output_stride + p.n;
+  result.output.assign(static_cast<size_t>(output_elements * size), kStaleOutput);
+  const fptq::QuantizedRows rows = {result.codes.data(), result.sums.data(),
+                                    result.row_scales.data(), stride};
   const fptq::Element element = p.half ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
   const int64_t cut = pick(random, 0, p.m);
   const fptq::QuantizeArgs quantize = {input.data(), element, p.k, steps, groups, group_steps,
                                        p.per_token, p.static_scale, rows};
-  kernel.quantize(quantize, {0, cut});
+  // The later rows first: a store beyond the end of a row would damage one that is finished.
   kernel.quantize(quantize, {cut, p.m});
+  kernel.quantize(quantize, {0, cut});
 
   const fptq::PackedWeights weights = {
       lines.data() + 1, packed.scales.data(),
       packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
       p.bias.empty() ? nullptr : p.bias.data(), p.bits, p.k, p.n, panels, steps, groups, group_steps};
-  const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), p.n, element};
+  const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), result.output_stride,
+                                   element};
   const int64_t middle = pick(random, 0, panels);
+  kernel.matmul(matmul, {cut, p.m}, {middle, panels});
   kernel.matmul(matmul, {0, cut}, {0, middle});
   kernel.matmul(matmul, {0, cut}, {middle, panels});
-  kernel.matmul(matmul, {cut, p.m}, {0, panels});
-
-  for (int64_t m = 0; m < p.m; ++m) {
-    result.codes.insert(result.codes.end(), codes.begin() + m * stride,
-                        codes.begin() + m * stride + p.k);
-  }
+  kernel.matmul(matmul, {cut, p.m}, {0, middle});
   return result;
 }
 
@@ -109,9 +111,9 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
       int64_t sum = 0;
       for (int64_t k = g * p.group_length(); k < p.k && k < (g + 1) * p.group_length(); ++k) {
         sum += rows.codes[m * p.k + k];
-        if (rows.codes[m * p.k + k] != got.codes[m * p.k + k]) {
+        if (rows.codes[m * p.k + k] != got.codes[m * got.stride + k]) {
           std::printf("%s: code [%" PRId64 ", %" PRId64 "] is %d, expected %d\n", where, m, k,
-                      got.codes[m * p.k + k], rows.codes[m * p.k + k]);
+                      got.codes[m * got.stride + k], rows.codes[m * p.k + k]);
           return false;
         }
       }
@@ -121,15 +123,35 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
       }
     }
   }
+  for (int64_t m = 0; m < p.m; ++m) {
+    const auto row = got.codes.begin() + m * got.stride;
+    const auto end = row + (p.k + 7) / 8 * 8;
+    if (!std::all_of(row + p.k, end, [](int8_t code) { return code == 0; }) ||
+        !std::all_of(end, m + 1 < p.m ? row + got.stride : got.codes.end(),
+                     [](int8_t code) { return code == kStaleCode; })) {
+      std::printf("%s: row %" PRId64 " of the codes is not zero behind K, or too long\n", where, m);
+      return false;
+    }
+  }
+  const int64_t size = p.half ? 2 : 4;
+  for (int64_t m = 0; m + 1 < p.m; ++m) {
+    const auto row = got.output.begin() + m * got.output_stride * size;
+    if (!std::all_of(row + p.n * size, row + got.output_stride * size,
+                     [](uint8_t byte) { return byte == kStaleOutput; })) {
+      std::printf("%s: row %" PRId64 " of the output is written beyond its columns\n", where, m);
+      return false;
+    }
+  }
   for (int64_t i = 0; i < p.m * p.n; ++i) {
+    const uint8_t* at = got.output.data() + (i / p.n * got.output_stride + i % p.n) * size;
     bool equal = false;
     if (p.half) {
       uint16_t bits;
-      std::memcpy(&bits, got.output.data() + 2 * i, 2);
+      std::memcpy(&bits, at, 2);
       equal = std::isnan(expected[i]) ? (bits & 0x7fff) > 0x7c00 : bits == round_to_half(expected[i]);
     } else {
       float value;
-      std::memcpy(&value, got.output.data() + 4 * i, 4);
+      std::memcpy(&value, at, 4);
       equal = same(value, expected[i]);
     }
     if (!equal) {
@@ -180,6 +202,50 @@ bool gates_agree(const fptq::Kernel& kernel, Random& random) {
   return true;
 }
 
+// Random problems in every kernel; `plant` makes an error, or none. Counts failures per kernel.
+std::vector<int> failures_of(int count, unsigned seed, fptq_test::Place plant) {
+  const fptq::KernelTable table = fptq::all_kernels();
+  std::vector<int> failures(table.count, 0);
+  // What a planted error does is seen once; of real ones a few are printed.
+  const int enough = plant == fptq_test::Place::kNone ? 4 : 1;
+  for (int i = 0; i < count; ++i) {
+    Random random(seed + static_cast<unsigned>(i));
+    Problem p = random_problem(random);
+    const PlainRows rows = fptq_test::plain_quantize(p);
+    const std::vector<float> expected = fptq_test::plain_matmul(p, rows);
+    fptq_test::plant_in_input(plant, p, random);
+    const Packed packed = pack(p);
+    for (size_t j = 0; j < table.count; ++j) {
+      const fptq::Kernel& kernel = table.kernels[j];
+      if (!fptq::usable(kernel) || failures[j] >= enough) continue;
+      Result result = run(kernel, p, packed, random);
+      fptq_test::plant_in_result(plant, p, result);
+      if (!compare(p, rows, expected, result, kernel.name)) ++failures[j];
+      if (plant == fptq_test::Place::kNone && !gates_agree(kernel, random)) {
+        std::printf("%s: a gate differs\n", kernel.name);
+        ++failures[j];
+      }
+    }
+  }
+  return failures;
+}
+
+// Every kernel that ran must fail for every place: 1 then, as a failing run; else 3.
+int plant_everywhere(int count, unsigned seed) {
+  const fptq::KernelTable table = fptq::all_kernels();
+  int status = 1;
+  for (const fptq_test::Place place : fptq_test::kPlaces) {
+    const std::vector<int> failures = failures_of(count, seed, place);
+    for (size_t j = 0; j < table.count; ++j) {
+      if (!fptq::usable(table.kernels[j]) || failures[j] != 0) continue;
+      std::printf("%s: an error planted in %s was not seen\n", table.kernels[j].name,
+                  fptq_test::place_name(place));
+      status = 3;
+    }
+  }
+  return status;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -192,38 +258,15 @@ int main(int argc, char** argv) {
     else if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) seed = static_cast<unsigned>(std::atoi(argv[++i]));
     else { std::printf("unknown argument %s\n", argv[i]); return 2; }
   }
+  if (plant) return plant_everywhere(count, seed);
   const fptq::KernelTable table = fptq::all_kernels();
-  std::vector<int> failures(table.count, 0);
-  for (int i = 0; i < count; ++i) {
-    Random random(seed + static_cast<unsigned>(i));
-    Problem p = random_problem(random);
-    const PlainRows rows = fptq_test::plain_quantize(p);
-    const std::vector<float> expected = fptq_test::plain_matmul(p, rows);
-    if (plant) p.codes[random() % p.codes.size()] ^= 1;
-    const Packed packed = pack(p);
-    for (size_t j = 0; j < table.count; ++j) {
-      const fptq::Kernel& kernel = table.kernels[j];
-      if (!fptq::usable(kernel) || failures[j] > 3) continue;
-      if (!compare(p, rows, expected, run(kernel, p, packed, random), kernel.name)) ++failures[j];
-      if (!gates_agree(kernel, random)) {
-        std::printf("%s: a gate differs\n", kernel.name);
-        ++failures[j];
-      }
-    }
-  }
+  const std::vector<int> failures = failures_of(count, seed, fptq_test::Place::kNone);
   int failed = 0;
   for (size_t j = 0; j < table.count; ++j) {
     const bool ran = fptq::usable(table.kernels[j]);
     std::printf("%-12s %s\n", table.kernels[j].name,
                 !ran ? "skipped: this CPU lacks it" : failures[j] ? "FAILED" : "ok");
     failed += failures[j] != 0;
-  }
-  // With a planted error every kernel that ran must have failed; then exit 1 as a failing run does.
-  if (plant) {
-    for (size_t j = 0; j < table.count; ++j) {
-      if (fptq::usable(table.kernels[j]) && failures[j] == 0) return 3;
-    }
-    return 1;
   }
   return failed ? 1 : 0;
 }

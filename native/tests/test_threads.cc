@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kK = 328, kN = 200, kBlock = 32;
 constexpr int64_t kSteps = kK / 8, kPanels = (kN + 63) / 64, kGroupSteps = kBlock / 8;
 constexpr int64_t kGroups = (kSteps + kGroupSteps - 1) / kGroupSteps;
-constexpr int64_t kStride = kK + 56;
+constexpr int64_t kStride = kK;  // no slack: a store beyond a row's end hits another thread's row
 constexpr int kThreads = 7;
 
 struct Weights {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -69,8 +70,30 @@ def test_float16_and_float32_in_one_model(op: Any, activations: Any) -> None:
 
 def test_forced_kernel_that_does_not_exist(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FPTQ_FORCE_KERNEL", "avx1024")
-    with pytest.raises(Exception, match=r"FPTQ_FORCE_KERNEL=avx1024 names no kernel.*scalar"):
+    with pytest.raises(Exception, match="FPTQ_FORCE_KERNEL=avx1024 names no kernel") as raised:
         op.open_session(op.make_node(8, 8, 8))
+    known, _, runnable = str(raised.value).partition("; this CPU can run: ")
+    assert "the kernels are: " in known
+    assert "scalar" in runnable
+    if platform.machine() == "x86_64":
+        assert "amx, avx512vnni, avxvnni, avx2, scalar" in known
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("n" * 120, "n" * 120),
+        ("n" * 127, "n" * 120 + "..."),
+        ("n" * 5000, "n" * 120 + "..."),
+        ("n" * 119 + "é" * 50, "n" * 119 + "..."),
+    ],
+)
+def test_long_node_names_are_cut_in_messages(op: Any, name: str, shown: str) -> None:
+    model = op.build(op.make_node(8, 8, 8).with_attribute(layout=2))
+    model.graph[-1].name = name
+    with pytest.raises(Exception, match="layout 2 is unknown") as raised:
+        op.open_session(model)
+    assert f"'{shown}'" in str(raised.value)
 
 
 def test_empty_forced_kernel_is_no_choice(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
