@@ -16,7 +16,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.kv_cache import CacheTensor, cache_tensor, pair_cache, symbolic_sizes
 from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
 
-_IDS = ("input_ids", "tokens", "input_tokens")
+INPUT_IDS_NAMES = ("input_ids", "tokens", "input_tokens")
 _MASK = ("attention_mask",)
 _POSITIONS = ("position_ids",)
 # transformers' own name for the positions of the new tokens, rank 1.
@@ -136,7 +136,7 @@ def find_input_ids(
     """The input that takes token ids; None for a model that is no language model."""
     configured = (_decoder_section(genai_config).get("inputs") or {}).get("input_ids")
     by_name = {spec.name: spec for spec in inputs}
-    return next((by_name[name] for name in (configured, *_IDS) if name in by_name), None)
+    return next((by_name[name] for name in (configured, *INPUT_IDS_NAMES) if name in by_name), None)
 
 
 def _fixed(spec: TensorSpec, axis: int) -> int | None:

@@ -16,7 +16,9 @@ from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, 
 from fptq_onnx.calibration.generated import write_windows
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.decoder import Decoder, find_io
+from fptq_onnx.decoder_io import INPUT_IDS_NAMES
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.progress import track, tracker
@@ -191,11 +193,19 @@ def folder_of_tokenizer(path: Path) -> Path:
 
 
 def _vocab_size(loaded: LoadedModel) -> int | None:
-    """Rows of the embedding table: the initializer that a Gather looks token ids up in."""
-    ids = {value.name for value in loaded.model.graph.inputs if value.name == "input_ids"}
+    """Rows of the embedding table: the constant that a Gather looks token ids up in."""
     for node in loaded.model.graph:
-        if node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name in ids:
-            table = node.inputs[0]
-            if table is not None and table.shape is not None and isinstance(table.shape[0], int):
+        if node.op_type != "Gather" or len(node.inputs) < 2:
+            continue
+        ids = node.inputs[1]
+        while ids is not None and (maker := ids.producer()) is not None:
+            # Exporters flatten the ids, or cast them, before they look them up.
+            ids = maker.inputs[0] if maker.op_type in _KEEPS_IDS else None
+        if ids is not None and ids.is_graph_input() and ids.name in INPUT_IDS_NAMES:
+            table = constant_of(node.inputs[0])
+            if table is not None and len(table.shape) == 2:
                 return table.shape[0]
     return None
+
+
+_KEEPS_IDS = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
@@ -38,8 +39,9 @@ def quantize_stock(source: Path, output: Path, block_size: int) -> float:
     normalize(loaded.model)
     linears = find_linears(loaded.model).linears
     for linear in linears:  # it does not see weights behind a Cast or a Transpose
-        w = linear.weight.load()
-        replace_weight(linear, ir.Tensor(w.astype(linear.weight.dtype.numpy(), copy=False)))
+        # A copy: a view would keep the file mapped, which reading the whole model then cannot close.
+        w = np.array(linear.weight.load(), linear.weight.dtype.numpy())
+        replace_weight(linear, ir.Tensor(w, dtype=linear.weight.dtype))
     common_passes.RemoveUnusedNodesPass()(loaded.model)
     try:
         proto = ir.to_proto(ir.external_data.load_to_model(loaded.model))

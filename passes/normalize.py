@@ -1,7 +1,8 @@
 """Bring a graph into the state every other pass relies on; what it computes does not change.
 
-Functions are inlined, and every node has a name of its own, since plans and reports speak of nodes
-by name.
+Functions are inlined, linears that other ops hold inside are MatMuls of their own, what would be
+computed in bfloat16 is computed in float32, and every node has a name of its own, since plans and
+reports speak of nodes by name.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from fptq_onnx.passes.expose_linears import expose_linears
+from fptq_onnx.passes.widen_bfloat16 import widen_bfloat16
+
 
 def normalize(model: ir.Model) -> None:
-    """Inline functions and give every node a unique name, in place. Keeps names that are unique."""
+    """Do all of that in place. Names that are unique are kept."""
     if model.functions:
         common_passes.InlinePass()(model)
+    widen_bfloat16(model)
+    expose_linears(model)
     nodes = list(model.graph.all_nodes())
     given = {node.name for node in nodes if node.name}
     taken: set[str] = set()

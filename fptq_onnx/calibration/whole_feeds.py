@@ -34,8 +34,9 @@ def whole_feeds(loaded: LoadedModel, source: Source) -> list[Feed]:
         ]  # fmt: skip
     graph = loaded.model.graph
     io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+    alone = io.position_ids is None and _rotates_one_row(loaded)
     feeds = []
-    for ids in _batches(source.windows, io.fixed_batch, io.fixed_sequence):
+    for ids in _batches(source.windows, 1 if alone else io.fixed_batch, io.fixed_sequence):
         feed = token_feeds(io, ids, 0, ids.shape[1])
         feed.update({tensor.past: empty_cache(tensor, len(ids)) for tensor in io.cache})
         feeds.append(feed)
@@ -45,6 +46,20 @@ def whole_feeds(loaded: LoadedModel, source: Source) -> list[Feed]:
             f"sample has fewer: give longer text or a larger --max-seq-len"
         )
     return feeds
+
+
+def _rotates_one_row(loaded: LoadedModel) -> bool:
+    """Whether rotary embeddings are applied from tables made for a batch of one.
+
+    ONNX's RotaryEmbedding without positions wants tables of the batch's size. torch exports make
+    them from positions the graph counts itself, for one row: larger batches cannot be run.
+    """
+    return any(
+        node.op_type == "RotaryEmbedding"
+        and node.domain in ("", "ai.onnx")
+        and (len(node.inputs) < 4 or node.inputs[3] is None)
+        for node in loaded.model.graph
+    )
 
 
 def _batches(

@@ -1,14 +1,15 @@
 """Values that are known before the model runs, whatever the exporter wrapped them in.
 
 A weight is rarely a bare initializer: it sits behind Transpose (torch keeps [N, K]), Cast (fp16
-storage), Identity, Constant nodes, or `1 + w` (gemma's gains). `constant_of` looks through these
+storage), Identity, Constant nodes, `1 + w` (gemma's gains), or is a part of a larger one (Split,
+Slice, Reshape: exporters fold only small constants). `constant_of` looks through these
 without reading any data; the array is made only when `load` is called, one tensor at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -43,6 +44,10 @@ def constant_of(value: ir.Value | None) -> Constant | None:
 
     Initializers that are also graph inputs may be overridden by the caller and are not constant.
     """
+    return _behind(value, {})
+
+
+def _behind(value: ir.Value | None, known: dict[int, Constant | None]) -> Constant | None:
     if value is None or value.is_graph_input():
         return None
     if value.is_initializer():
@@ -52,14 +57,21 @@ def constant_of(value: ir.Value | None) -> Constant | None:
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type == "Constant":
-        attribute = node.attributes.get("value")
-        return None if attribute is None else _of_tensor(attribute.as_tensor(), value)
+        return _of_constant(node, value)
     rule = _RULES.get(node.op_type)
     if rule is None:
         return None
-    operands = [constant_of(operand) for operand in node.inputs]
-    known = [operand for operand in operands if operand is not None]
-    return rule(node, known) if known and len(known) == len(operands) else None
+    if id(value) in known:  # a value that many paths lead to is followed once
+        return known[id(value)]
+    known[id(value)] = None
+    operands: list[Constant] = []
+    for operand in node.inputs:
+        constant = _behind(operand, known)
+        if constant is None:
+            return None
+        operands.append(constant)
+    known[id(value)] = rule(node, operands, value.index() or 0) if operands else None
+    return known[id(value)]
 
 
 def scalar_ints(value: ir.Value | None) -> list[int] | None:
@@ -76,11 +88,22 @@ def _of_tensor(tensor: ir.TensorProtocol, value: ir.Value) -> Constant | None:
     return Constant(tuple(tensor.shape.numpy()), tensor.dtype, (value,), tensor.numpy)
 
 
-def _identity(node: ir.Node, operands: list[Constant]) -> Constant:
+def _of_constant(node: ir.Node, value: ir.Value) -> Constant | None:
+    """A Constant node; torch writes small integers as attributes of their own."""
+    attribute = node.attributes.get("value")
+    if attribute is not None:
+        return _of_tensor(attribute.as_tensor(), value)
+    for name, dtype in _VALUE_ATTRIBUTES.items():
+        if (attribute := node.attributes.get(name)) is not None:
+            return _of_tensor(ir.Tensor(np.array(attribute.value, dtype), name=value.name), value)
+    return None
+
+
+def _identity(node: ir.Node, operands: list[Constant], index: int) -> Constant:
     return operands[0]
 
 
-def _cast(node: ir.Node, operands: list[Constant]) -> Constant | None:
+def _cast(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
     (operand,) = operands
     target = ir.DataType(node.attributes["to"].as_int())
     if target not in _CASTABLE:
@@ -93,7 +116,7 @@ def _cast(node: ir.Node, operands: list[Constant]) -> Constant | None:
     )
 
 
-def _transpose(node: ir.Node, operands: list[Constant]) -> Constant:
+def _transpose(node: ir.Node, operands: list[Constant], index: int) -> Constant:
     (operand,) = operands
     attribute = node.attributes.get("perm")
     rank = len(operand.shape)
@@ -105,16 +128,103 @@ def _transpose(node: ir.Node, operands: list[Constant]) -> Constant:
 
 
 def _arithmetic(op: Callable[[Array, Array], Array]) -> _Rule:
-    def rule(node: ir.Node, operands: list[Constant]) -> Constant:
+    def rule(node: ir.Node, operands: list[Constant], index: int) -> Constant:
         left, right = operands
         shape = np.broadcast_shapes(left.shape, right.shape)
-        sources = left.sources + right.sources
+        sources = tuple(dict.fromkeys(left.sources + right.sources))
         return Constant(shape, left.dtype, sources, lambda: op(left.load(), right.load()))
 
     return rule
 
 
-_Rule = Callable[[ir.Node, list[Constant]], "Constant | None"]
+def _reshaped(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
+    """Reshape, Squeeze and Unsqueeze: the same elements in another shape."""
+    source = operands[0]
+    shape = _new_shape(node, operands)
+    if shape is None or int(np.prod(shape)) != int(np.prod(source.shape)):
+        return None
+    return replace(source, shape=shape, load=lambda: source.load().reshape(shape))
+
+
+def _new_shape(node: ir.Node, operands: list[Constant]) -> tuple[int, ...] | None:
+    source = operands[0].shape
+    given = [int(item) for item in np.atleast_1d(operands[1].load())] if operands[1:] else None
+    if node.op_type == "Squeeze":
+        axes = {axis % len(source) for axis in given} if given is not None else None
+        kept = [d for i, d in enumerate(source) if (i not in axes if axes is not None else d != 1)]
+        return tuple(kept)
+    if given is None:
+        return None
+    if node.op_type == "Unsqueeze":
+        rank = len(source) + len(given)
+        new = {axis % rank for axis in given}
+        rest = iter(source)
+        return tuple(1 if axis in new else next(rest) for axis in range(rank))
+    if node.attributes.get("allowzero") is not None or 0 in source:
+        return None
+    sizes = [source[i] if d == 0 and i < len(source) else d for i, d in enumerate(given)]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = int(np.prod(source)) // max(1, -int(np.prod(sizes)))
+    return tuple(sizes)
+
+
+def _split(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
+    source = operands[0]
+    axis = _attribute(node, "axis", 0) % len(source.shape)
+    if operands[1:]:
+        sizes = [int(item) for item in operands[1].load()]
+    else:
+        each = -(-source.shape[axis] // len(node.outputs))
+        sizes = [each] * (len(node.outputs) - 1)
+        sizes.append(source.shape[axis] - sum(sizes))
+    start = sum(sizes[:index])
+    return _part(source, {axis: slice(start, start + sizes[index])})
+
+
+def _slice(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
+    source = operands[0]
+    if len(operands) < 3:
+        return None
+    starts, ends, *more = ([int(item) for item in operand.load()] for operand in operands[1:])
+    axes = more[0] if more else range(len(starts))
+    steps = more[1] if more[1:] else [1] * len(starts)
+    if any(step < 1 for step in steps):
+        return None
+    cut = zip(axes, starts, ends, steps, strict=True)
+    return _part(source, {axis % len(source.shape): slice(a, b, step) for axis, a, b, step in cut})
+
+
+def _part(source: Constant, cut: dict[int, slice]) -> Constant:
+    picks = tuple(cut.get(axis, slice(None)) for axis in range(len(source.shape)))
+    sizes = zip(picks, source.shape, strict=True)
+    shape = tuple(len(range(*pick.indices(size))) for pick, size in sizes)
+    return replace(source, shape=shape, load=lambda: source.load()[picks])
+
+
+def _concat(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
+    first = operands[0]
+    axis = _attribute(node, "axis", 0) % max(1, len(first.shape))
+    shape = list(first.shape)
+    if not shape or any(len(operand.shape) != len(shape) for operand in operands):
+        return None
+    shape[axis] = sum(operand.shape[axis] for operand in operands)
+    sources = tuple(dict.fromkeys(s for operand in operands for s in operand.sources))
+    load = lambda: np.concatenate([operand.load() for operand in operands], axis)  # noqa: E731
+    return Constant(tuple(shape), first.dtype, sources, load)
+
+
+def _attribute(node: ir.Node, name: str, default: int) -> int:
+    found = node.attributes.get(name)
+    return default if found is None else found.as_int()
+
+
+_VALUE_ATTRIBUTES = {
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+}
+_Rule = Callable[[ir.Node, list[Constant], int], "Constant | None"]
 _CASTABLE = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -127,6 +237,12 @@ _RULES: dict[str, _Rule] = {
     "Identity": _identity,
     "Cast": _cast,
     "Transpose": _transpose,
+    "Reshape": _reshaped,
+    "Squeeze": _reshaped,
+    "Unsqueeze": _reshaped,
+    "Split": _split,
+    "Slice": _slice,
+    "Concat": _concat,
     "Add": _arithmetic(np.add),
     "Sub": _arithmetic(np.subtract),
     "Mul": _arithmetic(np.multiply),

@@ -8,18 +8,19 @@ is free when every reader of that value is a linear, whose row j of W then takes
     Mul(normalized, gain)                       decomposed RMSNorm, gain a constant [K]
     Add(one of the above, bias)                 decomposed LayerNorm
 
-Casts and reshapes may stand between the norm and its linears: they keep the order of elements, so
-channel j of the linear is still channel j of the gain.
+Between the norm and its linears may stand what leaves channel j in its place (channel_paths.py).
+
+A gain that several norms share is no obstacle: the fold gives its norm a constant of its own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from fptq_onnx.graph.channel_paths import keeps_order, may_pass, passes_on
 from fptq_onnx.graph.constants import Constant, constant_of
 from fptq_onnx.graph.linears import FLOAT_TYPES, Linear
 
@@ -32,7 +33,6 @@ _FUSED_NORMS: dict[str, tuple[int, ...]] = {
     "SkipSimplifiedLayerNormalization": (2,),
     "SkipLayerNormalization": (2, 3),
 }
-_PASS_THROUGH = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _READS_SHAPE_ONLY = ("Shape", "Size")
 _STANDARD = ("", "ai.onnx")
 
@@ -69,8 +69,8 @@ def find_fold_sites(linears: Sequence[Linear]) -> dict[str, FoldSite | str]:
 def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
     value = linear.x
     producer = value.producer()
-    while producer is not None and passes_through(producer):
-        source = producer.inputs[0]
+    while producer is not None:
+        source = may_pass(producer)
         if source is None:
             break
         value, producer = source, source.producer()
@@ -79,11 +79,7 @@ def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
     operands = _norm_operands(value, producer, linear.k)
     if isinstance(operands, str):
         return operands
-    for operand in operands:
-        shared = _shared_with(operand)
-        if shared:
-            return shared
-    readers = readers_of(value, by_node)
+    readers = readers_of(value, by_node, linear.k)
     if isinstance(readers, str):
         return readers
     for reader in readers:
@@ -95,10 +91,7 @@ def _site_of(linear: Linear, by_node: Mapping[int, Linear]) -> FoldSite | str:
 
 def passes_through(node: ir.Node) -> bool:
     """Whether a node keeps every element and their order: casts between floats, reshapes."""
-    if node.op_type not in _PASS_THROUGH or node.domain not in _STANDARD:
-        return False
-    # A cast to integers rounds: what comes after it is not linear in the gain any more.
-    return node.op_type != "Cast" or node.attributes["to"].as_int() in FLOAT_TYPES
+    return keeps_order(node)
 
 
 def _norm_operands(value: ir.Value, producer: ir.Node, k: int) -> list[Operand] | str:
@@ -151,54 +144,42 @@ def _vector_operand(node: ir.Node, k: int) -> Operand | str:
     """The constant [K] operand of an elementwise node."""
     for index, value in enumerate(node.inputs):
         constant = constant_of(value)
-        if constant is None or constant.shape != (k,) or constant.dtype not in FLOAT_TYPES:
+        if constant is None or constant.dtype not in FLOAT_TYPES:
+            continue
+        if constant.shape[-1:] != (k,) or any(size != 1 for size in constant.shape[:-1]):
             continue
         return Operand(node, index, constant)
     return f"its input is made by {node.name} ({node.op_type}), which has no gain to fold into"
 
 
-def _shared_with(operand: Operand) -> str:
-    """Why a gain cannot be divided: something else reads it. Empty when nothing does."""
-    for source in operand.constant.sources:
-        tensor = constant_of(source)
-        if tensor is not None and math.prod(tensor.shape) == 1 < math.prod(operand.constant.shape):
-            continue  # the 1 of gemma's 1 + w, which every norm reads
-        if source.is_graph_output():
-            return f"the gain {source.name} is also an output of the model"
-        for use in source.uses():
-            if use.node is not operand.node and not _leads_only_to(use.node, operand.node):
-                return f"the gain {source.name} also feeds {use.node.name}"
-    return ""
+def readers_of(
+    root: ir.Value, by_node: Mapping[int, Linear], channels: int | None = None
+) -> list[Linear] | str:
+    """All linears that read a value; or what else reads it.
 
-
-def _leads_only_to(node: ir.Node, target: ir.Node) -> bool:
-    """Whether a node (a Cast of the gain, say) feeds nothing but the target."""
-    for output in node.outputs:
-        if output.is_graph_output() or not output.uses():
-            return False
-        for use in output.uses():
-            if use.node is not target and not _leads_only_to(use.node, target):
-                return False
-    return True
-
-
-def readers_of(root: ir.Value, by_node: Mapping[int, Linear]) -> list[Linear] | str:
-    """All linears that read a value, through casts and reshapes; or what else reads it."""
+    Args:
+        root: the value.
+        by_node: the linears by the id of their product's node.
+        channels: size of the root's last axis, to look through nodes that choose or move rows too;
+            without it, through casts and reshapes alone.
+    """
     readers: list[Linear] = []
-    pending = [root]
+    pending = [(root, channels is not None)]
     while pending:
-        value = pending.pop()
+        value, last = pending.pop()
         if value.is_graph_output():
             return f"the normalized value {value.name} is an output of the model"
         for use in value.uses():
             linear = by_node.get(id(use.node))
             if linear is not None and use.idx == 0:
                 readers.append(linear)
-            elif passes_through(use.node) and use.idx == 0:
-                pending.append(use.node.outputs[0])
+                continue
+            onward = list(passes_on(use.node, value, channels or 0, last))
+            if onward:
+                pending.extend(onward)
             elif use.node.op_type not in _READS_SHAPE_ONLY:
                 return (
-                    f"the normalized value {value.name} also feeds "
-                    f"{use.node.name} ({use.node.op_type})"
+                    f"the normalized value {value.name} also feeds {use.node.name} "
+                    f"({use.node.op_type}), which would be divided as well"
                 )
     return readers

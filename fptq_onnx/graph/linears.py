@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import Array, Constant, constant_of
+from fptq_onnx.graph.held_weights import held_weights
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 MATMUL_LIKE = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
@@ -103,6 +104,8 @@ def find_linears(model: ir.Model) -> LinearScan:
                 linears.append(found)
             else:
                 others.append(NotLinear(node.name or "", node.op_type, found))
+        elif reason := held_weights(node):
+            others.append(NotLinear(node.name or "", node.op_type, reason))
     main = set(map(id, model.graph))
     for node in model.graph.all_nodes():
         if id(node) not in main and node.op_type in MATMUL_LIKE:

@@ -10,6 +10,19 @@ from fptq_onnx.graph.constants import constant_of, scalar_ints
 
 W = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
+INTS = {
+    "32": [3, 2],
+    "flat": [-1],
+    "keep": [0, -1, 1],
+    "both": [0, -1],
+    "pair": [1, 1],
+    "uneven": [1, 2],
+    "nil": [0],
+    "one": [1],
+    "last": [-1],
+    "end": [2**31],
+}
+
 
 def operand_of(node_text: str, weights: dict[str, np.ndarray], inputs: str = "") -> ir.Value:
     """The value `c` of a graph that computes it by `node_text`."""
@@ -37,10 +50,30 @@ def operand_of(node_text: str, weights: dict[str, np.ndarray], inputs: str = "")
         ("c = Sub(W, one)", W - 1),
         ("c = Mul(W, row)", W * np.array([1, 10, 100], np.float32)),
         ("c = Div(W, row)", W / np.array([1, 10, 100], np.float32)),
+        ("c = Reshape(W, i_32)", W.reshape(3, 2)),
+        ("c = Reshape(W, i_flat)", W.reshape(-1)),
+        ("c = Reshape(W, i_keep)", W.reshape(2, 3, 1)),
+        ("c = Unsqueeze(W, i_both)", W.reshape(1, 2, 3, 1)),
+        ("t = Unsqueeze(W, i_both) c = Squeeze(t, i_nil)", W.reshape(2, 3, 1)),
+        ("t = Unsqueeze(W, i_both) c = Squeeze(t)", W),
+        ("c, d = Split(W, i_pair)", W[:1]),
+        ("d, c = Split<axis = 1>(W, i_uneven)", W[:, 1:]),
+        ("d, c = Split<axis = -1, num_outputs = 2>(W)", W[:, 2:]),
+        ("c = Slice(W, i_nil, i_one, i_one)", W[:, :1]),
+        ("c = Slice(W, i_one, i_end, i_last)", W[:, 1:]),
+        ("c = Concat<axis = 0>(W, W)", np.concatenate([W, W])),
+        ("c = Concat<axis = -1>(W, W)", np.concatenate([W, W], -1)),
+        ("c = Constant<value_ints = [3, 4]>()", np.array([3, 4])),
+        ("c = Constant<value_float = 0.5>()", np.array(0.5, np.float32)),
     ],
 )
 def test_what_is_looked_through(text: str, expected: np.ndarray) -> None:
-    weights = {"W": W, "one": np.array(1, np.float32), "row": np.array([1, 10, 100], np.float32)}
+    weights = {
+        "W": W,
+        "one": np.array(1, np.float32),
+        "row": np.array([1, 10, 100], np.float32),
+        **{f"i_{name}": np.array(items, np.int64) for name, items in INTS.items()},
+    }
     used = {name: array for name, array in weights.items() if name in text}
     constant = constant_of(operand_of(text, used))
     assert constant is not None
@@ -113,3 +146,12 @@ def test_small_integers() -> None:
     assert scalar_ints(operand_of("c = Identity(W)", {"W": np.array(3, np.int64)})) == [3]
     assert scalar_ints(operand_of("c = Identity(W)", {"W": np.zeros(17, np.int64)})) is None
     assert scalar_ints(operand_of("c = Identity(x)", {})) is None
+
+
+def test_many_paths_to_one_value_are_followed_once() -> None:
+    """Each of 60 sums reads the one before twice: 2**60 paths."""
+    sums = " ".join(f"v{i} = Add(v{i - 1}, v{i - 1})" for i in range(1, 60))
+    value = operand_of(f"v0 = Relu(x) {sums} c = Add(v59, v59)", {})
+    assert constant_of(value) is None
+    constant = constant_of(operand_of(f"v0 = Add(W, W) {sums} c = Mul(v59, W)", {"W": W}))
+    assert constant is not None and constant.shape == W.shape

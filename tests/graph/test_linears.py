@@ -25,6 +25,18 @@ SPELLINGS = {
     "transposed_without_perm": ("w = Transpose(W) y = MatMul(x, w)", [NK], False, 1),
     "identity_perm": ("w = Transpose<perm = [0, 1]>(W) y = MatMul(x, w)", [KN], False, 1),
     "identity": ("w = Identity(W) y = MatMul(x, w)", [KN], False, 1),
+    "a_part_of_a_larger_weight": (
+        "v, u = Split<axis = 0, num_outputs = 2>(W) w = Transpose(u) y = MatMul(x, w)",
+        [("W", (2 * N, K))],
+        False,
+        1,
+    ),
+    "reshaped": (
+        "s = Constant<value_ints = [6, 4]>() w = Reshape(W, s) y = MatMul(x, w)",
+        [("W", (K * N,))],
+        False,
+        1,
+    ),
     "bias_behind_identity": (
         "c = Identity(b) p = MatMul(x, W) y = Add(p, c)",
         [KN, BIAS],

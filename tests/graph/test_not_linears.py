@@ -32,7 +32,7 @@ CASES = {
     ),
     "rank 3": (
         "g (float[A, B, 4] x) => (float[A, B, 3] y) { y = MatMul(x, W) }",
-        {"W": (1, 4, 3)},
+        {"W": (2, 4, 3)},
         "rank 3",
     ),
     "rank 1": (f"g ({X}) => (float[A] y) {{ y = MatMul(x, W) }}", {"W": (4,)}, "rank 1"),
@@ -42,13 +42,13 @@ CASES = {
         "also an input",
     ),
     "alpha": (
-        f"g ({X}) => (float[A, 3] y) {{ y = Gemm<alpha = 0.5>(x, W) }}",
+        f"g ({X}, float[3] c) => (float[A, 3] y) {{ y = Gemm<alpha = 0.5>(x, W, c) }}",
         {"W": (4, 3)},
         "alpha or beta",
     ),
     "beta": (
-        f"g ({X}) => (float[A, 3] y) {{ y = Gemm<beta = 2.0>(x, W, b) }}",
-        {"W": (4, 3), "b": (3,)},
+        f"g ({X}, float[3] c) => (float[A, 3] y) {{ y = Gemm<beta = 2.0>(x, W, c) }}",
+        {"W": (4, 3)},
         "alpha or beta",
     ),
     "transposed activation": (
@@ -72,7 +72,7 @@ CASES = {
         "both operands are constant",
     ),
     "fused": (
-        f"g ({X}) => (float[A, 3] y) {{ y = com.microsoft.FusedMatMul(x, W) }}",
+        "g (float[4, A] x) => (float[A, 3] y) { y = com.microsoft.FusedMatMul<transA = 1>(x, W) }",
         {"W": (4, 3)},
         "not a standard op",
     ),

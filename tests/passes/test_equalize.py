@@ -190,7 +190,6 @@ def test_weights_are_rescaled_only_when_read(rng: np.random.Generator) -> None:
     ("norm", "readers"),
     [
         (NORMS["dynamo RMSNorm"], "q = MatMul(n, Wq) k = Relu(n)"),
-        (NORMS["dynamo RMSNorm"], "q = MatMul(n, Wq) k = Mul(x, g)"),
         (Norm("n = Relu(x)", ()), "q = MatMul(n, Wq) k = Sigmoid(n)"),
     ],
 )

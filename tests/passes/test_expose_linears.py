@@ -1,0 +1,181 @@
+"""Linears inside other ops are taken out, and the graph computes what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from tiny_graphs import Arrays, build, run, weight
+
+from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.passes.expose_linears import expose_linears
+
+X3 = "float[B, S, 8] x"
+H = 8
+
+
+def raw(body: str, weights: Arrays, opset: int = 18) -> ir.Model:
+    """As `build`, without the normalization that calls the pass."""
+    tensors = [ir.Tensor(array, name=name) for name, array in weights.items()]
+    model = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n{body}',
+        initializers=tensors,
+    )
+    for node in model.graph.all_nodes():
+        node.name = node.outputs[0].name
+    return model
+
+
+def attention(more: str = "", inputs: str = "x, W, b, mask", declared: str = "") -> str:
+    return (
+        f"g ({X3}, int32[B, S] mask{declared}) => (float[B, S, 8] y) {{"
+        f" y = com.microsoft.Attention<num_heads = 2{more}>({inputs}) }}"
+    )
+
+
+W3 = {"W": (H, 3 * H), "b": (3 * H,)}
+# (graph, weights by shape, linears found after)
+TAKEN_OUT = {
+    "attention with a mask": (attention(), W3, 1),
+    "causal attention": (attention(", unidirectional = 1"), W3, 1),
+    "attention without bias": (attention(inputs="x, W, , mask"), {"W": (H, 3 * H)}, 1),
+    "attention with a scale": (attention(", scale = 0.3"), W3, 1),
+    "a narrower value": (
+        f"g ({X3}, int32[B, S] mask) => (float[B, S, 4] y) {{"
+        " y = com.microsoft.Attention<num_heads = 2, qkv_hidden_sizes = [8, 8, 4]>(x, W, b, mask) }",
+        {"W": (H, 20), "b": (20,)},
+        1,
+    ),
+    "fused product, turned and scaled": (
+        f"g ({X3}) => (float[B, S, 6] y)"
+        " { y = com.microsoft.FusedMatMul<transB = 1, alpha = 0.25>(x, W) }",
+        {"W": (6, H)},
+        1,
+    ),
+    "fused Gemm": (
+        'g (float[B, 8] x) => (float[B, 6] y) { y = com.microsoft.FusedGemm<activation = "Relu",'
+        " transB = 1, alpha = 2.0>(x, W, b) }",
+        {"W": (6, H), "b": (6,)},
+        1,
+    ),
+    "Gemm with factors": (
+        "g (float[B, 8] x) => (float[B, 6] y)"
+        " { y = Gemm<alpha = 0.5, beta = 3.0, transB = 1>(x, W, b) }",
+        {"W": (6, H), "b": (6,)},
+        1,
+    ),
+    "a weight of rank 3": (
+        f"g ({X3}) => (float[B, S, 6] y) {{ y = MatMul(x, W) }}",
+        {"W": (1, H, 6)},
+        1,
+    ),
+    "Einsum": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "bsk,kn->bsn">(x, W) }}',
+        {"W": (H, 6)},
+        1,
+    ),
+    "Einsum, turned": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "bsk, nk -> bsn">(x, W) }}',
+        {"W": (6, H)},
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_OUT)
+def test_taken_out_and_the_same(rng: np.random.Generator, case: str) -> None:
+    body, shapes, count = TAKEN_OUT[case]
+    weights = {name: weight(rng, *shape) for name, shape in shapes.items()}
+    model = raw(body, weights)
+    feeds: dict[str, np.ndarray] = {"x": rng.standard_normal((2, 5, H)).astype(np.float32)}
+    if "float[B, 8] x" in body:
+        feeds["x"] = feeds["x"][0]
+    if "mask" in body:
+        feeds["mask"] = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.int32)
+    before = run(model, feeds)["y"]
+    assert expose_linears(model) == 1
+    assert len(find_linears(model).linears) == count
+    assert not find_linears(model).others
+    # One more rounding of each weight, and sums of 8 terms in another order.
+    np.testing.assert_allclose(run(model, feeds)["y"], before, rtol=0, atol=2e-6)
+    assert expose_linears(model) == 0
+
+
+LEFT = {
+    "attention with a past": (
+        f"g ({X3}, float[2, B, 2, P, 4] past) => (float[B, S, 8] y, float[2, B, 2, T, 4] present)"
+        " { y, present = com.microsoft.Attention<num_heads = 2, unidirectional = 1>"
+        "(x, W, b, , past) }",
+        {"W": (H, 3 * H), "b": (3 * H,)},
+        "keeps its cache",
+    ),
+    "attention with a mask of lengths": (
+        f"g ({X3}, int32[B] mask) => (float[B, S, 8] y)"
+        " { y = com.microsoft.Attention<num_heads = 2>(x, W, b, mask) }",
+        {"W": (H, 3 * H), "b": (3 * H,)},
+        "whose mask",
+    ),
+    "a weight for each of the batch": (
+        "g (float[3, S, 8] x) => (float[3, S, 6] y) { y = MatMul(x, W) }",
+        {"W": (3, H, 6)},
+        "rank 3",
+    ),
+    "a weight of a higher rank than x": (
+        "g (float[S, 8] x) => (float[1, S, 6] y) { y = MatMul(x, W) }",
+        {"W": (1, H, 6)},
+        "rank 3",
+    ),
+    "Einsum that sums heads": (
+        "g (float[B, S, 2, 4] x) => (float[B, S, 6] y)"
+        ' { y = Einsum<equation = "bshd,hdn->bsn">(x, W) }',
+        {"W": (2, 4, 6)},
+        "Einsum",
+    ),
+    "Einsum that keeps k": (
+        f'g ({X3}) => (float[B, S, 8] y) {{ y = Einsum<equation = "bsk,kn->bsk">(x, W) }}',
+        {"W": (H, 6)},
+        "Einsum",
+    ),
+    "LSTM": (
+        "g (float[S, B, 8] x) => (float[S, 1, B, 4] y) { y = LSTM<hidden_size = 4>(x, W, R) }",
+        {"W": (1, 16, H), "R": (1, 16, 4)},
+        "inside LSTM",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_left_alone_with_a_reason(rng: np.random.Generator, case: str) -> None:
+    body, shapes, reason = LEFT[case]
+    weights = {name: weight(rng, *shape) for name, shape in shapes.items()}
+    model = raw(body, weights)
+    before = [node.op_type for node in model.graph]
+    assert expose_linears(model) == 0
+    assert [node.op_type for node in model.graph] == before
+    scan = find_linears(model)
+    assert not scan.linears
+    assert [reason in other.reason for other in scan.others] == [True], scan.others
+
+
+def test_what_onnx_runtime_wrote_after_optimizing_is_found(
+    rng: np.random.Generator, tmp_path
+) -> None:
+    """Its own FusedGemm and FusedMatMul, as a saved optimized model holds them."""
+    model = build(
+        "g (float[4, 8] x) => (float[4, 6] y, float[4, 6] z) { a = Gemm(x, W, b) y = Relu(a)"
+        " s = MatMul(x, W) z = Mul(s, half) }",
+        {"W": weight(rng, 8, 6), "b": weight(rng, 6), "half": np.array(0.5, np.float32)},
+    )
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    optimized = ir.load(tmp_path / "optimized.onnx")
+    kinds = {node.op_type for node in optimized.graph}
+    assert kinds & {"FusedGemm", "FusedMatMul"}, kinds
+    expose_linears(optimized)
+    assert len(find_linears(optimized).linears) == 2
+    feeds = {"x": rng.standard_normal((4, 8)).astype(np.float32)}
+    for name, value in run(model, feeds).items():
+        np.testing.assert_allclose(run(optimized, feeds)[name], value, rtol=0, atol=2e-6)
