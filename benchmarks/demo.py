@@ -31,8 +31,8 @@ def main() -> int:
     result = compare(open_decoder(MODEL), open_decoder(OUTPUT), windows)
     print(f"perplexity   {result.perplexity_reference:.4f} original, {result.perplexity:.4f} W4A8")
     print(f"KL           {result.kl:.5f} nats, top-1 agreement {result.top1:.1%}")
-    print(f"\n$ fptq-onnx run {OUTPUT.name} --prompt {PROMPT!r}", flush=True)
-    return fptq_onnx(["run", str(OUTPUT), "--prompt", PROMPT, "--max-new-tokens", "80"])
+    print(f"\n$ fptq-onnx run {OUTPUT.name} {PROMPT!r}", flush=True)
+    return fptq_onnx(["run", str(OUTPUT), PROMPT, "--max-tokens", "80"])
 
 
 if __name__ == "__main__":

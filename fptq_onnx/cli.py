@@ -16,6 +16,7 @@ from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_command import add_eval_options, run_eval
 from fptq_onnx.export_command import add_export_options, add_exporter_option, onnx_of, run_export
+from fptq_onnx.run_command import add_run_options, run_command
 
 INTERRUPTED = 130
 WRONG = 2
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fptq-onnx: error: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
-        print("fptq-onnx: interrupted, nothing was written", file=sys.stderr)
+        written = "" if run is run_command else ", nothing was written"
+        print(f"fptq-onnx: interrupted{written}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         discard_output()  # the reader (head, less) has seen enough
@@ -116,14 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     add_planning(inspect)
 
     run = commands.add_parser("run", help="generate text with a model")
-    run.set_defaults(run=_run)
-    run.add_argument("model", type=Path, help="a model folder with tokenizer.json")
-    run.add_argument("--prompt", required=True, help="text to go on from")
-    run.add_argument(
-        "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"
-    )
-    run.add_argument("--max-new-tokens", type=int, default=128, help="tokens at most (128)")
-    run.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
+    run.set_defaults(run=run_command)
+    add_run_options(run)
 
     evaluate = commands.add_parser("eval", help="perplexity, KL and last-word accuracy of a model")
     evaluate.set_defaults(run=run_eval)
@@ -196,31 +192,6 @@ def _inspect(options: argparse.Namespace) -> None:
     show = inspect_errors if options.errors else inspect_model
     for line in show(options.model, as_json=options.json, **planning(options)):
         print(line)
-
-
-def _run(options: argparse.Namespace) -> None:
-    from fptq_onnx.generate import run_prompt
-    from fptq_onnx.samples import folder_of_tokenizer
-
-    if options.max_new_tokens < 1:
-        raise FptqError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
-    stats = run_prompt(
-        options.model,
-        options.prompt,
-        options.max_new_tokens,
-        sys.stdout,
-        echo=True,
-        tokenizer_folder=options.tokenizer and folder_of_tokenizer(options.tokenizer),
-        threads=options.threads or None,
-    )
-    print()
-    decode = stats.decode_tokens_per_second
-    speed = "" if decode is None else f", {decode:.1f} tokens/s"
-    print(
-        f"{stats.prompt_tokens} prompt tokens in {stats.prefill_seconds:.3f} s, "
-        f"{stats.tokens} new tokens{speed}",
-        file=sys.stderr,
-    )
 
 
 def _library(options: argparse.Namespace) -> None:

@@ -1,37 +1,13 @@
-"""Greedy text from a model folder, one token at a time with the KV cache."""
+"""Greedy tokens from a decoder, one at a time with the KV cache: the plain way, all logits kept."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
-from fptq_onnx.decoder import Decoder, open_decoder
-from fptq_onnx.detokenize import StreamingDetokenizer
+from fptq_onnx.decoder import Decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import find_model_file, read_special_ids
-from fptq_onnx.text import check_vocabulary, load_tokenizer
-
-
-@dataclass(frozen=True)
-class RunStats:
-    """What one run took.
-
-    Attributes:
-        prompt_tokens: tokens of the prompt, with BOS.
-        tokens: tokens generated, without the one that ended the text.
-        prefill_seconds: from the prompt to the first token.
-        decode_tokens_per_second: of the tokens after the first; None if there were none.
-    """
-
-    prompt_tokens: int
-    tokens: int
-    prefill_seconds: float
-    decode_tokens_per_second: float | None
 
 
 def generate(
@@ -84,62 +60,3 @@ def generate(
             return
         yield token
         ids = np.asarray([token], np.int64)
-
-
-def run_prompt(
-    folder: Path,
-    prompt: str,
-    max_new_tokens: int,
-    stream: TextIO,
-    *,
-    echo: bool = False,
-    tokenizer_folder: Path | None = None,
-    threads: int | None = None,
-) -> RunStats:
-    """Write what the model says after `prompt` to `stream`, as it comes.
-
-    Args:
-        folder: of the model with its tokenizer and configuration files, or the .onnx file in it.
-        prompt: text; may be empty where the model has a BOS id.
-        max_new_tokens: tokens at most.
-        stream: flushed after each piece.
-        echo: write the prompt first, once the model is ready.
-        tokenizer_folder: with tokenizer.json, where it is not beside the model.
-        threads: intra-op threads, None for onnxruntime's choice.
-
-    Raises:
-        FptqError: no model or tokenizer there, a model without KV cache, or see `generate`.
-    """
-    model_file = find_model_file(folder)
-    tokenizer = load_tokenizer(tokenizer_folder or model_file.parent)
-    special = read_special_ids(model_file.parent)
-    decoder = open_decoder(model_file, threads=threads)
-    check_vocabulary(tokenizer, decoder.io.vocab_size or special.vocab_size, "the model")
-    ids = [] if special.bos is None else [special.bos]
-    ids += tokenizer.encode(prompt, add_special_tokens=False).ids
-    if echo:
-        _write(stream, prompt)
-    text = StreamingDetokenizer(tokenizer, ids)
-    tokens = generate(
-        decoder, ids, max_new_tokens, eos=special.eos, context_length=special.context_length
-    )
-    start = first = last = time.perf_counter()
-    count = 0
-    for token in tokens:
-        last = time.perf_counter()
-        first = last if count == 0 else first
-        count += 1
-        _write(stream, text.push(token))
-    _write(stream, text.finish())
-    return RunStats(
-        prompt_tokens=len(ids),
-        tokens=count,
-        prefill_seconds=(first if count else time.perf_counter()) - start,
-        decode_tokens_per_second=(count - 1) / (last - first) if count > 1 else None,
-    )
-
-
-def _write(stream: TextIO, piece: str) -> None:
-    if piece:
-        stream.write(piece)
-        stream.flush()

@@ -1,6 +1,3 @@
-import io
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from fptq_onnx.decoder import Decoder, open_decoder
 from fptq_onnx.detokenize import StreamingDetokenizer
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generate import generate, run_prompt
+from fptq_onnx.generate import generate
 from fptq_onnx.text import load_tokenizer
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "tinystories-7m"
@@ -66,41 +63,6 @@ def test_no_cache_or_no_prompt(demo: Decoder) -> None:
         next(generate(plain, [1], 1))
     with pytest.raises(FptqError, match="the prompt is empty"):
         next(generate(demo, [], 1))
-
-
-def test_run_prompt_streams_what_generate_gives(demo: Decoder) -> None:
-    class Stream(io.StringIO):
-        writes = 0
-
-        def write(self, text: str) -> int:
-            self.writes += 1
-            return super().write(text)
-
-    stream = Stream()
-    stats = run_prompt(DEMO, "Once upon a time", 30, stream, threads=1)
-    prompt = encode("Once upon a time")
-    tokenizer = load_tokenizer(DEMO)
-    whole = tokenizer.decode(prompt + list(generate(demo, prompt, 30)))
-    assert whole == tokenizer.decode(prompt) + stream.getvalue()
-    assert stream.writes > 20  # as it comes, not at the end
-    assert (stats.prompt_tokens, stats.tokens) == (len(prompt), 30)
-    assert stats.prefill_seconds > 0
-    assert stats.decode_tokens_per_second is not None
-    assert stats.decode_tokens_per_second > 0
-
-
-def test_run_prompt_needs_a_tokenizer_that_fits(tmp_path: Path) -> None:
-    for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
-        shutil.copy(DEMO / name, tmp_path)
-    with pytest.raises(FptqError, match=r"no tokenizer\.json"):
-        run_prompt(tmp_path, "a", 1, io.StringIO())
-    larger = json.loads((DEMO / "tokenizer.json").read_text())
-    larger["model"]["vocab"]["zzzzzz"] = 2048
-    (tmp_path / "tokenizer.json").write_text(json.dumps(larger))
-    with pytest.raises(FptqError, match="ids up to 2048 but the model knows only 2048"):
-        run_prompt(tmp_path, "a", 1, io.StringIO())
-    with pytest.raises(FptqError, match="no such file or folder"):
-        run_prompt(tmp_path / "nothing", "a", 1, io.StringIO())
 
 
 def byte_level() -> Tokenizer:

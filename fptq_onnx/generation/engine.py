@@ -1,0 +1,281 @@
+"""Feed a model for one sequence or several at once, and give out each one's tokens as they come.
+
+    engine = LanguageModel.open(folder).engine(max_rows=8)
+    first = engine.add(Request(prompt=ids, max_tokens=64))     # a Delta: its first token
+    while engine.active:
+        for delta in engine.step():                            # one token for each
+            print(delta.generation, delta.text, delta.finish_reason)
+
+Sequences join and leave between steps. None depends on which others are there: each has its own
+sampler, and its own part of the KV cache. An engine is not safe for use by several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tokenizers
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.generation.cache_rows import CacheRows
+from fptq_onnx.generation.sampling import Sampler, SamplingSettings
+from fptq_onnx.generation.text_stream import TextStream
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate.
+
+    Attributes:
+        prompt: ids, at least one, with BOS where the model wants it.
+        max_tokens: tokens at most, at least 1; None for as many as the context holds.
+        sampling: how they are chosen.
+        stop: strings that end the text; they are not given out.
+        ignore_eos: go on after the model ended its text (for measuring speed).
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(eq=False)
+class Generation:
+    """One sequence on its way.
+
+    Attributes:
+        request: what it was asked for.
+        tokens: ids chosen so far, without the one that ended the text.
+        text: what was given out so far; without a tokenizer always "".
+        finish_reason: "stop" after the end token or a stop string, "length" when max_tokens or the
+            context is used up, "cancelled"; None while it goes on.
+        reused: tokens of the prompt that the cache still held from the sequence before.
+    """
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    reused: int = 0
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step gave a sequence.
+
+    Attributes:
+        generation: the sequence.
+        token: the id chosen; None where that was the end token.
+        text: text that has become certain, often "".
+        finish_reason: set with the last one.
+    """
+
+    generation: Generation
+    token: int | None
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass(eq=False)
+class _Row:
+    """A sequence, with what chooses and shows its tokens."""
+
+    generation: Generation
+    sampler: Sampler
+    stream: TextStream | None
+    max_tokens: int
+
+
+class Engine:
+    """See the module."""
+
+    def __init__(
+        self,
+        rows: CacheRows,
+        *,
+        tokenizer: tokenizers.Tokenizer | None = None,
+        eos: Collection[int] = (),
+        context_length: int | None = None,
+    ) -> None:
+        """Begin without sequences.
+
+        Args:
+            rows: empty; the engine alone uses them from now on.
+            tokenizer: for text; without it deltas have tokens only, and stop strings do nothing.
+            eos: ids that end a text.
+            context_length: tokens a sequence can have, prompt included; None for no limit.
+        """
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._eos = frozenset(eos)
+        self._context_length = context_length
+        self._active: list[_Row] = []  # in the order of the cache's rows
+        self._left: list[int] = []  # what row 0 still holds of a sequence that has ended
+
+    @property
+    def active(self) -> tuple[Generation, ...]:
+        """The sequences that go on."""
+        return tuple(row.generation for row in self._active)
+
+    @property
+    def room(self) -> int:
+        """How many more sequences can be added now."""
+        return self._rows.max_rows - len(self._active)
+
+    def check(self, request: Request) -> None:
+        """Refuse what could never be generated, without running anything.
+
+        Raises:
+            FptqError: an empty prompt, one that fills the context, or max_tokens below 1.
+        """
+        if not request.prompt:
+            raise FptqError(
+                "the prompt is empty and the model has no beginning token; give a prompt"
+            )
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise FptqError(f"--max-tokens must be at least 1, got {request.max_tokens}")
+        limit = self._context_length
+        if limit is not None and len(request.prompt) >= limit:
+            raise FptqError(
+                f"the prompt has {len(request.prompt)} tokens, but the model's context is "
+                f"{limit}; shorten it"
+            )
+
+    def add(self, request: Request) -> Delta:
+        """Feed a prompt and choose its first token.
+
+        The sequence before is not fed again as far as the prompt repeats it, if none came between.
+
+        Raises:
+            FptqError: see `check`; there is no room; or the model cannot be run.
+        """
+        self.check(request)
+        if not self.room:
+            raise FptqError(f"the engine holds {self._rows.max_rows} sequences already")
+        prompt = list(request.prompt)
+        generation = Generation(request)
+        kept, self._left = self._left, []
+        reused = _common(kept, prompt[:-1]) if kept and not self._active else 0
+        if reused:
+            self._rows.truncate(0, reused)
+            generation.reused = reused
+            try:
+                logits = self._rows.extend(0, prompt[reused:])
+            except BaseException:
+                self._rows.remove(0)
+                raise
+        else:
+            if kept:
+                self._rows.remove(0)
+            logits = self._rows.append(prompt)
+        row = _Row(
+            generation,
+            Sampler(request.sampling, prompt),
+            TextStream(self._tokenizer, prompt, request.stop) if self._tokenizer else None,
+            self._limit(request),
+        )
+        self._active.append(row)
+        try:
+            delta = self._take(row, row.sampler.choose(logits))
+        except BaseException:
+            self._drop(row)
+            raise
+        if delta.finish_reason:
+            self._drop(row)
+        return delta
+
+    def step(self) -> list[Delta]:
+        """Give each active sequence one more token; those that end leave.
+
+        Raises:
+            FptqError: the model cannot be run, or gave NaN; the engine is of no more use then.
+        """
+        if not self._active:
+            return []
+        logits = self._rows.decode([row.generation.tokens[-1] for row in self._active])
+        tokens = [row.sampler.choose(one) for row, one in zip(self._active, logits, strict=True)]
+        rows = list(self._active)
+        deltas = [self._take(row, token) for row, token in zip(rows, tokens, strict=True)]
+        for row in rows:
+            if row.generation.finish_reason:
+                self._drop(row)
+        return deltas
+
+    def cancel(self, generation: Generation) -> None:
+        """End a sequence now; one that has ended already is left alone."""
+        for row in self._active:
+            if row.generation is generation:
+                generation.finish_reason = "cancelled"
+                self._drop(row)
+                return
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Generate one sequence by itself.
+
+        Closing the iterator cancels it.
+
+        Raises:
+            FptqError: see `add` and `step`; or other sequences are active.
+        """
+        if self._active:
+            raise FptqError("the engine is generating already: use add and step for several")
+        delta = self.add(request)
+        try:
+            yield delta
+            while not delta.finish_reason:
+                (delta,) = self.step()
+                yield delta
+        finally:
+            self.cancel(delta.generation)
+
+    def _limit(self, request: Request) -> int:
+        limits = [request.max_tokens] if request.max_tokens is not None else []
+        if self._context_length is not None:
+            limits.append(self._context_length - len(request.prompt))
+        return min(limits) if limits else 1 << 62
+
+    def _take(self, row: _Row, token: int) -> Delta:
+        """Give a sequence its next token."""
+        generation, stream = row.generation, row.stream
+        text = ""
+        given: int | None = token
+        if token in self._eos and not generation.request.ignore_eos:
+            generation.finish_reason, given = "stop", None
+        else:
+            generation.tokens.append(token)
+            text = stream.push(token) if stream else ""
+            if stream and stream.stopped:
+                generation.finish_reason = "stop"
+            elif len(generation.tokens) >= row.max_tokens:
+                generation.finish_reason = "length"
+        if generation.finish_reason and stream:
+            text += stream.finish()
+            if stream.stopped:  # the stop string ended only with the text
+                generation.finish_reason = "stop"
+        generation.text += text
+        return Delta(generation, given, text, generation.finish_reason)
+
+    def _drop(self, row: _Row) -> None:
+        place = self._active.index(row)
+        last = self._active.pop()
+        if place < len(self._active):
+            self._active[place] = last
+        if self._active:
+            self._rows.remove(place)
+        else:  # keep it: a conversation goes on from here
+            ids = [*row.generation.request.prompt, *row.generation.tokens]
+            self._left = ids[: self._rows.lengths[0]]
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Length of what two lists begin with alike."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))

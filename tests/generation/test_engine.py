@@ -1,0 +1,147 @@
+"""Tokens of the engine are those of the plain loop, alone and among others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from command_line import MODEL
+
+from fptq_onnx.decoder import Decoder, open_decoder
+from fptq_onnx.errors import FptqError
+from fptq_onnx.generate import generate
+from fptq_onnx.generation.engine import Engine, Generation, Request
+from fptq_onnx.generation.language_model import LanguageModel
+from fptq_onnx.generation.sampling import SamplingSettings
+
+PROMPTS = ["Once upon a time", "The little dog ran to the park and", "Tim", "One day a girl saw"]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return LanguageModel.open(MODEL, threads=1)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Decoder:
+    return open_decoder(MODEL, threads=1)
+
+
+def request(model: LanguageModel, prompt: str, tokens: int = 24, **settings: object) -> Request:
+    return Request(model.encode(prompt), tokens, **settings)  # type: ignore[arg-type]
+
+
+def run_all(engine: Engine) -> None:
+    while engine.active:
+        engine.step()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_tokens_are_the_plain_loops(
+    model: LanguageModel, plain: Decoder, prompt: str
+) -> None:
+    expected = list(generate(plain, model.encode(prompt), 24, eos=model.special.eos))
+    deltas = list(model.engine().stream(request(model, prompt)))
+    assert [delta.token for delta in deltas if delta.token is not None] == expected
+    text = model.tokenizer.decode([*model.encode(prompt), *expected])
+    given = "".join(delta.text for delta in deltas)
+    assert model.tokenizer.decode(list(model.encode(prompt))) + given == text
+    assert deltas[-1].generation.text == given
+
+
+def test_batch_of_four_gives_the_tokens_of_one(model: LanguageModel) -> None:
+    alone = []
+    for prompt in PROMPTS:
+        *_, last = model.engine().stream(request(model, prompt))
+        alone.append(last.generation.tokens)
+    engine = model.engine(max_rows=4)
+    together: list[Generation] = []
+    for prompt in PROMPTS:  # each joins while the others are on their way
+        together.append(engine.add(request(model, prompt)).generation)
+        engine.step()
+    run_all(engine)
+    assert [generation.tokens for generation in together] == alone
+    assert all(generation.finish_reason == "length" for generation in together)
+
+
+def test_drawn_tokens_do_not_depend_on_the_others(model: LanguageModel) -> None:
+    settings = {"sampling": SamplingSettings(temperature=0.9, top_k=40, seed=7)}
+    *_, alone = model.engine().stream(request(model, PROMPTS[0], **settings))
+    engine = model.engine(max_rows=2)
+    engine.add(request(model, PROMPTS[1], 5))
+    generation = engine.add(request(model, PROMPTS[0], **settings)).generation
+    run_all(engine)
+    assert generation.tokens == alone.generation.tokens
+
+
+def test_those_that_end_make_room(model: LanguageModel) -> None:
+    engine = model.engine(max_rows=2)
+    short = engine.add(request(model, PROMPTS[0], 3)).generation
+    long = engine.add(request(model, PROMPTS[1], 24)).generation
+    assert engine.room == 0
+    with pytest.raises(FptqError, match="holds 2 sequences already"):
+        engine.add(request(model, PROMPTS[2]))
+    reasons = [delta.finish_reason for _ in range(2) for delta in engine.step()]
+    assert reasons == [None, None, "length", None]
+    assert (short.finish_reason, engine.active, engine.room) == ("length", (long,), 1)
+    engine.cancel(long)
+    engine.cancel(long)
+    assert (long.finish_reason, engine.active, engine.room) == ("cancelled", (), 2)
+
+
+def test_end_tokens_and_stop_strings(model: LanguageModel) -> None:
+    *_, free = model.engine().stream(request(model, PROMPTS[0]))
+    tokens, text = free.generation.tokens, free.generation.text
+    engine = Engine(model.model.rows(max_length=64), tokenizer=model.tokenizer, eos=[tokens[5]])
+    *_, last = engine.stream(request(model, PROMPTS[0]))
+    assert last.generation.tokens == tokens[: tokens.index(tokens[5])]
+    assert (last.token, last.finish_reason) == (None, "stop")
+    *_, last = engine.stream(request(model, PROMPTS[0], ignore_eos=True))
+    assert last.generation.tokens == tokens
+    word = text.split()[4]
+    *_, last = model.engine().stream(request(model, PROMPTS[0], stop=(word, "never comes")))
+    assert last.generation.text == text[: text.index(word)]
+    assert last.finish_reason == "stop"
+
+
+def test_context_and_limits(model: LanguageModel) -> None:
+    prompt = model.encode(PROMPTS[0])
+    engine = model.engine(max_length=len(prompt) + 6)
+    *_, last = engine.stream(Request(prompt))
+    assert (len(last.generation.tokens), last.finish_reason) == (6, "length")
+    for bad, saying in (
+        (Request(prompt * 9), "shorten it"),
+        (Request(()), "the prompt is empty"),
+        (Request(prompt, 0), "at least 1"),
+    ):
+        with pytest.raises(FptqError, match=saying):
+            engine.add(bad)
+    assert engine.active == ()
+
+
+def test_what_the_cache_holds_is_not_fed_again(model: LanguageModel) -> None:
+    engine = model.engine()
+    *_, first = engine.stream(request(model, PROMPTS[0], 8))
+    longer = (*first.generation.request.prompt, *first.generation.tokens, *model.encode("And")[1:])
+    *_, again = engine.stream(Request(longer, 12))
+    # The last token of the first answer was chosen, but not yet fed.
+    assert again.generation.reused == len(longer) - len(model.encode("And")[1:]) - 1
+    *_, fresh = model.engine().stream(Request(longer, 12))
+    assert fresh.generation.reused == 0
+    assert again.generation.tokens == fresh.generation.tokens
+    *_, other = engine.stream(request(model, PROMPTS[3], 12))  # shares BOS alone
+    *_, alone = model.engine().stream(request(model, PROMPTS[3], 12))
+    assert other.generation.tokens == alone.generation.tokens
+
+
+def test_a_model_that_gives_nan(model: LanguageModel) -> None:
+    class Broken:
+        lengths = (3,)
+        max_rows = 1
+
+        def append(self, ids: object) -> np.ndarray:
+            return np.full(8, np.nan, np.float32)
+
+    engine = Engine(Broken())  # type: ignore[arg-type]
+    with pytest.raises(FptqError, match="NaN"):
+        engine.add(Request((1, 2, 3)))
+    assert engine.active == ()

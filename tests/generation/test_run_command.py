@@ -1,0 +1,156 @@
+"""`fptq-onnx run` as a user calls it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import MODEL, command, refused
+
+from fptq_onnx.generation.interactive import interact
+from fptq_onnx.generation.language_model import LanguageModel
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    return folder
+
+
+def test_prompt_as_argument_option_and_pipe() -> None:
+    text = "Once upon a time"
+    given = command("run", MODEL, text, "--max-tokens", 12)
+    assert given.returncode == 0, given.stderr
+    assert given.stdout.startswith(text + ",")
+    assert re.search(
+        r"^prefill 5 tokens, [\d.]+ tokens/s; decode 12 tokens, [\d.]+ tokens/s$",
+        given.stderr, re.MULTILINE,
+    )  # fmt: skip
+    assert command("run", MODEL, "--prompt", text, "--max-tokens", 12).stdout == given.stdout
+    for arguments in ((), ("-",)):
+        piped = command("run", MODEL, *arguments, "--max-tokens", 12, input=text + "\n")
+        assert piped.stdout == given.stdout
+
+
+def test_sampling_and_stop() -> None:
+    def said(*options: object) -> str:
+        done = command("run", MODEL, "Once", "--max-tokens", 20, *options)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    drawn = ("--temperature", 1.5, "--top-k", 50, "--top-p", 0.95)
+    assert said(*drawn, "--seed", 1) == said(*drawn, "--seed", 1)
+    assert said(*drawn, "--seed", 1) != said(*drawn, "--seed", 2)
+    greedy = said()
+    assert said("--repetition-penalty", 3) != greedy
+    word = greedy.split()[4]
+    assert said("--stop", word) == greedy[: greedy.index(word)] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "saying"),
+    [
+        (("x", "--prompt", "y"), "given twice"), (("x", "--temperature", "-1"), "temperature"),
+        (("x", "--top-p", "2"), "top-p"), (("x", "--max-tokens", "0"), "--max-tokens"),
+        (("x", "--system", "y"), "chat template"), (("x " * 400,), "shorten it"),
+        (("x", "--threads", "-1"), "--threads"),
+    ],
+)  # fmt: skip
+def test_refusals(options: tuple[str, ...], saying: str) -> None:
+    assert refused("run", MODEL, *options, saying=saying).stdout == ""
+
+
+def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
+        shutil.copy(MODEL / name, tmp_path)
+    refused("run", tmp_path, "a", saying="no tokenizer.json")
+    larger = json.loads((MODEL / "tokenizer.json").read_text())
+    larger["model"]["vocab"]["zzzzzz"] = 2048
+    (tmp_path / "tokenizer.json").write_text(json.dumps(larger))
+    refused("run", tmp_path, "a", saying="ids up to 2048 but the model knows only 2048")
+
+
+def test_chat_template_is_used_unless_raw(chat_model: Path) -> None:
+    options = ("--max-tokens", 8)
+    chat = command("run", chat_model, "Hi", "--system", "Be kind", *options)
+    raw = command("run", chat_model, "system:Be kind\nuser:Hi\nassistant:", "--raw", *options)
+    assert chat.returncode == raw.returncode == 0, chat.stderr + raw.stderr
+    assert raw.stdout == "system:Be kind\nuser:Hi\nassistant:" + chat.stdout
+
+
+def lines(*texts: str) -> Callable[[str], str]:
+    waiting = iter(texts)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    return read
+
+
+def test_a_conversation_goes_on_and_feeds_only_what_is_new(
+    chat_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LanguageModel.open(chat_model, threads=1)
+    out = io.StringIO()
+    said = lines("Hi", "", "And you?", "x " * 400, "/clear", "Hi", "/exit", "never")
+    interact(model, chat=True, max_tokens=8, read_line=said, stream=out)
+    first, second, again = out.getvalue().removesuffix("\n").split("\n")
+    assert first == again
+    errors = capsys.readouterr().err
+    assert "shorten it" in errors
+    fed = [int(n) for n in re.findall(r"prefill (\d+) tokens", errors)]
+    whole = model.encode_chat(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": first},
+         {"role": "user", "content": "And you?"}]
+    )  # fmt: skip
+    assert fed[1] < len(whole) - fed[0]
+    prompt = model.tokenizer.decode(list(whole))
+    done = command("run", chat_model, prompt, "--raw", "--max-tokens", 8)
+    assert done.stdout == f"{prompt}{second}\n"
+
+
+def test_lines_without_a_template_are_prompts() -> None:
+    out = io.StringIO()
+    interact(
+        LanguageModel.open(MODEL), chat=False, max_tokens=5, read_line=lines("Once"), stream=out
+    )
+    assert out.getvalue() == command("run", MODEL, "Once", "--max-tokens", 5).stdout
+
+
+def test_interrupt_keeps_the_text(chat_model: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fptq_onnx", "run", str(MODEL), "Once", "--temperature", "5",
+         "--max-tokens", "250"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    begun = process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    rest, errors = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert begun.startswith("Once")
+    assert process.returncode in (0, 130), errors  # 0: it was done before the signal came
+    assert "Traceback" not in errors
+    assert "prefill" in errors
+    assert (begun + rest).endswith("\n")
