@@ -39,7 +39,7 @@ def quantize_stock(source: Path, output: Path, block_size: int) -> float:
     normalize(loaded.model)
     linears = find_linears(loaded.model).linears
     for linear in linears:  # it does not see weights behind a Cast or a Transpose
-        # A copy: a view would keep the file mapped, which reading the whole model then cannot close.
+        # A copy: a view would keep the file mapped, which reading all of it then cannot close.
         w = np.array(linear.weight.load(), linear.weight.dtype.numpy())
         replace_weight(linear, ir.Tensor(w, dtype=linear.weight.dtype))
     common_passes.RemoveUnusedNodesPass()(loaded.model)

@@ -1,6 +1,6 @@
 """Compute in float32 what a graph computes in bfloat16, which ONNX Runtime's CPU kernels do not.
 
-Weights stay bfloat16 in their files, each behind a Cast that widens it: every bfloat16 is a float32.
+Weights stay bfloat16 in their files, each behind a Cast that widens it: no value changes.
 Inputs and outputs of type bfloat16 become float32 as well.
 """
 

@@ -10,8 +10,8 @@ from fptq_onnx.graph.constants import constant_of, scalar_ints
 _MOST_STEPS = 64
 _SAME_RANK = (
     "Cast", "Identity", "Slice", "Split", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Sqrt",
-    "Softmax", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "Concat", "Dropout",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Reciprocal",
+    "Softmax", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "Concat",
+    "Dropout", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Reciprocal",
 )  # fmt: skip
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "MatMul", "Where")
 

@@ -43,7 +43,8 @@ TAKEN_OUT = {
     "attention with a scale": (attention(", scale = 0.3"), W3, 1),
     "a narrower value": (
         f"g ({X3}, int32[B, S] mask) => (float[B, S, 4] y) {{"
-        " y = com.microsoft.Attention<num_heads = 2, qkv_hidden_sizes = [8, 8, 4]>(x, W, b, mask) }",
+        " y = com.microsoft.Attention<num_heads = 2, qkv_hidden_sizes = [8, 8, 4]>"
+        "(x, W, b, mask) }",
         {"W": (H, 20), "b": (20,)},
         1,
     ),
