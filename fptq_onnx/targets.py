@@ -78,8 +78,6 @@ def emit(target: str, model: ir.Model, plan: Plan, store: WeightStore, config: C
     if config.embedding_bits == 32 or target == FLOAT_TARGET:
         return emitted
     tables, declined = quantize_embeddings(emitted.model, config.embedding_bits, store)
-    if not tables and not declined:
-        declined = ("no token embedding was found to quantize: --embedding-bits changes nothing",)
     lines = (f"embedding    {len(tables)} in {config.embedding_bits} bits",) if tables else ()
     return replace(emitted, lines=(*emitted.lines, *lines), notes=(*emitted.notes, *declined))
 

@@ -58,7 +58,8 @@ def quantize_embeddings(
             tables[table.name] = table
     declined = []
     for name, table in tables.items():
-        others = {use.node.name for use in table.sources[0].uses() if use.node not in lookups[name]}
+        readers = _readers(table.sources[0])
+        others = {reader.name for reader in readers if reader not in lookups[name]}
         if others or table.sources[0].is_graph_output():
             what = ", ".join(sorted(filter(None, others))) or "the model's output"
             declined.append(f"the embedding {name} keeps its floats: {what} reads it too")
@@ -86,12 +87,25 @@ def _table_of(node: ir.Node) -> Constant | None:
         return None
     if len(table.shape) != 2 or table.dtype not in _TABLE_TYPES:
         return None
-    if table.shape[0] * table.shape[1] < _FEWEST_ELEMENTS or table.sources[0] is not node.inputs[0]:
+    if table.shape[0] * table.shape[1] < _FEWEST_ELEMENTS:
+        return None
+    if all(reader is not node for reader in _readers(table.sources[0])):  # behind arithmetic
         return None
     ids = node.inputs[1]
     if ids is None or ids.shape is None:  # its rank is needed
         return None
     return table if _are_tokens(ids) else None
+
+
+def _readers(source: ir.Value) -> list[ir.Node]:
+    """What reads a table, also behind a Cast of how it is stored."""
+    found: list[ir.Node] = []
+    for use in source.uses():
+        if use.node.op_type in ("Cast", "Identity") and not use.node.outputs[0].is_graph_output():
+            found += _readers(use.node.outputs[0])
+        else:
+            found.append(use.node)
+    return found
 
 
 def _are_tokens(indices: ir.Value | None) -> bool:

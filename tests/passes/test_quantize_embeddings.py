@@ -68,6 +68,18 @@ def test_four_bits_look_up_the_rounded_table(
     assert op_counts(model) == {"GatherBlockQuantized": 1}
 
 
+def test_a_table_stored_in_halves_is_seen_through_its_cast(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    table = table_of(rng, 128, "float16")
+    text = "wide = Cast<to = 1>(table) y = Gather<axis = 0>(wide, ids)"
+    model = build(f"g_ (int64[B, T] ids) => (float y) {{ {text} }}", {"table": table})
+    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == (("table",), ())
+    expected = dequantize(quantize_rtn(table.astype(np.float32).T, 128, bits=8)).T[IDS]
+    np.testing.assert_array_equal(run(model, {"ids": IDS})["y"], expected)
+    assert "table" not in model.graph.initializers
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_lookups_of_one_table_share_it(rng: np.random.Generator, tmp_path: Path, bits: int) -> None:
     text = f"{LOOKUP} flat = Reshape(ids, one) z = Gather(table, flat)"
