@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fptq_onnx import __version__
+from fptq_onnx.bench_command import add_bench_options, run_bench
 from fptq_onnx.cli_planning import add_planning, planning, samples_of, unused_in_float16
 from fptq_onnx.compare_command import add_compare_options, run_compare
 from fptq_onnx.console import Printer, discard_output, open_missing_streams
@@ -128,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     compared = commands.add_parser("compare", help="all recipes on a model, in one table")
     compared.set_defaults(run=run_compare)
     add_compare_options(compared)
+
+    bench = commands.add_parser("bench", help="load time, memory and speed, beside other models")
+    bench.set_defaults(run=run_bench)
+    add_bench_options(bench)
 
     library = commands.add_parser("library", help="print the path of the custom-op library")
     library.set_defaults(run=_library)

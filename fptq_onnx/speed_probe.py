@@ -69,10 +69,11 @@ def probe(model: Path, prefill: int, decode: int, threads: int) -> Speed:
             step = decoder.forward(ids[:, :1], step.cache)
             times.append(time.perf_counter() - started)
         rate = 1 / statistics.median(times)
-    return Speed(loaded, prefill / statistics.median(prefills[1:]), rate, _peak_bytes())
+    return Speed(loaded, prefill / statistics.median(prefills[1:]), rate, peak_bytes())
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Resident memory of this process at its largest so far, bytes."""
     # ru_maxrss begins with what the parent process had when this one was started.
     status = Path("/proc/self/status")
     if status.exists():
