@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -167,8 +168,11 @@ def probe_command(model: Path, load: Load) -> list[str]:
 
 def read_load(text: str) -> Load:
     """A Load from its JSON."""
-    values = json.loads(text)
-    return Load(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in json.loads(text).items()
+    }
+    return Load(**values)
 
 
 def main() -> int:
