@@ -25,6 +25,9 @@ from fptq_onnx.progress import track, tracker
 from fptq_onnx.session import open_session_in_memory
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
+# Far fewer than the channels of any layer, GPTQ's second moments are of low rank.
+_FEW_TOKENS = 512
+
 
 @dataclass
 class Samples:
@@ -182,6 +185,13 @@ class Samples:
             f"calibration  {stats.samples} samples{tokens} from {stats.source} "
             f"({time.monotonic() - started:.1f} s)"
         )
+        if isinstance(source, TokenWindows):
+            count = sum(window.size for window in source.windows)
+            if count < _FEW_TOKENS:
+                say(
+                    f"warning      {count} tokens are few to calibrate on: weights fitted to them "
+                    f"serve other text badly, give at least {_FEW_TOKENS}"
+                )
         if paths:
             stats.save(paths[0])
         return stats

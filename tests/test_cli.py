@@ -55,7 +55,7 @@ def test_output_folder_is_complete_and_says_where_it_came_from(converted, target
 def test_custom_target_adds_only_our_op(converted):
     before = [node.op_type for node in ir.load(MODEL / "model.onnx").graph]
     after = [node.op_type for node in ir.load(converted[0] / "custom" / "model.onnx").graph]
-    assert set(after) - set(before) == {"MatMulW4A8"}
+    assert set(after) - set(before) == {"MatMulW4A8", "Reshape"}  # the embedding
     # Per layer: fused qkv of the export, o, gate and up together, down; and the head.
     assert after.count("MatMulW4A8") == 6 * 4 + 1 and "MatMul" not in after
     assert "Sigmoid" in before and "Sigmoid" not in after
@@ -146,7 +146,8 @@ def test_statistics_are_saved_and_reused(tmp_path):
     assert first.returncode == 0 and stats.exists()
     again = command("convert", MODEL, "--dry-run", "--stats", stats, *RANDOM_FEW)
     assert "calibration  not run" in again.stdout
-    strip = [line for line in first.stdout.splitlines() if not line.startswith("calibration")]
+    spoken = ("calibration", "warning")  # of the samples, which the second run does not see
+    strip = [line for line in first.stdout.splitlines() if not line.startswith(spoken)]
     assert strip == [line for line in again.stdout.splitlines() if "calibration  " not in line]
 
 

@@ -159,6 +159,16 @@ def test_disk_full(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_few_tokens_are_warned_of(tmp_path):
+    few, enough = tmp_path / "few.txt", tmp_path / "enough.txt"
+    few.write_text("Once upon a time.")
+    enough.write_text("Once upon a time there was a girl who had a red ball. " * 60)
+    for text, warned in ((few, True), (enough, False)):
+        done = command("convert", MODEL, "--recipe", "paper", "--dry-run", "--calibration", text)
+        assert done.returncode == 0, done.stderr
+        assert ("tokens are few to calibrate on" in done.stdout) == warned
+
+
 def test_interrupt_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [
