@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kernels against stock ONNX Runtime.")
     parser.add_argument("-o", "--output", type=Path, help="write the rows as JSON")
     parser.add_argument("--limits", type=Path, help="the built fptq_machine_limits")
-    parser.add_argument("--shapes", default="", help="K,N K,N ... (the issue's four)")
+    parser.add_argument("--shapes", default="", help="K,N K,N ... (four of LLaMA's size)")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS, help="numbers of rows")
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
     parser.add_argument("--seconds", type=float, default=1.0, help="per implementation and point")
