@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.bench_probe import Figures, Load, probe_apart, probe_command
+from fptq_onnx.bench_probe import Figures, Load, probe_command
 from fptq_onnx.model_configs import find_model_file
 from fptq_onnx.progress import track
+from fptq_onnx.speed_probe import run_apart
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def bench_models(
         if number == len(found[count]):
             found[count].append([])
         command = entry.command(replace(load, threads=count))
-        found[count][number].append(probe_apart(command, entry.name))
+        found[count][number].append(Figures(**run_apart(command, entry.name)))
     return Result(tuple(entry.name for entry in entries), tuple(threads), found)
 
 

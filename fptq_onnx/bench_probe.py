@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,19 +145,6 @@ def probe(model: Path, load: Load) -> Figures:
     return measure(
         load, load_seconds=seconds, prefill=prefill, fill=fill, step=step if can_step else None
     )
-
-
-def probe_apart(command: Sequence[str], name: str) -> Figures:
-    """Run a command that prints Figures as JSON, its last line.
-
-    Raises:
-        FptqError: it failed, with what it said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FptqError(f"cannot measure {name}: {last}")
-    return Figures(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def probe_command(model: Path, load: Load) -> list[str]:

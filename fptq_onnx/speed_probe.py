@@ -12,8 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,11 +93,21 @@ def probe_apart(model: Path, prefill: int, decode: int, threads: int) -> Speed:
     """
     command = [sys.executable, "-m", "fptq_onnx.speed_probe", str(model)]
     numbers = ["--prefill", str(prefill), "--decode", str(decode), "--threads", str(threads)]
-    done = subprocess.run([*command, *numbers], capture_output=True, text=True, check=False)
+    return Speed(**run_apart([*command, *numbers], str(model)))
+
+
+def run_apart(command: Sequence[str], name: str) -> dict[str, Any]:
+    """Run a command that prints figures as JSON, its last line.
+
+    Raises:
+        FptqError: it failed, with what it said of what is measured.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FptqError(f"cannot measure the speed of {model}: {last}")
-    return Speed(**json.loads(done.stdout))
+        raise FptqError(f"cannot measure {name}: {last}")
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
 
 
 def main() -> int:

@@ -49,32 +49,31 @@ def quantize_embeddings(
     Raises:
         FptqError: a table holds NaN or infinity.
     """
-    lookups: dict[str, list[ir.Node]] = {}
-    tables: dict[str, Constant] = {}
+    # By type too: a table that is looked up both as stored and behind a Cast has two.
+    lookups: dict[tuple[str, ir.DataType], list[ir.Node]] = {}
+    tables: dict[tuple[str, ir.DataType], Constant] = {}
     for node in list(model.graph):
         table = _table_of(node)
         if table is not None:
-            lookups.setdefault(table.name, []).append(node)
-            tables[table.name] = table
-    declined = []
-    for name, table in tables.items():
-        readers = _readers(table.sources[0])
-        others = {reader.name for reader in readers if reader not in lookups[name]}
-        if others or table.sources[0].is_graph_output():
-            what = ", ".join(sorted(filter(None, others))) or "the model's output"
-            declined.append(f"the embedding {name} keeps its floats: {what} reads it too")
-            del lookups[name]
+            lookups.setdefault((table.name, table.dtype), []).append(node)
+            tables[table.name, table.dtype] = table
+    done, declined = [], []
+    for found, table in tables.items():
+        name, reason = table.name, _obstacle(table, lookups[found])
+        if reason:
+            declined.append(f"the embedding {name} keeps its floats: {reason}")
             continue
+        done.append(name)
         if _key(name, bits) not in store:
             store.put(_key(name, bits), _rounded(table, bits))
-        for node in lookups[name]:
+        for node in lookups[found]:
             (_eight if bits == 8 else _four)(model.graph, node, table, store)
-    if lookups and bits == 4:
+    if done and bits == 4:
         model.graph.opset_imports["com.microsoft"] = 1
         model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
-    if lookups:
+    if done:
         common_passes.RemoveUnusedNodesPass()(model)
-    return tuple(lookups), tuple(declined)
+    return tuple(done), tuple(declined)
 
 
 def _table_of(node: ir.Node) -> Constant | None:
@@ -91,10 +90,19 @@ def _table_of(node: ir.Node) -> Constant | None:
         return None
     if all(reader is not node for reader in _readers(table.sources[0])):  # behind arithmetic
         return None
-    ids = node.inputs[1]
-    if ids is None or ids.shape is None:  # its rank is needed
-        return None
-    return table if _are_tokens(ids) else None
+    return table if _are_tokens(node.inputs[1]) else None
+
+
+def _obstacle(table: Constant, lookups: Sequence[ir.Node]) -> str:
+    """Why a table has to stay; ''."""
+    source = table.sources[0]
+    others = {reader.name for reader in _readers(source) if reader not in lookups}
+    if others or source.is_graph_output():
+        what = ", ".join(sorted(filter(None, others))) or "the model's output"
+        return f"{what} reads it too"
+    if any(ids is None or ids.shape is None for ids in (node.inputs[1] for node in lookups)):
+        return "the rank of its indices is not known"
+    return ""
 
 
 def _readers(source: ir.Value) -> list[ir.Node]:

@@ -24,25 +24,25 @@ def is_not_last(axis: int, value: ir.Value) -> bool:
 def least_rank(value: ir.Value) -> int:
     """A rank that a value has at least; 0 where nothing near tells."""
     best, steps = 0, 0
-    pending = [(value, 0)]  # and how many axes are added or taken away on the way down
+    pending = [value]
     while pending and steps < _MOST_STEPS:
-        current, change = pending.pop()
+        current = pending.pop()
         steps += 1
         known = _known_rank(current)
         if known is not None:
-            best = max(best, known + change)
+            best = max(best, known)
             continue
         node = current.producer()
         if node is None:
             continue
         if node.op_type in _SAME_RANK and node.inputs[0] is not None:
-            pending.append((node.inputs[0], change))
+            pending.append(node.inputs[0])
         elif node.op_type in _BROADCAST:
-            pending += [(operand, change) for operand in node.inputs if operand is not None]
+            pending += [operand for operand in node.inputs if operand is not None]
         elif node.op_type == "Gather" and None not in node.inputs[:2]:
             data, indices = (_known_rank(operand) for operand in node.inputs[:2] if operand)
             if data is not None and indices is not None:
-                best = max(best, data - 1 + indices + change)
+                best = max(best, data - 1 + indices)
     return best
 
 

@@ -8,6 +8,7 @@ import pytest
 from norms import NORMS, Norm, normed_feeds, normed_graph
 from tiny_graphs import run
 
+from fptq_onnx.graph.axes import is_not_last
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.passes.equalize import fold_scales
@@ -165,3 +166,15 @@ def test_a_shared_gain_folds_for_one_norm_alone(rng: np.random.Generator, case: 
     assert isinstance(sites["q"], FoldSite), sites["q"]
     assert sites["q"].linears == ("q",)
     assert_fold_is_exact(rng, norm, model, "n")
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"), [(0, True), (1, True), (2, False), (-1, False), (-2, True), (-3, True)]
+)
+def test_the_last_axis_is_told_from_others(axis: int, expected: bool) -> None:
+    assert is_not_last(axis, ir.Value(name="x", shape=ir.Shape([2, "T", 8]))) == expected
+
+
+def test_of_an_unknown_rank_no_axis_from_the_front_is_certain() -> None:
+    value = ir.Value(name="x")
+    assert not is_not_last(0, value) and is_not_last(-2, value)

@@ -117,6 +117,24 @@ def test_a_table_that_others_read_stays_and_says_so(
     assert len(declined) == 1 and "keeps its floats" in declined[0]
 
 
+def test_a_table_looked_up_in_two_types_stays(rng: np.random.Generator, tmp_path: Path) -> None:
+    text = "wide = Cast<to = 1>(table) y = Gather(wide, ids) z = Gather(table, ids)"
+    model = build(
+        f"g_ (int64[B, T] ids) => (float y, float16 z) {{ {text} }}",
+        {"table": table_of(rng, 128, "float16")},
+    )
+    done, declined = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    assert not done and len(declined) == 2
+    run(model, {"ids": IDS})
+
+
+def test_indices_of_unknown_rank_are_told_of(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = model_of(table_of(rng, 128, "float32"))
+    model.graph.inputs[0].shape = None
+    done, declined = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    assert not done and "rank of its indices" in declined[0]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -88,6 +88,8 @@ NOT_FOLDABLE = {
     f" vh = Transpose<perm = [0, 3, 1, 2]>(v4) {_END}",
     "overlapping slices": f"{_P} qkv = MatMul(x, W3) a = Slice(qkv, one_k, end, two)"
     f" v = Slice(qkv, two_k, end, two) y = Exp(a) {_SPLIT} {_END}",
+    "a slice within": f"{_P} qkv = MatMul(x, W3) a = Slice(qkv, late, end, two)"
+    f" v = Slice(qkv, two_k, end, two) y = Exp(a) {_SPLIT} {_END}",
     "the same part twice": f"{_P} qkv = MatMul(x, W3) v5 = Reshape(qkv, by_parts)"
     " a = Gather<axis = 3>(v5, index2) y = Exp(a) v4 = Gather<axis = 3>(v5, index2)"
     f" vh = Transpose<perm = [0, 2, 1, 3]>(v4) {_END}",
@@ -127,6 +129,7 @@ def attention_model(rng: np.random.Generator, text: str) -> ir.Model:
         "as_batch_p": np.array([2 * HEADS, TOKENS, -1]), "wide": np.array([2, TOKENS, 3 * K]),
         "five": np.array([1, 1, HEADS // GROUPS, 1, 1]), "two": np.array([2]),
         "thirds": np.array([K, K, K]), "twos": np.array([SIZE] * 3), "begin": np.array([0]),
+        "late": np.array([2 * K + SIZE]),
         "one_k": np.array([K]), "two_k": np.array([2 * K]), "end": np.array([1 << 40]),
         "index0": np.array(0), "index2": np.array(2), "zero": np.zeros((1, 1, 1, 1), np.float32),
         "old": np.array([2, HEADS, TOKENS, PAST]),
