@@ -23,6 +23,7 @@ from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.numerics.clip_search import quantize_mse
@@ -164,6 +165,8 @@ def solve_weights(
             for linear in stage.linears
         }  # fmt: skip
         streams.leave(stage, outputs)
+        for linear in stage.linears:
+            forget_pages(linear.weight.sources)
     _divide_columns(store, column_divisors(scan.linears, scales))
     ordered = tuple(entries[linear.name] for linear in scan.linears)
     return Solved(

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.plan import FLOAT, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
@@ -48,3 +49,4 @@ def quantize_weights(
                 f"cannot quantize {linear.weight.name} of {entry.name}: {error}"
             ) from error
         store.put(entry.name, weights)
+        forget_pages(linear.weight.sources)
