@@ -165,8 +165,7 @@ def solve_weights(
             for linear in stage.linears
         }  # fmt: skip
         streams.leave(stage, outputs)
-        for linear in stage.linears:
-            forget_pages(linear.weight.sources)
+        forget_pages(value for linear in stage.linears for value in linear.weight.sources)
     _divide_columns(store, column_divisors(scan.linears, scales))
     ordered = tuple(entries[linear.name] for linear in scan.linears)
     return Solved(
