@@ -164,8 +164,7 @@ def solve_weights(
             )
             for linear in stage.linears
         }  # fmt: skip
-        streams.leave(stage, outputs)
-        forget_pages(value for linear in stage.linears for value in linear.weight.sources)
+        _leave(streams, stage, outputs)
     _divide_columns(store, column_divisors(scan.linears, scales))
     ordered = tuple(entries[linear.name] for linear in scan.linears)
     return Solved(
@@ -174,6 +173,13 @@ def solve_weights(
         tuple(errors[linear.name] for linear in scan.linears),
         tuple(ratios),
     )
+
+
+def _leave(
+    streams: TwoStreams, stage: Stage, outputs: Mapping[str, Iterator[tuple[Rows, Rows]]]
+) -> None:
+    streams.leave(stage, outputs)
+    forget_pages(value for linear in stage.linears for value in linear.weight.sources)
 
 
 def _divide_columns(store: WeightStore, divisors: Mapping[str, NDArray[np.float32]]) -> None:

@@ -12,8 +12,8 @@ quantized layers before it. Steps, all exact or descending in that error:
    reordering ("static groups").
 3. codes: rows in order of falling diag(H), each rounded after the best correction for the errors of
    all rows before it (GPTQ, arXiv 2210.17323).
-4. refinement: scales by least squares given the codes, codes by coordinate descent given the scales
-   (QuantEase, arXiv 2309.01885), in turn.
+4. refinement: group after group, its scale by least squares given the codes, then its codes by
+   coordinate descent given the scales (QuantEase, arXiv 2309.01885); several rounds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from fptq_onnx.numerics.upper_factor import factor_upper, solve_factored
 
 DAMPING = 0.03  # share of the mean of diag(H) that is added to it
 ROUNDS = 3  # of refinement
-_DESCENTS = 3  # passes over all codes in a round
 _BLOCK = 64  # rows that a matrix product serves at once, before each adds its neighbours' part
 # Output columns do not depend on each other: this many numbers of [K, columns] at a time keep the
 # temporaries small whatever N is, and a block of rows in the cache.
@@ -103,8 +102,7 @@ def quantize_gptq(
         scale, zero = search_grid(error, importance, block_size, symmetric=symmetric, bits=bits)
         code = _round_with_feedback(error, feedback, order, scale, zero, group, bits)
         for _ in range(rounds):
-            _refit_scales(h, code, scale, zero, error, block_size)
-            _descend(h, code, scale, zero, error, group, bits)
+            _refine(h, code, scale, zero, error, block_size, bits)
         codes[:, part], scales[:, part], zeros[:, part] = code, scale, zero
         if left is not None:
             left[:, part] = error
@@ -125,12 +123,10 @@ class _Damped:
         return product
 
     def within(self, rows: slice, q: Rows) -> Rows:
-        """q^T H q of each column, where q [rows, columns] is 0 outside of the given rows."""
+        """The given rows of H q, where q [rows, columns] is 0 outside of them."""
         product: Rows = self.xx[rows, rows] @ q
         product += self.added * q
-        product *= q
-        total: Rows = product.sum(axis=0)
-        return total
+        return product
 
 
 def _target(
@@ -182,56 +178,68 @@ def _round_with_feedback(
     return codes
 
 
-def _refit_scales(
-    h: _Damped, codes: Rows, scales: Rows, zeros: Rows, error: Rows, block_size: int
-) -> None:
-    """Least squares for one group's scales after the other, codes fixed, in place.
-
-    The error is quadratic in a scale: its change is q^T H e / q^T H q.
-    """
-    k = len(codes)
-    length = group_length(k, block_size)
-    for _ in range(2):
-        for g in range(group_count(k, block_size)):
-            rows = slice(g * length, min((g + 1) * length, k))
-            q = codes[rows] - zeros[g]
-            above = (q * h.times(rows, error)).sum(axis=0)
-            below = h.within(rows, q)
-            change = np.where(below > 0, above / np.where(below > 0, below, 1), 0)
-            # A scale that would vanish or change its sign stays: its codes are at fault.
-            change = np.where(scales[g] + change > 0.5 * scales[g], change, 0).astype(np.float32)
-            scales[g] += change
-            error[rows] -= q * change
-
-
-def _descend(
+def _refine(
     h: _Damped,
     codes: Rows,
     scales: Rows,
     zeros: Rows,
     error: Rows,
-    group: NDArray[np.intp],
+    block_size: int,
     bits: int,
 ) -> None:
-    """Each code anew, the best one given all others, in place; until nothing changes."""
+    """Step 4, in place: one group after the other, its scale and then each of its codes anew."""
     k = len(codes)
-    for _ in range(_DESCENTS):
-        changed = False
-        for start in range(0, k, _BLOCK):
-            stop = min(start + _BLOCK, k)
-            gradient = h.times(slice(start, stop), error)
-            steps = np.empty_like(gradient)
-            for row in range(start, stop):
-                scale, zero = scales[group[row]], zeros[group[row]]
-                wish = gradient[row - start]
-                wish -= h.xx[row, start:row] @ steps[: row - start]
-                wish /= h.xx[row, row] + h.added
-                wish += (codes[row] - zero) * scale
-                code = round_codes(wish, scale, zero, bits)
-                step = steps[row - start]
-                np.multiply(code - codes[row], scale, out=step)
-                codes[row] = code
-            changed = changed or bool(steps.any())
-            error[start:stop] -= steps
-        if not changed:
-            return
+    length = group_length(k, block_size)
+    for g in range(group_count(k, block_size)):
+        rows = slice(g * length, min((g + 1) * length, k))
+        gradient = h.times(rows, error)
+        change = _refit_scale(h, rows, codes[rows] - zeros[g], scales[g], gradient, error)
+        scales[g] += change
+        _descend(h, rows, codes[rows], scales[g], zeros[g], gradient, error, bits)
+
+
+def _refit_scale(
+    h: _Damped, rows: slice, q: Rows, scale: Rows, gradient: Rows, error: Rows
+) -> Rows:
+    """Change of a group's scale by least squares, codes fixed; gradient = H e is kept up to date.
+
+    The error is quadratic in the scale: its change is q^T H e / q^T H q.
+    """
+    above = (q * gradient).sum(axis=0)
+    moved = h.within(rows, q)
+    below = (q * moved).sum(axis=0)
+    change = np.where(below > 0, above / np.where(below > 0, below, 1), 0)
+    # A scale that would vanish or change its sign stays: its codes are at fault.
+    change = np.where(scale + change > 0.5 * scale, change, 0).astype(np.float32)
+    error[rows] -= q * change
+    moved *= change
+    gradient -= moved
+    return change
+
+
+def _descend(
+    h: _Damped,
+    rows: slice,
+    codes: Rows,
+    scale: Rows,
+    zero: Rows,
+    gradient: Rows,
+    error: Rows,
+    bits: int,
+) -> None:
+    """Each code of a group anew, the best one given all others; gradient is used up."""
+    steps = np.empty_like(gradient)
+    for start in range(0, len(codes), _BLOCK):
+        stop = min(start + _BLOCK, len(codes))
+        for row in range(start, stop):
+            at = rows.start + row
+            wish = gradient[row]
+            wish -= h.xx[at, rows.start + start : at] @ steps[start:row]
+            wish /= h.xx[at, at] + h.added
+            wish += (codes[row] - zero) * scale
+            code = round_codes(wish, scale, zero, bits)
+            np.multiply(code - codes[row], scale, out=steps[row])
+            codes[row] = code
+        after = slice(rows.start + stop, rows.stop)
+        gradient[stop:] -= h.xx[after, rows.start + start : rows.start + stop] @ steps[start:stop]
+    error[rows] -= steps

@@ -149,13 +149,14 @@ def test_moments_that_are_none(w: np.ndarray, bad: float) -> None:
 def test_a_scale_never_vanishes_or_changes_its_sign() -> None:
     """A code on the wrong side: where the best scale is negative it stays, the code is to move."""
     wanted = np.array([[-1.0, 0.3, 0.7, 3.0]], np.float32)
-    scales = np.ones((1, 4), np.float32)
-    codes, zeros = np.full((1, 4), 9.0, np.float32), np.full((1, 4), 8.0, np.float32)
-    error = wanted - scales
+    scale, q = np.ones(4, np.float32), np.ones((1, 4), np.float32)
+    error = wanted - scale
     h = gptq._Damped(np.ones((1, 1), np.float32), np.float32(0.5))
-    gptq._refit_scales(h, codes, scales, zeros, error, -1)
-    np.testing.assert_allclose(scales, [[1, 1, 0.7, 3]], rtol=1e-6)
-    np.testing.assert_allclose(error, wanted - scales, atol=1e-6)
+    gradient = h.times(slice(0, 1), error)
+    scale += gptq._refit_scale(h, slice(0, 1), q, scale, gradient, error)
+    np.testing.assert_allclose(scale, [1, 1, 0.7, 3], rtol=1e-6)
+    np.testing.assert_allclose(error, wanted - scale, atol=1e-6)
+    np.testing.assert_allclose(gradient, h.times(slice(0, 1), error), atol=1e-6)
 
 
 @pytest.mark.parametrize("many", [False, True])
