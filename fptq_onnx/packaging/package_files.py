@@ -50,7 +50,11 @@ def package_files(package: Path) -> Iterator[Files]:
             with zipfile.ZipFile(package) as packed:
                 yield _of_zip(packed)
         else:
-            with tarfile.open(package, "r|gz") as packed_tar:
+            # tarfile's own "r|gz" takes a file that is cut short for one that ends there.
+            with (
+                gzip.open(package) as stream,
+                tarfile.open(fileobj=stream, mode="r|") as packed_tar,
+            ):
                 yield _of_tar(packed_tar)
     except _DAMAGE as error:
         raise FptqError(f"{package} is not a .tar.gz or .zip, or is damaged ({error})") from error
