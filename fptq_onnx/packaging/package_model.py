@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.output_folder import atomic_folder, check_output, explain_write_error
@@ -14,8 +15,10 @@ from fptq_onnx.packaging.archive import check_suffix, write_archive
 from fptq_onnx.packaging.check_package import check_package
 from fptq_onnx.packaging.converted_model import ConvertedModel, open_converted
 from fptq_onnx.packaging.edge_package import write_edge_package
+from fptq_onnx.packaging.genai_package import write_genai_package
 from fptq_onnx.packaging.library_file import chosen_target
 from fptq_onnx.packaging.manifest import MANIFEST_FILE
+from fptq_onnx.packaging.triton_package import write_triton_package
 
 KINDS = ("genai", "triton", "edge")
 
@@ -75,9 +78,17 @@ def package_model(
 
 
 def _write(converted: ConvertedModel, work: Path, target: str, options: PackageOptions) -> None:
-    write_edge_package(
-        converted, work, target=target, library=options.library, fallback=options.fallback
-    )
+    common: dict[str, Any] = {
+        "target": target,
+        "library": options.library,
+        "fallback": options.fallback,
+    }
+    if options.kind == "genai":
+        write_genai_package(converted, work, **common)
+    elif options.kind == "triton":
+        write_triton_package(converted, work, served_at=options.served_at, **common)
+    else:
+        write_edge_package(converted, work, **common)
 
 
 def _archive(converted: ConvertedModel, place: Path, target: str, options: PackageOptions) -> None:
@@ -86,6 +97,8 @@ def _archive(converted: ConvertedModel, place: Path, target: str, options: Packa
         raise FptqError(f"the output {place} is inside the input: choose another with -o")
     if place.is_dir() or (place.exists() and not options.overwrite):
         raise FptqError(f"the output {place} exists: give --overwrite or another -o")
+    if place.exists():
+        check_package(place)  # only a package is replaced
     if not place.parent.is_dir():
         raise FptqError(f"no folder {place.parent} to write {place.name} into: make it first")
     try:
