@@ -34,6 +34,7 @@ from fptq_onnx.passes.fuse_shared_inputs import LINEARS
 
 _BITS = {name: bits for bits, name in OP_TYPES.items()}
 _UNDERSTOOD = {"K", "N", "block_size", "layout", "activation", "a_scale", "gate"}
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _GELU_OPSET = 20  # ai.onnx has Gelu from here on
 
 
@@ -121,15 +122,35 @@ def _replace(model: ir.Model, node: ir.Node) -> None:
 
 
 def _float_type(node: ir.Node) -> ir.DataType:
-    """Of the activations; the scales of MatMulNBits must have it too."""
-    x = node.inputs[0]
-    found = (x.dtype if x is not None else None) or node.outputs[0].dtype
-    if found not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        raise FptqError(
-            f"the type of the input of {node.name} is not known: convert with "
-            "--target custom,matmulnbits and give the folder that holds both"
-        )
-    return found
+    """Of the activations; the scales of MatMulNBits must have it too.
+
+    Exporters leave the types of inner values out. Float ops give what they take, but for Cast, so
+    the type is looked for upstream.
+    """
+    if node.outputs[0].dtype in _FLOATS:
+        return node.outputs[0].dtype
+    waiting = list(node.inputs[:1])
+    seen: set[ir.Value] = set()
+    while waiting:
+        value = waiting.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        if value.dtype in _FLOATS:
+            return value.dtype
+        producer = value.producer()
+        if producer is None or value.dtype is not None:
+            continue
+        if producer.op_type == "Cast":
+            found = ir.DataType(producer.attributes.get_int("to", 0))
+            if found in _FLOATS:
+                return found
+        else:  # of our ops the first input only: their scales are float32 always
+            waiting += reversed(producer.inputs[: 1 if producer.domain == DOMAIN else None])
+    raise FptqError(
+        f"the type of the input of {node.name} is not known: convert with "
+        "--target custom,matmulnbits and give the folder that holds both"
+    )
 
 
 def _linear(graph: ir.Graph, node: ir.Node, part: _Part, dtype: ir.DataType) -> list[ir.Node]:

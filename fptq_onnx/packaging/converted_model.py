@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fptq_onnx.config import TARGETS
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_config
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -33,8 +34,12 @@ class ConvertedModel:
 
     @property
     def name(self) -> str:
-        """The name of the folder, in characters that file names and servers take."""
-        given = self.path.resolve().name
+        """The name of the folder, in characters that file names and servers take.
+
+        A folder named after its target is one of several: the one above has the model's name.
+        """
+        path = self.path.resolve()
+        given = path.parent.name if path.name in TARGETS else path.name
         return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in given)
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import socket
 import sys
 from collections.abc import Sequence
@@ -74,21 +75,34 @@ def serve(models: Sequence[Any], *, host: str, port: int) -> None:
     server.run(sockets=[listening])
 
 
+def _schema() -> Any:
+    """tritonclient.grpc.model_config_pb2, by itself.
+
+    Its package has the V2 protocol's messages as well, as KServe has, and one process cannot hold
+    two descriptions of the same messages.
+    """
+    client = importlib.util.find_spec("tritonclient")
+    places = client.submodule_search_locations if client is not None else None
+    file = Path(next(iter(places or ()), "")) / "grpc" / "model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("triton_model_config_pb2", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise FptqError(_MISSING)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _port(listening: socket.socket) -> int:
     return int(listening.getsockname()[1])
 
 
 def _load(config_file: Path) -> Any:
     """A model as its config.pbtxt says."""
+    from google.protobuf import text_format
+
+    empty = _schema().ModelConfig()
     try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise FptqError(_MISSING) from error
-    try:
-        config = text_format.Parse(
-            config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
-        )
+        config = text_format.Parse(config_file.read_text(encoding="utf-8"), empty)
     except text_format.ParseError as error:
         raise FptqError(f"{config_file} is not Triton's: {error}") from error
     versions = [path for path in config_file.parent.iterdir() if path.name.isdigit()]

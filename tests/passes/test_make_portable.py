@@ -132,3 +132,34 @@ def test_refuses_another_op_of_ours(rng: np.random.Generator, tmp_path: Path) ->
     model.graph.node(0).op_type = "Attention"
     with pytest.raises(FptqError, match="the op Attention"):
         make_portable(model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_types_that_the_exporter_left_out(
+    rng: np.random.Generator, tmp_path: Path, dtype: str
+) -> None:
+    """Found upstream, through ops with inputs of other types, and where a Cast says it."""
+    kind, number = ("float", 1) if dtype == "float32" else ("float16", 10)
+    other = 1 if number == 10 else 10
+    body = (
+        f"g (bool[A, 40] c, double[A, 40] x) => ({kind}[A, 6] y) {{ d = Cast<to = {number}>(x)"
+        f" e = Neg(d) w = Where(c, d, e) h = MatMul(w, W1) y = MatMul(h, W2)"
+        f" u = Cast<to = {other}>(x) }}"
+    )
+    weights = {"W1": weight(rng, 40, 70, dtype=dtype), "W2": weight(rng, 70, 6, dtype=dtype)}
+    made = quantized(build(body, weights, opset=21, ir_version=10), tmp_path)
+    model, expected = made.emitted(emit_custom), made.emitted(emit_matmul_nbits)
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = None
+    make_portable(model)
+    same_tensors(model, expected)
+
+
+def test_a_type_that_nobody_says(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = quantized(spelled(rng, "matmul", 40, 6), tmp_path).emitted(emit_custom)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.type = None
+    with pytest.raises(FptqError, match=r"the type of the input of y is not known.*custom,mat"):
+        make_portable(model)
