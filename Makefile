@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 EXPORT_VENV := .venv-export
 PACKAGE_VENV := .venv-package
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package library-aarch64 clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -102,12 +102,12 @@ $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 # Packages for Triton, served by KServe and called by Triton's client: in an own environment, since
 # KServe brings 60 packages.
 test-package: $(PACKAGE_VENV)/.installed
-	OPENBLAS_NUM_THREADS=1 $(PACKAGE_VENV)/bin/python -m pytest -q tests/packaging
+	OPENBLAS_NUM_THREADS=1 $(PACKAGE_VENV)/bin/python -m pytest -q tests/packaging/test_triton_package.py
 
 $(PACKAGE_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	test -x $(PACKAGE_VENV)/bin/python || $(PYTHON) -m venv $(PACKAGE_VENV)
 	$(PACKAGE_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(PACKAGE_VENV)/bin/python -m pip install --quiet --editable '.[kserve]' 'pytest>=8' 'cmake>=3.18'
+	$(PACKAGE_VENV)/bin/python -m pip install --quiet --editable '.[kserve]' 'pytest>=8'
 	touch $@
 
 # The library for `package --target linux-aarch64`: build/linux-aarch64/libfptq_ort_ops.so.
@@ -117,6 +117,20 @@ library-aarch64: $(STAMP)
 	$(BIN)/cmake -S . -B build/linux-aarch64 -DFPTQ_BUILD_TESTS=OFF \
 	  -DCMAKE_TOOLCHAIN_FILE=native/toolchains/aarch64-linux-gnu.cmake
 	$(BIN)/cmake --build build/linux-aarch64 --parallel 2 --target fptq_ort_ops
+
+# The aarch64 package under qemu-user, with the ONNX Runtime out of the wheel for Arm of the version
+# installed here.
+test-package-aarch64: library-aarch64
+	@command -v qemu-aarch64 >/dev/null || \
+	  { echo "test-package-aarch64 needs the Debian package qemu-user"; exit 1; }
+	rm -rf build/linux-aarch64/*.whl build/linux-aarch64/runtime
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: \
+	  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --dest build/linux-aarch64 \
+	  "onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
+	cd build/linux-aarch64 && $(CURDIR)/$(BIN)/python -m zipfile -e onnxruntime-*.whl runtime
+	FPTQ_AARCH64_LIBRARY=$(CURDIR)/build/linux-aarch64/libfptq_ort_ops.so \
+	  FPTQ_AARCH64_RUNTIME=$$(ls $(CURDIR)/build/linux-aarch64/runtime/onnxruntime/capi/libonnxruntime.so*) \
+	  OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/packaging/test_edge_aarch64.py
 
 clean:
 	rm -rf $(VENV) $(EXPORT_VENV) $(PACKAGE_VENV) build

@@ -4,8 +4,8 @@
 #     ./smoke_test.sh path/to/libonnxruntime.so
 #
 # CXX names another compiler, and RUN a program that runs the result: with
-#     CXX=aarch64-linux-gnu-g++ RUN='qemu-aarch64 -L /usr/aarch64-linux-gnu'
-# a package for linux-aarch64 is tested on another machine.
+#     CXX=aarch64-linux-gnu-g++ RUN='qemu-aarch64 -L sysroot'
+# a package for linux-aarch64 is tested on another machine (README.md).
 set -eu
 [ $# -eq 1 ] || { echo "usage: ./smoke_test.sh path/to/libonnxruntime.so" >&2; exit 2; }
 runtime=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
