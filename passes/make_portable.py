@@ -145,8 +145,8 @@ def _float_type(node: ir.Node) -> ir.DataType:
             found = ir.DataType(producer.attributes.get_int("to", 0))
             if found in _FLOATS:
                 return found
-        else:  # of our ops the first input only: their scales are float32 always
-            waiting += reversed(producer.inputs[: 1 if producer.domain == DOMAIN else None])
+        else:  # ops of ours before this one are replaced already, and typed
+            waiting += reversed(producer.inputs)
     raise FptqError(
         f"the type of the input of {node.name} is not known: convert with "
         "--target custom,matmulnbits and give the folder that holds both"

@@ -242,3 +242,10 @@ def test_the_same_files_give_the_same_archive(archive: Path, folder: Path, tmp_p
     again.parent.mkdir()
     write_archive(copy, "small", again)
     assert again.read_bytes() == archive.read_bytes()
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as packed:
+            assert {entry.date_time for entry in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    else:
+        assert archive.read_bytes()[4:8] == bytes(4)  # gzip's own time
+        with tarfile.open(archive) as packed_tar:
+            assert {entry.mtime for entry in packed_tar} == {0}
