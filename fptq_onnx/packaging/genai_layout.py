@@ -74,8 +74,9 @@ def make_genai_config(
         "vocab_size": vocabulary,
         # It wants one to fill up shorter sequences with; any id does, they are masked.
         "pad_token_id": eos[0] if eos else 0,
-        "eos_token_id": (eos if len(eos) > 1 else eos[0]) if eos else vocabulary,
     }
+    if eos:  # without one it goes on until max_length
+        model["eos_token_id"] = eos if len(eos) > 1 else eos[0]
     if special.bos is not None:
         model["bos_token_id"] = special.bos
     search = {

@@ -90,6 +90,13 @@ def test_other_names_and_several_ends() -> None:
     assert made["search"]["past_present_share_buffer"] is False
 
 
+def test_no_token_that_ends_a_text() -> None:
+    """onnxruntime-genai refuses an id that is not in the vocabulary; leaving it out it takes."""
+    made = make_genai_config(decoder(USUAL), SpecialIds(), {}, shared_cache=False)
+    assert "eos_token_id" not in made["model"]
+    assert made["model"]["pad_token_id"] == 0
+
+
 CANNOT = {
     "no cache": (decoder(()), "it has no KV cache"),
     "cache positions": (
