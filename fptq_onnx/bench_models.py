@@ -11,8 +11,8 @@ from typing import Any
 
 from fptq_onnx.bench_probe import Figures, Load, probe_command
 from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.probe_process import run_apart
 from fptq_onnx.progress import track
-from fptq_onnx.speed_probe import run_apart
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.speed_probe import peak_bytes
+from fptq_onnx.probe_process import peak_bytes
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import onnxruntime
 
+from fptq_onnx.compare_speeds import Speed, load_within, measure_speeds
 from fptq_onnx.convert_float16 import convert_float16
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_settings import EvalSettings
@@ -22,11 +22,9 @@ from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.pipeline import convert
-from fptq_onnx.progress import track
 from fptq_onnx.provenance import files_size
 from fptq_onnx.recipes import FLOAT16, find_recipe
 from fptq_onnx.samples import Samples
-from fptq_onnx.speed_probe import Speed, probe_apart
 from fptq_onnx.stock_quantizer import quantize_stock
 
 ORIGINAL = "original"
@@ -146,13 +144,18 @@ def compare_models(
                     threads=settings.threads, quiet=quiet,
                 )
             )  # fmt: skip
-        speeds, prefill, decode = _speeds(made, model, settings, quiet)
+        context = read_special_ids(model if model.is_dir() else model.parent).context_length
+        load = load_within(context, settings.prefill, settings.decode)
+        speeds = measure_speeds(
+            [item.path for item in made], load,
+            threads=settings.threads, rounds=settings.rounds, quiet=quiet,
+        )  # fmt: skip
         rows = tuple(
             Row(item.name, item.precision, item.bits, item.bytes, evaluation, speed)
             for item, evaluation, speed in zip(made, evaluations, speeds, strict=True)
         )
     return Comparison(
-        str(model), str(settings.evaluation.data), prefill, decode, settings.threads,
+        str(model), str(settings.evaluation.data), load.prefills[0], load.steps, settings.threads,
         settings.rounds, rows,
     )  # fmt: skip
 
@@ -210,26 +213,3 @@ def _stock(block: int, model: Path, work: Path, say: Callable[[str], None]) -> _
     output.mkdir()
     bits = quantize_stock(model, output, block)
     return _Made(name, "W4A8", output, bits, files_size(output))
-
-
-def _speeds(
-    made: Sequence[_Made], model: Path, settings: CompareSettings, quiet: bool
-) -> tuple[list[Speed], int, int]:
-    context = read_special_ids(model if model.is_dir() else model.parent).context_length
-    decode = settings.decode if context is None else min(settings.decode, max(1, context // 4))
-    prefill = settings.prefill if context is None else min(settings.prefill, context - decode)
-    runs: list[list[Speed]] = [[] for _ in made]
-    order = [index for _ in range(settings.rounds) for index in range(len(made))]
-    for index in track(order, total=len(order), what="timing in turn", quiet=quiet):
-        runs[index].append(probe_apart(made[index].path, prefill, decode, settings.threads))
-    return [_median(speeds) for speeds in runs], prefill, decode
-
-
-def _median(speeds: Sequence[Speed]) -> Speed:
-    decodes = [speed.decode for speed in speeds if speed.decode is not None]
-    return Speed(
-        statistics.median(speed.load_seconds for speed in speeds),
-        statistics.median(speed.prefill for speed in speeds),
-        statistics.median(decodes) if decodes else None,
-        int(statistics.median(speed.peak_bytes for speed in speeds)),
-    )

@@ -158,7 +158,7 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
   const int64_t count = rows.end - rows.begin;
   const int64_t tiles = (count + Isa::kRows - 1) / Isa::kRows;  // of equal height, more or less
   // Divided here, once: between tiles the multipliers would wait for a division.
-  int64_t bounds[kSharedRows / Isa::kRows + 1];
+  int64_t bounds[(kSharedRows + Isa::kRows - 1) / Isa::kRows + 1];
   for (int64_t t = 0; t <= tiles; ++t) bounds[t] = t * count / tiles;
   const int64_t whole_groups = kPieceSteps / w.group_steps * w.group_steps;
   for (int64_t begin = 0; begin < w.steps;) {

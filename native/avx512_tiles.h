@@ -18,8 +18,11 @@ namespace {
 constexpr int kVectors = 4;  // registers of 16 columns in a panel
 
 // Far enough to cover the latency of memory while a panel streams in, and across the end of a 4 KiB
-// page, at which the hardware prefetcher stops. The second-level cache is the best target.
+// page, at which the hardware prefetcher stops.
 constexpr int64_t kPrefetchBytes = 4096;
+// The cache that few rows fetch into: see fetches_to_first_level().
+constexpr bool kFirstLevel = true;
+constexpr bool kSecondLevel = false;
 
 constexpr int64_t kUnpackedBytes = kWideLineBytes;  // of one step, one byte per code
 
@@ -59,8 +62,18 @@ inline __attribute__((always_inline)) void dot_quad(const __m512i (&codes)[kVect
   }
 }
 
+template <bool kLevel>
+inline __attribute__((always_inline)) void prefetch_line(const uint8_t* line) {
+  const char* at = reinterpret_cast<const char*>(line) + kPrefetchBytes;
+  if (kLevel == kFirstLevel) {
+    _mm_prefetch(at, _MM_HINT_T0);
+  } else {
+    _mm_prefetch(at, _MM_HINT_T1);
+  }
+}
+
 // acc += codes of `steps` lines of 4-bit weights * activations of R rows.
-template <int R>
+template <int R, bool kLevel>
 inline __attribute__((always_inline)) void dot_packed(const uint8_t* line, const int8_t* x,
                                                       int64_t stride, int64_t steps,
                                                       Accumulators<R>& acc) {
@@ -69,7 +82,7 @@ inline __attribute__((always_inline)) void dot_packed(const uint8_t* line, const
     __m512i codes[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64 * v, _MM_HINT_T1);
+      prefetch_line<kLevel>(line + 64 * v);
       codes[v] = _mm512_and_si512(_mm512_loadu_si512(line + 64 * v), low_nibble);
     }
     dot_quad<R>(codes, x, stride, acc);
@@ -83,9 +96,9 @@ inline __attribute__((always_inline)) void dot_packed(const uint8_t* line, const
   }
 }
 
-// The same for one byte per code: lines of 8-bit weights (then prefetched), or unpacked ones.
-template <int R, bool kPrefetch>
-inline __attribute__((always_inline)) void dot_unpacked(const uint8_t* bytes, const int8_t* x,
+// The same for lines of 8-bit weights.
+template <int R, bool kLevel>
+inline __attribute__((always_inline)) void dot_wide(const uint8_t* bytes, const int8_t* x,
                                                         int64_t stride, int64_t steps,
                                                         Accumulators<R>& acc) {
   for (int64_t s = 0; s < steps; ++s, bytes += kUnpackedBytes, x += kStepChannels) {
@@ -95,7 +108,7 @@ inline __attribute__((always_inline)) void dot_unpacked(const uint8_t* bytes, co
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* at = bytes + half * kLineBytes + 64 * v;
-        if (kPrefetch) _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T1);
+        prefetch_line<kLevel>(at);
         codes[v] = _mm512_loadu_si512(at);
       }
       dot_quad<R>(codes, x + 4 * half, stride, acc);

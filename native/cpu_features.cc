@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+
+#include <cstring>
 #endif
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -38,7 +40,19 @@ bool tiles_permitted() {
 
 constexpr bool has(uint32_t reg, int bit) { return (reg >> bit) & 1; }
 
+bool made_by(const char* vendor) {
+  uint32_t highest = 0;
+  uint32_t name[3] = {};  // in the order in which CPUID's registers spell it
+  if (!__get_cpuid(0, &highest, &name[0], &name[2], &name[1])) return false;
+  return std::memcmp(name, vendor, sizeof(name)) == 0;
+}
+
 }  // namespace
+
+bool fetches_to_first_level() {
+  static const bool amd = made_by("AuthenticAMD") || made_by("HygonGenuine");
+  return amd;
+}
 
 uint32_t cpu_features() {
   uint32_t a = 0;
@@ -94,6 +108,10 @@ uint32_t cpu_features() {
 
 uint32_t cpu_features() { return 0; }
 
+#endif
+
+#if !defined(__x86_64__)
+bool fetches_to_first_level() { return false; }
 #endif
 
 }  // namespace fptq

@@ -21,7 +21,7 @@ constexpr Kernel kKernels[] = {
     {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx512, matmul_amx, gate_avx2},
     {"avx512vnni", kAvx512Set, 6, 132, quantize_avx512, matmul_avx512vnni, gate_avx2},
     {"avxvnni", kAvx2Set | kAvxVnni, 6, 132, quantize_avx2, matmul_avxvnni, gate_avx2},
-    {"avx2", kAvx2Set, 4, 132, quantize_avx2, matmul_avx2, gate_avx2},
+    {"avx2", kAvx2Set, 5, 130, quantize_avx2, matmul_avx2, gate_avx2},
 #endif
 #if defined(FPTQ_ARM_KERNELS)
     {"neon_i8mm", kNeonI8mm, 4, 96, quantize_neon, matmul_neon_i8mm, gate_neon},

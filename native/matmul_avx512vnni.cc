@@ -27,7 +27,7 @@ constexpr int64_t kAheadBytes = 2048;
 constexpr int64_t kSharedRows = 132;
 
 // Few rows: one tile, straight from the weights.
-template <int R, bool kWide>
+template <int R, bool kWide, bool kLevel>
 void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   const PackedWeights& w = args.weights;
   constexpr int64_t kBytes = kWide ? kWideLineBytes : kLineBytes;
@@ -44,9 +44,9 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
     const int64_t steps = left < w.group_steps ? left : w.group_steps;
     const uint8_t* group = lines + first * kBytes;
     if (kWide) {
-      dot_unpacked<R, true>(group, x + first * kStepChannels, args.rows.stride, steps, acc);
+      dot_wide<R, kLevel>(group, x + first * kStepChannels, args.rows.stride, steps, acc);
     } else {
-      dot_packed<R>(group, x + first * kStepChannels, args.rows.stride, steps, acc);
+      dot_packed<R, kLevel>(group, x + first * kStepChannels, args.rows.stride, steps, acc);
     }
     finish_group<R>(w, panel, g, acc, y);
   }
@@ -251,16 +251,16 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
   }
 }
 
-template <bool kWide>
+template <bool kWide, bool kLevel>
 void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
   switch (rows.end - rows.begin) {
     case 0: break;
-    case 1: direct<1, kWide>(args, rows.begin, panel); break;
-    case 2: direct<2, kWide>(args, rows.begin, panel); break;
-    case 3: direct<3, kWide>(args, rows.begin, panel); break;
-    case 4: direct<4, kWide>(args, rows.begin, panel); break;
-    case 5: direct<5, kWide>(args, rows.begin, panel); break;
-    case 6: direct<6, kWide>(args, rows.begin, panel); break;
+    case 1: direct<1, kWide, kLevel>(args, rows.begin, panel); break;
+    case 2: direct<2, kWide, kLevel>(args, rows.begin, panel); break;
+    case 3: direct<3, kWide, kLevel>(args, rows.begin, panel); break;
+    case 4: direct<4, kWide, kLevel>(args, rows.begin, panel); break;
+    case 5: direct<5, kWide, kLevel>(args, rows.begin, panel); break;
+    case 6: direct<6, kWide, kLevel>(args, rows.begin, panel); break;
     default: shared(args, rows, panel); break;
   }
 }
@@ -268,14 +268,14 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
 }  // namespace
 
 void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels) {
+  const bool near = fetches_to_first_level();
+  const auto panel_of = args.weights.bits == 4
+                            ? (near ? one_panel<false, kFirstLevel> : one_panel<false, kSecondLevel>)
+                            : (near ? one_panel<true, kFirstLevel> : one_panel<true, kSecondLevel>);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     for (int64_t row = rows.begin; row < rows.end; row += kSharedRows) {
       const int64_t end = row + kSharedRows < rows.end ? row + kSharedRows : rows.end;
-      if (args.weights.bits == 4) {
-        one_panel<false>(args, {row, end}, panel);
-      } else {
-        one_panel<true>(args, {row, end}, panel);
-      }
+      panel_of(args, {row, end}, panel);
     }
   }
 }

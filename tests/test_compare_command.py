@@ -7,7 +7,7 @@ import pytest
 from command_line import MODEL, command, refused
 
 from fptq_onnx.compare_models import Comparison
-from fptq_onnx.speed_probe import probe_apart
+from fptq_onnx.compare_speeds import load_within, measure_speeds
 
 HELDOUT = MODEL / "heldout.txt"
 SMALL = ("--max-windows", "3", "--max-samples", "2", "--rounds", "1", "--decode", "4", "-q")
@@ -57,7 +57,7 @@ def test_the_models_are_kept_where_asked(compared):
     assert {path.name for path in kept.iterdir()} == {
         "paper", "w8a8", "fp16", "stock-32", "stock-128",
     }  # fmt: skip
-    speed = probe_apart(kept / "paper", 8, 2, 1)
+    speed = _speed(kept / "paper")
     assert speed.prefill > 0 and speed.decode is not None
     assert speed.peak_bytes > (kept / "paper" / "model.onnx.data").stat().st_size
 
@@ -65,7 +65,21 @@ def test_the_models_are_kept_where_asked(compared):
 def test_a_models_memory_is_its_own_and_not_this_process(compared):
     ballast = bytearray(400 << 20)
     ballast[::4096] = b"x" * len(ballast[::4096])
-    assert probe_apart(compared[2] / "kept" / "paper", 8, 2, 1).peak_bytes < 400 << 20
+    assert _speed(compared[2] / "kept" / "paper").peak_bytes < 400 << 20
+
+
+def _speed(model):
+    (speed,) = measure_speeds([model], load_within(None, 8, 2), threads=1, rounds=1)
+    return speed
+
+
+@pytest.mark.parametrize(
+    ("context", "prefill", "steps"), [(None, 128, 32), (161, 128, 32), (160, 127, 32), (64, 47, 16)]
+)
+def test_what_is_timed_fits_into_the_context(context, prefill, steps):
+    load = load_within(context, 128, 32)
+    assert (load.prefills, load.depths, load.steps) == ((prefill,), (prefill,), steps)
+    assert context is None or load.longest() <= context
 
 
 @pytest.mark.parametrize(
