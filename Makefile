@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT_VENV := .venv-export
+PACKAGE_VENV := .venv-package
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -89,7 +90,7 @@ test-lm-eval: $(STAMP)
 # the main one shows that nothing needs torch. torch first: pip then takes no other build of it.
 test-export: $(EXPORT_VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q tests/exporting \
-	  tests/test_other_runtimes.py
+	  tests/test_other_runtimes.py tests/packaging/test_genai_runs.py
 
 $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)
@@ -98,5 +99,38 @@ $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	$(EXPORT_VENV)/bin/python -m pip install --quiet --editable '.[export]' 'pytest>=8'
 	touch $@
 
+# Packages for Triton, served by KServe and called by Triton's client: in an own environment, since
+# KServe brings 60 packages.
+test-package: $(PACKAGE_VENV)/.installed
+	OPENBLAS_NUM_THREADS=1 $(PACKAGE_VENV)/bin/python -m pytest -q tests/packaging/test_triton_package.py
+
+$(PACKAGE_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+	test -x $(PACKAGE_VENV)/bin/python || $(PYTHON) -m venv $(PACKAGE_VENV)
+	$(PACKAGE_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(PACKAGE_VENV)/bin/python -m pip install --quiet --editable '.[kserve]' 'pytest>=8'
+	touch $@
+
+# The library for `package --target linux-aarch64`: build/linux-aarch64/libfptq_ort_ops.so.
+library-aarch64: $(STAMP)
+	@command -v aarch64-linux-gnu-g++ >/dev/null || \
+	  { echo "library-aarch64 needs the Debian package g++-aarch64-linux-gnu"; exit 1; }
+	$(BIN)/cmake -S . -B build/linux-aarch64 -DFPTQ_BUILD_TESTS=OFF \
+	  -DCMAKE_TOOLCHAIN_FILE=native/toolchains/aarch64-linux-gnu.cmake
+	$(BIN)/cmake --build build/linux-aarch64 --parallel 2 --target fptq_ort_ops
+
+# The aarch64 package under qemu-user, with the ONNX Runtime out of the wheel for Arm of the version
+# installed here.
+test-package-aarch64: library-aarch64
+	@command -v qemu-aarch64 >/dev/null || \
+	  { echo "test-package-aarch64 needs the Debian package qemu-user"; exit 1; }
+	rm -rf build/linux-aarch64/*.whl build/linux-aarch64/runtime
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: \
+	  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --dest build/linux-aarch64 \
+	  "onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
+	cd build/linux-aarch64 && $(CURDIR)/$(BIN)/python -m zipfile -e onnxruntime-*.whl runtime
+	FPTQ_AARCH64_LIBRARY=$(CURDIR)/build/linux-aarch64/libfptq_ort_ops.so \
+	  FPTQ_AARCH64_RUNTIME=$$(ls $(CURDIR)/build/linux-aarch64/runtime/onnxruntime/capi/libonnxruntime.so*) \
+	  OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/packaging/test_edge_aarch64.py
+
 clean:
-	rm -rf $(VENV) $(EXPORT_VENV) build
+	rm -rf $(VENV) $(EXPORT_VENV) $(PACKAGE_VENV) build

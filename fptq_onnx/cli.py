@@ -17,6 +17,7 @@ from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_command import add_eval_options, run_eval
 from fptq_onnx.export_command import add_export_options, add_exporter_option, onnx_of, run_export
+from fptq_onnx.package_command import add_package_options, run_package
 from fptq_onnx.run_command import add_run_options, run_command
 
 INTERRUPTED = 130
@@ -133,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="load time, memory and speed, beside other models")
     bench.set_defaults(run=run_bench)
     add_bench_options(bench)
+
+    package = commands.add_parser("package", help="for onnxruntime-genai, Triton or the edge")
+    package.set_defaults(run=run_package)
+    add_package_options(package)
 
     library = commands.add_parser("library", help="print the path of the custom-op library")
     library.set_defaults(run=_library)

@@ -27,16 +27,35 @@ def point_genai_config(folder: Path, model_file: str, library: Path | None = Non
     path = folder / GENAI_CONFIG
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
-        decoder = config["model"]["decoder"]
-        known = dict(decoder, filename=model_file)
-        if library is not None:
-            options = dict(decoder.get("session_options") or {})
-            known["session_options"] = {**options, "custom_ops_library": library.name}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
+        return False
+    known = pointed_config(config, model_file, library.name if library is not None else None)
+    if known is None:
         return False
     if library is not None:
         shutil.copy(library, folder / library.name)
-    if known != decoder:
-        config["model"]["decoder"] = known
-        path.write_text(json.dumps(config, indent=4), encoding="utf-8")
+    if known != config:
+        path.write_text(json.dumps(known, indent=4), encoding="utf-8")
     return True
+
+
+def pointed_config(config: Any, model_file: str, library_name: str | None) -> dict[str, Any] | None:
+    """A configuration that names this model file and library; None for a layout we do not know.
+
+    Args:
+        config: the content of genai_config.json; stays as it is.
+        model_file: name of the .onnx file beside it.
+        library_name: of the custom-op library beside it; None for a model that needs none.
+    """
+    try:
+        decoder = dict(config["model"]["decoder"], filename=model_file)
+        options = dict(decoder.get("session_options") or {})
+        if library_name is not None:
+            options["custom_ops_library"] = library_name
+        else:
+            options.pop("custom_ops_library", None)
+        if options or "session_options" in decoder:
+            decoder["session_options"] = options
+        return {**config, "model": {**config["model"], "decoder": decoder}}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None

@@ -8,7 +8,7 @@ the graph: pages are then read in the order they are needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,23 +26,35 @@ Tracker = Callable[[Iterable[ir.Value], int], Iterator[ir.Value]]
 
 
 def save_model(
-    model: ir.Model, folder: Path, track: Tracker = lambda items, _: iter(items)
+    model: ir.Model,
+    folder: Path,
+    track: Tracker = lambda items, _: iter(items),
+    *,
+    file_name: str = MODEL_FILE,
+    stored: Mapping[str, ir.ExternalTensor] | None = None,
 ) -> None:
     """Write the model into `folder`; afterwards its initializers refer to the written data.
 
     Args:
         model: its initializers are replaced by references to the new data file.
-        folder: exists; gets model.onnx and, when there are large tensors, model.onnx.data.
+        folder: exists; gets the model file and, when there are large tensors, its .data.
         track: wraps the iteration over large initializers to show progress.
+        file_name: of the model file.
+        stored: initializers of the main graph that another file in `folder` holds already.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     large: list[ir.Value] = []
+    kept = stored or {}
+    for name, reference in kept.items():
+        model.graph.initializers[name].const_value = reference
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if graph is model.graph and value.name in kept:
                 continue
             if tensor.nbytes >= _SMALLEST_EXTERNAL:
                 large.append(value)
@@ -51,12 +63,12 @@ def save_model(
         for node in graph:
             _bring_attributes_in(node)
     if large:
-        with open(folder / DATA_FILE, "wb") as file:
+        with open(folder / f"{file_name}.data", "wb") as file:
             for value in track(large, len(large)):
-                value.const_value = _append(file, value, folder)
+                value.const_value = append_tensor(file, value)
             file.flush()
             os.fsync(file.fileno())
-    ir.save(model, folder / MODEL_FILE)
+    ir.save(model, folder / file_name)
 
 
 def _bring_attributes_in(node: ir.Node) -> None:
@@ -69,7 +81,26 @@ def _bring_attributes_in(node: ir.Node) -> None:
                 node.attributes[name] = ir.AttrTensor(name, copy)
 
 
-def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
+def is_large(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether `save_model` puts it into the data file."""
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return False
+    return tensor.nbytes >= _SMALLEST_EXTERNAL
+
+
+def append_tensor(file: BinaryIO, value: ir.Value) -> ir.ExternalTensor:
+    """Write an initializer at the end of a data file, aligned.
+
+    Args:
+        file: open for writing, beside the model file that will refer to it.
+        value: has a tensor.
+
+    Returns:
+        The reference.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
     tensor = value.const_value
     assert tensor is not None  # save_model selected it for having one
     alignment = _PAGE if tensor.nbytes >= _PAGE else _CACHE_LINE
@@ -82,14 +113,15 @@ def _append(file: BinaryIO, value: ir.Value, folder: Path) -> ir.ExternalTensor:
     length = file.tell() - offset
     if length != tensor.nbytes:
         raise OSError(f"{value.name}: wrote {length} of {tensor.nbytes} bytes")
+    path = Path(file.name)
     return ir.ExternalTensor(
-        DATA_FILE,
+        path.name,
         offset,
         length,
         tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()),
         name=value.name or "",
-        base_dir=folder,
+        base_dir=path.parent,
     )
 
 

@@ -80,7 +80,7 @@ def atomic_folder(output: Path) -> Iterator[Path]:
         work.chmod(0o777 & ~_umask())  # mkdtemp makes it private to the user
         _replace(output, work)
     except OSError as error:
-        raise FptqError(_explain(error, output)) from error
+        raise FptqError(explain_write_error(error, output)) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
         _remove_empty(made)
@@ -108,7 +108,8 @@ def _replace(output: Path, work: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _explain(error: OSError, output: Path) -> str:
+def explain_write_error(error: OSError, output: Path) -> str:
+    """What to tell of an error met while writing `output`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk that holds {output.parent} is full: free some space or choose another -o"
     if error.errno == errno.EFBIG:

@@ -9,6 +9,8 @@ plan's static and per-token schemes do not apply; the folded equalization does. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
@@ -45,50 +47,93 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
-    name, k, n, bits = entry.name, linear.k, linear.n, entry.weight_bits
-    block = _BLOCK_FOR_PER_CHANNEL if entry.block_size == PER_CHANNEL else entry.block_size
+    bias = linear.bias if len(linear.nodes) == 1 else None  # Gemm's; a MatMul's stays an Add
+    node = matmul_nbits_node(
+        graph,
+        current_input(linear),
+        entry.name,
+        lambda: store.get(entry.name),
+        k=linear.k,
+        n=linear.n,
+        bits=entry.weight_bits,
+        block_size=entry.block_size,
+        symmetric=entry.symmetric,
+        dtype=linear.weight.dtype,
+        accuracy_level=FLOAT_ACTIVATIONS if entry.scheme == WEIGHT_ONLY else INT8_ACTIVATIONS,
+    )
+    if bias is not None:
+        value = lazy_initializer(graph, f"{entry.name}.bias", bias.dtype, (linear.n,), bias.load)
+        node.resize_inputs(6)
+        node.replace_input_with(5, value)
+    replace_linear(linear, node, keep_bias=bias is None)
+
+
+def matmul_nbits_node(
+    graph: ir.Graph,
+    x: ir.Value,
+    name: str,
+    get: Callable[[], GroupWeights],
+    *,
+    k: int,
+    n: int,
+    bits: int,
+    block_size: int,
+    symmetric: bool,
+    dtype: ir.DataType,
+    accuracy_level: int = INT8_ACTIVATIONS,
+) -> ir.Node:
+    """A MatMulNBits node [.., K] -> [.., N], not yet in the graph; its initializers are.
+
+    Args:
+        graph: receives `name`.W4 or .W8, .scales and .zero_points.
+        x: the activation.
+        name: of the linear.
+        get: reads the weights; called when the model is written.
+        k: input channels.
+        n: output channels.
+        bits: of a code, 4 or 8.
+        block_size: of the weights; -1 for one scale per column.
+        symmetric: the weights have no zero points.
+        dtype: of the activation, which the scales must have too.
+        accuracy_level: INT8_ACTIVATIONS or FLOAT_ACTIVATIONS.
+    """
+    block = _BLOCK_FOR_PER_CHANNEL if block_size == PER_CHANNEL else block_size
     blocks = group_count(k, block)
     inputs: list[ir.Value | None] = [
-        current_input(linear),
+        x,
         lazy_initializer(
             graph,
             f"{name}.W{bits}",
             ir.DataType.UINT8,
             (n, blocks, block * bits // 8),
-            lambda: pack_blocks(store.get(name), block),
+            lambda: pack_blocks(get(), block),
         ),
         lazy_initializer(
             graph,
             f"{name}.scales",
-            linear.weight.dtype,
+            dtype,
             (n, blocks),
-            lambda: _by_column(store.get(name).scales, blocks).astype(linear.weight.dtype.numpy()),
+            lambda: _by_column(get().scales, blocks).astype(dtype.numpy()),
         ),
     ]
-    if not entry.symmetric:
+    if not symmetric:
         inputs.append(
             lazy_initializer(
                 graph,
                 f"{name}.zero_points",
                 ir.DataType.UINT8,
                 (n, -(-blocks * bits // 8)),
-                lambda: _pack_zero_points(store.get(name), blocks),
+                lambda: _pack_zero_points(get(), blocks),
             )
         )
-    bias_in_gemm = linear.bias is not None and len(linear.nodes) == 1
-    if bias_in_gemm and linear.bias is not None:
-        bias = linear.bias
-        value = lazy_initializer(graph, f"{name}.bias", bias.dtype, (n,), bias.load)
-        inputs += [None] * (5 - len(inputs)) + [value]
     attributes = {
         "K": k,
         "N": n,
         "bits": bits,
         "block_size": block,
-        "accuracy_level": FLOAT_ACTIVATIONS if entry.scheme == WEIGHT_ONLY else INT8_ACTIVATIONS,
+        "accuracy_level": accuracy_level,
     }
-    node = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
-    replace_linear(linear, node, keep_bias=not bias_in_gemm)
+    return ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
 
 
 def pack_blocks(weights: GroupWeights, block: int) -> NDArray[np.uint8]:

@@ -74,3 +74,8 @@ def pack_group_values(values: NDArray[np.generic]) -> NDArray[np.generic]:
     padded = np.zeros((groups, panel_count(n) * PANEL_COLUMNS), values.dtype)
     padded[:, :n] = values
     return np.ascontiguousarray(padded.reshape(groups, -1, PANEL_COLUMNS).transpose(1, 0, 2))
+
+
+def unpack_group_values(packed: NDArray[np.generic], n: int) -> NDArray[np.generic]:
+    """The inverse of pack_group_values: [P, G, 64] -> [G, N]."""
+    return packed.transpose(1, 0, 2).reshape(packed.shape[1], -1)[:, :n]

@@ -9,6 +9,7 @@ from fptq_onnx.numerics.panels import (
     panel_count,
     step_count,
     unpack_codes,
+    unpack_group_values,
 )
 
 SHAPES = [(8, 64), (1, 1), (7, 63), (9, 65), (172, 130), (688, 64), (16, 192)]
@@ -73,3 +74,9 @@ def test_group_values_by_hand() -> None:
 def test_counts() -> None:
     assert [panel_count(n) for n in (1, 64, 65, 688)] == [1, 1, 2, 11]
     assert [step_count(k) for k in (1, 8, 9, 172, 688)] == [1, 1, 2, 22, 86]
+
+
+@pytest.mark.parametrize("n", [1, 64, 66])
+def test_unpacking_gives_the_group_values_back(rng: np.random.Generator, n: int) -> None:
+    values = rng.standard_normal((3, n)).astype(np.float32)
+    np.testing.assert_array_equal(unpack_group_values(pack_group_values(values), n), values)

@@ -1,0 +1,1 @@
+"""Packages of a converted model: for onnxruntime-genai, for Triton, and for the edge."""
