@@ -23,7 +23,7 @@ from fptq_onnx.generation.cache_rows import CacheRows
 from fptq_onnx.generation.sampling import Sampler, SamplingSettings
 from fptq_onnx.generation.text_stream import TextStream
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Generation:
         tokens: ids chosen so far, without the one that ended the text.
         text: what was given out so far; without a tokenizer always "".
         finish_reason: "stop" after the end token or a stop string, "length" when max_tokens or the
-            context is used up, "cancelled"; None while it goes on.
+            context is used up, "cancelled", "failed"; None while it goes on.
         reused: tokens of the prompt that the cache still held from the sequence before.
+        error: why it failed.
     """
 
     request: Request
@@ -63,6 +64,7 @@ class Generation:
     text: str = ""
     finish_reason: FinishReason | None = None
     reused: int = 0
+    error: FptqError | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Delta:
 
     Attributes:
         generation: the sequence.
-        token: the id chosen; None where that was the end token.
+        token: the id chosen; None where that was the end token, or none could be chosen.
         text: text that has become certain, often "".
         finish_reason: set with the last one.
     """
@@ -193,15 +195,22 @@ class Engine:
     def step(self) -> list[Delta]:
         """Give each active sequence one more token; those that end leave.
 
+        A sequence that the model gives NaN for fails alone: its error is in its Generation.
+
         Raises:
-            FptqError: the model cannot be run, or gave NaN; the engine is of no more use then.
+            FptqError: the model cannot be run; the engine is of no more use then.
         """
         if not self._active:
             return []
         logits = self._rows.decode([row.generation.tokens[-1] for row in self._active])
-        tokens = [row.sampler.choose(one) for row, one in zip(self._active, logits, strict=True)]
         rows = list(self._active)
-        deltas = [self._take(row, token) for row, token in zip(rows, tokens, strict=True)]
+        deltas = []
+        for row, one in zip(rows, logits, strict=True):
+            try:
+                deltas.append(self._take(row, row.sampler.choose(one)))
+            except FptqError as error:
+                row.generation.finish_reason, row.generation.error = "failed", error
+                deltas.append(Delta(row.generation, None, "", "failed"))
         for row in rows:
             if row.generation.finish_reason:
                 self._drop(row)
@@ -230,6 +239,8 @@ class Engine:
             yield delta
             while not delta.finish_reason:
                 (delta,) = self.step()
+                if delta.generation.error:
+                    raise delta.generation.error
                 yield delta
         finally:
             self.cancel(delta.generation)

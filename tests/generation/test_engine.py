@@ -145,3 +145,47 @@ def test_a_model_that_gives_nan(model: LanguageModel) -> None:
     with pytest.raises(FptqError, match="NaN"):
         engine.add(Request((1, 2, 3)))
     assert engine.active == ()
+
+
+def test_nan_for_one_sequence_leaves_the_others_alone() -> None:
+    class Sick:
+        """Token 7 is always the next, but a sequence fed 5 gets NaN for its second."""
+
+        max_rows = 3
+
+        def __init__(self) -> None:
+            self.rows: list[list[int]] = []
+
+        @property
+        def lengths(self) -> tuple[int, ...]:
+            return tuple(map(len, self.rows))
+
+        def append(self, ids: list[int]) -> np.ndarray:
+            self.rows.append(list(ids))
+            return np.eye(8, dtype=np.float32)[7]
+
+        def decode(self, ids: list[int]) -> np.ndarray:
+            logits = np.repeat(np.eye(8, dtype=np.float32)[[7]], len(ids), axis=0)
+            for number, (row, token) in enumerate(zip(self.rows, ids, strict=True)):
+                row.append(token)
+                if row[0] == 5:
+                    logits[number] = np.nan
+            return logits
+
+        def remove(self, row: int) -> None:
+            last = self.rows.pop()
+            if row < len(self.rows):
+                self.rows[row] = last
+
+    rows = Sick()
+    engine = Engine(rows)  # type: ignore[arg-type]
+    first, ill, last = (engine.add(Request((id, 1), 4)).generation for id in (3, 5, 4))
+    assert [delta.finish_reason for delta in engine.step()] == [None, "failed", None]
+    assert "NaN" in str(ill.error)
+    assert engine.active == (first, last)
+    assert [row[0] for row in rows.rows] == [3, 4]
+    run_all(engine)
+    assert first.tokens == last.tokens == [7] * 4
+    assert (first.error, last.error) == (None, None)
+    with pytest.raises(FptqError, match="NaN"):
+        list(Engine(Sick()).stream(Request((5, 1), 4)))  # type: ignore[arg-type]
