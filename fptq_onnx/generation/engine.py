@@ -126,6 +126,11 @@ class Engine:
         return tuple(row.generation for row in self._active)
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens a sequence can have, prompt included; None for no limit."""
+        return self._context_length
+
+    @property
     def room(self) -> int:
         """How many more sequences can be added now."""
         return self._rows.max_rows - len(self._active)

@@ -92,6 +92,11 @@ class Scheduler:
         return len(self._running) + self._joining
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens of a prompt and its answer at most; None for no limit."""
+        return self._engine.context_length
+
+    @property
     def alive(self) -> bool:
         """Whether the model can be run."""
         return self._thread.is_alive() and not self._closed
