@@ -43,11 +43,11 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         bound.close()
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise FptqError(
-            f"cannot listen on {host} port {port}: {reason}; choose another --host or --port"
+            f"cannot listen on {host} port {port}: {error.strerror}; "
+            "choose another --host or --port"
         ) from error
     return bound
 

@@ -56,15 +56,15 @@ class Ticket(Job):
         self._ready.set()
 
     async def take(self) -> list[Delta]:
-        """What came since the last call; waits until there is something.
+        """What came since the last call; waits until there is something. Errors come last.
 
         Raises:
             FptqError: what ended the request; see the subclasses here and in scheduler.py.
         """
         await self._ready.wait()
-        self._ready.clear()
-        if self._error is not None:
-            self._ready.set()
-            raise self._error
         deltas, self._deltas = self._deltas, []
+        if self._error is None:
+            self._ready.clear()
+        elif not deltas:
+            raise self._error
         return deltas
