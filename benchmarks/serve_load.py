@@ -135,8 +135,15 @@ async def watch(pid: int, until: float, found: Found) -> None:
         await asyncio.sleep(1)
 
 
+async def metrics(connection: Connection) -> dict[str, float]:
+    """The server's own numbers."""
+    lines = (await connection.get("/metrics")).splitlines()
+    numbers = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in numbers.items()}
+
+
 async def load(options: argparse.Namespace, pid: int, port: int) -> tuple[Found, dict[str, float]]:
-    """All of it; also what the server's own metrics say afterwards."""
+    """All of it; also the growth of the server's own numbers meanwhile."""
     found = Found()
     asked = requests("model")
     first = Connection(port)
@@ -145,6 +152,7 @@ async def load(options: argparse.Namespace, pid: int, port: int) -> tuple[Found,
     question = get("/health")
     for number, connection in enumerate(idle):
         await connection.write(question[: 9 * (number % 2)])
+    before = await metrics(first)
     until = time.perf_counter() + options.seconds
     await asyncio.gather(
         *(client(n, port, until, asked, alone, found) for n in range(options.clients)),
@@ -157,9 +165,9 @@ async def load(options: argparse.Namespace, pid: int, port: int) -> tuple[Found,
         await connection.body(headers)
         found.idle_answered += status == 200
     await asyncio.sleep(0.5)  # who left last is noticed
-    lines = (await first.get("/metrics")).splitlines()
-    numbers = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return found, {name: float(value) for name, value in numbers.items()}
+    after = await metrics(first)
+    first.close()
+    return found, {name: after[name] - before.get(name, 0) for name in after}
 
 
 def quantiles(values: list[float]) -> str:
