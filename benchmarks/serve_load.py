@@ -165,8 +165,8 @@ async def load(options: argparse.Namespace, pid: int, port: int) -> tuple[Found,
         await connection.body(headers)
         found.idle_answered += status == 200
     await asyncio.sleep(0.5)  # who left last is noticed
-    after = await metrics(first)
     first.close()
+    after = await metrics(first)
     return found, {name: after[name] - before.get(name, 0) for name in after}
 
 

@@ -4,9 +4,10 @@
     scheduler.start()
     scheduler.submit(job)       # from any thread; `deliver` gets its deltas
 
-In each round the thread lets go of those that were cancelled, feeds the prompts of some that wait,
-first come, first served, and gives every running one a token. What came of a round is delivered in
-one call, so that an event loop is woken once and not for each sequence.
+In each round the thread lets go of those that were cancelled, feeds some tokens of prompts, first
+come, first served, and gives every running request a token. A long prompt is fed in pieces, one in
+a round: those that run slow down meanwhile, but do not stand still. What a decode step gave is
+delivered in one call, so that an event loop is woken once and not for each sequence.
 """
 
 from __future__ import annotations
@@ -65,8 +66,7 @@ class Scheduler:
                 raise. Nothing comes for a job after its last event; one that was cancelled may get
                 what was on its way, and no last event.
             max_waiting: requests that wait for a place, at most.
-            prefill_tokens: tokens of prompts fed between two steps, so that those who run do not
-                stand still for long; one prompt may be longer.
+            prefill_tokens: tokens of prompts fed between two steps, or of one prompt at a time.
             observe_step: told the sequences and seconds of each decode step.
         """
         self._new_engine, self._deliver = new_engine, deliver
@@ -78,7 +78,8 @@ class Scheduler:
         self._cancelled: set[Job] = set()
         self._draining = self._closed = False
         self._running: dict[Generation, Job] = {}  # the thread's own
-        self._joining = 0  # jobs whose prompts are being fed
+        self._feeding: deque[Generation] = deque()  # those of them whose prompts are not all fed
+        self._joining = 0  # 1 while a job is in neither
         self._thread = threading.Thread(target=self._run, name="fptq-model", daemon=True)
 
     @property
@@ -177,37 +178,64 @@ class Scheduler:
             cancelled, self._cancelled = self._cancelled, set()
         for generation in [one for one, job in self._running.items() if job in cancelled]:
             self._engine.cancel(generation)
-            del self._running[generation]
-        for job in self._next():
-            self._join(job)
-        if self._running:
+            self._leave(generation)
+        self._prefill()
+        if len(self._running) > len(self._feeding):
             self._step()
         return True
 
-    def _next(self) -> list[Job]:
-        """Those that wait, as far as there is room and their prompts are not too long together."""
-        jobs: list[Job] = []
-        tokens = 0
+    def _prefill(self) -> None:
+        """Feed pieces of prompts, those begun first; one at least, if there is any."""
+        left = self._prefill_tokens
+        for generation in list(self._feeding):
+            piece = min(self._prefill_tokens, self._engine.unfed(generation))
+            if piece > left:
+                return
+            left -= piece
+            self._feed(generation)
+        while (job := self._next(left)) is not None:
+            left -= min(self._prefill_tokens, len(job.request.prompt))
+            self._join(job)
+
+    def _next(self, tokens: int) -> Job | None:
+        """The first that waits, if there is room and its prompt's first piece is not longer."""
         with self._changed:
-            while self._waiting and len(jobs) < self._engine.room:
-                tokens += len(self._waiting[0].request.prompt)
-                if jobs and tokens > self._prefill_tokens:
-                    break
-                jobs.append(self._waiting.popleft())
-            self._joining = len(jobs)
-        return jobs
+            if not self._waiting or not self._engine.room:
+                return None
+            if min(self._prefill_tokens, len(self._waiting[0].request.prompt)) > tokens:
+                return None
+            self._joining = 1
+            return self._waiting.popleft()
 
     def _join(self, job: Job) -> None:
         try:
-            delta = self._engine.add(job.request)
+            delta = self._engine.add(job.request, at_once=self._prefill_tokens)
         except Exception as error:  # onnxruntime and NumPy raise many kinds
-            self._joining -= 1
+            self._joining = 0
             self._fail([job], ModelFailedError(f"the prompt could not be run: {error}"))
             return
-        if delta.finish_reason is None:
-            self._running[delta.generation] = job
-        self._joining -= 1
-        self._deliver([(job, delta)])
+        self._running[delta.generation] = job
+        self._joining = 0
+        if delta.token is None and delta.finish_reason is None:
+            self._feeding.append(delta.generation)
+        else:
+            self._hand_over([delta])
+
+    def _feed(self, generation: Generation) -> None:
+        try:
+            delta = self._engine.feed(generation, self._prefill_tokens)
+        except Exception as error:
+            failed = ModelFailedError(f"the prompt could not be run: {error}")
+            self._fail([self._leave(generation)], failed)
+            return
+        if delta.token is not None or delta.finish_reason is not None:
+            self._feeding.remove(generation)
+            self._hand_over([delta])
+
+    def _leave(self, generation: Generation) -> Job:
+        if generation in self._feeding:
+            self._feeding.remove(generation)
+        return self._running.pop(generation)
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -217,11 +245,15 @@ class Scheduler:
             failed = ModelFailedError(f"the model could not be run: {error}")
             given_up = list(self._running.values())
             self._running.clear()
+            self._feeding.clear()
             self._fail(given_up, failed)
             self._engine = self._new_engine()
             return
         if self._observe_step is not None:
             self._observe_step(len(deltas), time.perf_counter() - started)
+        self._hand_over(deltas)
+
+    def _hand_over(self, deltas: Iterable[Delta]) -> None:
         events: list[Event] = []
         for delta in deltas:
             job = self._running[delta.generation]

@@ -11,7 +11,9 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
 from fptq_onnx.generation.engine import Engine, Generation, Request
 from fptq_onnx.generation.language_model import LanguageModel
+from fptq_onnx.generation.refed_rows import RefedRows
 from fptq_onnx.generation.sampling import SamplingSettings
+from fptq_onnx.generation.separate_rows import SeparateRows
 
 PROMPTS = ["Once upon a time", "The little dog ran to the park and", "Tim", "One day a girl saw"]
 
@@ -131,6 +133,47 @@ def test_what_the_cache_holds_is_not_fed_again(model: LanguageModel) -> None:
     *_, other = engine.stream(request(model, PROMPTS[3], 12))  # shares BOS alone
     *_, alone = model.engine().stream(request(model, PROMPTS[3], 12))
     assert other.generation.tokens == alone.generation.tokens
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate", "refed"])
+def test_a_prompt_fed_in_pieces_among_others(model: LanguageModel, kind: str) -> None:
+    decoder = model.model.decoder
+    rows = {
+        "shared": lambda: model.model.rows(max_rows=4, max_length=256),
+        "separate": lambda: SeparateRows(decoder, max_rows=4),
+        "refed": lambda: RefedRows(decoder, max_rows=4),
+    }[kind]
+    long = model.encode("One day a girl saw a big dog. The dog was sad. " * 4)
+    *_, alone = Engine(rows()).stream(Request(long, 10))
+    others = []
+    for prompt in PROMPTS[:2]:
+        *_, last = Engine(rows()).stream(request(model, prompt))
+        others.append(last.generation.tokens)
+    engine = Engine(rows())
+    before = engine.add(request(model, PROMPTS[0])).generation
+    delta = engine.add(Request(long, 10), at_once=16)
+    late = engine.add(request(model, PROMPTS[1])).generation  # joins behind it
+    gone = engine.add(Request(long, 10), at_once=5).generation
+    assert (delta.token, delta.finish_reason) == (None, None)
+    assert engine.unfed(delta.generation) == len(long) - 16
+    while engine.unfed(delta.generation):
+        assert [one.generation for one in engine.step()] == [before, late]
+        assert delta.generation.tokens == []
+        if before.tokens and len(before.tokens) == 3:
+            engine.cancel(gone)
+        delta = engine.feed(delta.generation, 16)
+    assert delta.token == alone.generation.tokens[0]
+    run_all(engine)
+    assert delta.generation.tokens == alone.generation.tokens
+    assert [before.tokens, late.tokens] == others
+    assert gone.finish_reason == "cancelled"
+    # Left in the middle of its prompt, what was fed can be gone on from.
+    engine = Engine(rows())
+    engine.cancel(engine.add(Request(long, 10), at_once=20).generation)
+    again = engine.add(Request(long, 10)).generation
+    assert again.reused == 20
+    run_all(engine)
+    assert again.tokens == alone.generation.tokens
 
 
 def test_a_model_that_gives_nan(model: LanguageModel) -> None:

@@ -61,8 +61,12 @@ def deliver(events: Sequence[Event]) -> None:
 
 
 @contextmanager
-def scheduling(new_engine: Callable[[], Engine], max_waiting: int = 64) -> Iterator[Scheduler]:
-    scheduler = Scheduler(new_engine, deliver, max_waiting=max_waiting)
+def scheduling(
+    new_engine: Callable[[], Engine], max_waiting: int = 64, prefill_tokens: int = 512
+) -> Iterator[Scheduler]:
+    scheduler = Scheduler(
+        new_engine, deliver, max_waiting=max_waiting, prefill_tokens=prefill_tokens
+    )
     scheduler.start()
     try:
         yield scheduler
@@ -135,6 +139,29 @@ def test_prompts_that_join_together_are_bounded(model: LanguageModel) -> None:
     assert rounds[:3] == [2, 4, 5]
 
 
+def test_a_long_prompt_lets_the_others_go_on(model: LanguageModel) -> None:
+    long = "One day a girl saw a big dog. The dog was sad. " * 4
+    steps: list[int] = []
+    scheduler = Scheduler(
+        lambda: model.engine(max_rows=4), deliver, max_waiting=8, prefill_tokens=8,
+        observe_step=lambda rows, seconds: steps.append(rows),
+    )  # fmt: skip
+    jobs = [asked(model, PROMPTS[0], 60), asked(model, long, 10), asked(model, long[2:], 10)]
+    for job in jobs:
+        scheduler.submit(job)
+    scheduler.start()
+    for job in jobs:
+        job.end()
+    scheduler.close()
+    # One piece in a round: the second prompt's are all fed before the third's.
+    pieces = -(-len(jobs[1].request.prompt) // 8)
+    assert pieces > 5
+    assert steps[: 1 + pieces] == [1] * pieces + [2]
+    for job in jobs:
+        *_, alone = model.engine().stream(job.request)
+        assert job.tokens == alone.generation.tokens
+
+
 def test_a_full_queue_refuses(model: LanguageModel) -> None:
     with scheduling(lambda: model.engine(max_rows=1), max_waiting=1) as scheduler:
         first = asked(model, PROMPTS[0], 200, ignore_eos=True)
@@ -196,17 +223,19 @@ def test_a_prompt_too_long_is_refused_at_once(model: LanguageModel) -> None:
         scheduler.submit(Watched(Request((1,) * 400)))
 
 
-def test_a_model_that_fails_gets_a_new_engine(model: LanguageModel) -> None:
+def test_a_model_that_fails_gets_a_new_engine(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Engine] = []
 
     def engine() -> Engine:
         made.append(model.engine(max_rows=2))
         return made[-1]
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of order")
 
-    with scheduling(engine) as scheduler:
+    with scheduling(engine, prefill_tokens=16) as scheduler:
         job = asked(model, PROMPTS[0], 200, ignore_eos=True)
         scheduler.submit(job)
         assert job.began.wait(30)
@@ -214,10 +243,12 @@ def test_a_model_that_fails_gets_a_new_engine(model: LanguageModel) -> None:
         error = job.end()
         assert isinstance(error, ModelFailedError) and "out of order" in str(error)
         until(lambda: len(made) == 2)
-        made[-1].add = broken  # type: ignore[method-assign,assignment]
-        scheduler.submit(job := asked(model, PROMPTS[0], 5))
-        assert isinstance(job.end(), ModelFailedError)
-        del made[-1].add
+        for method, prompt in (("add", PROMPTS[0]), ("feed", "the dog " * 20)):
+            monkeypatch.setattr(made[-1], method, broken)
+            scheduler.submit(job := asked(model, prompt, 5))
+            error = job.end()
+            assert isinstance(error, ModelFailedError) and "out of order" in str(error)
+            monkeypatch.undo()
         scheduler.submit(job := asked(model, PROMPTS[0], 5))
         job.end()
         assert len(job.tokens) == 5
