@@ -188,6 +188,9 @@ class Engine:
     def step(self) -> list[Delta]:
         """Give each active sequence whose prompt is fed one more token; those that end leave.
 
+        A prompt on its way is fed one token, too, unless there are none but such: the last of them
+        gives the sequence its first token here.
+
         A sequence that the model gives NaN for fails alone: its error is in its Generation.
 
         Raises:
@@ -196,12 +199,12 @@ class Engine:
         rows = list(self._active)
         if all(row.unfed for row in rows):
             return []
-        # Every row is fed one token. For prompts on their way it is taken back.
+        # Every row of the cache is fed one token: for prompts on their way, the next of them.
         logits = self._rows.decode([(row.unfed or row.generation.tokens[-1:])[0] for row in rows])
         deltas = []
-        for place, (row, one) in enumerate(zip(rows, logits, strict=True)):
+        for row, one in zip(rows, logits, strict=True):
+            del row.unfed[:1]
             if row.unfed:
-                self._rows.truncate(place, self._rows.lengths[place] - 1)
                 continue
             try:
                 deltas.append(self._take(row, row.sampler.choose(one)))

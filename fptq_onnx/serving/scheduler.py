@@ -78,7 +78,7 @@ class Scheduler:
         self._cancelled: set[Job] = set()
         self._draining = self._closed = False
         self._running: dict[Generation, Job] = {}  # the thread's own
-        self._feeding: deque[Generation] = deque()  # those of them whose prompts are not all fed
+        self._feeding: Generation | None = None  # the one of them whose prompt is not all fed
         self._joining = 0  # 1 while a job is in neither
         self._thread = threading.Thread(target=self._run, name="fptq-model", daemon=True)
 
@@ -180,19 +180,16 @@ class Scheduler:
             self._engine.cancel(generation)
             self._leave(generation)
         self._prefill()
-        if len(self._running) > len(self._feeding):
+        if len(self._running) > (self._feeding is not None):
             self._step()
         return True
 
     def _prefill(self) -> None:
-        """Feed pieces of prompts, those begun first; one at least, if there is any."""
+        """Feed tokens of prompts. A prompt that is longer than one piece has a round for itself."""
         left = self._prefill_tokens
-        for generation in list(self._feeding):
-            piece = min(self._prefill_tokens, self._engine.unfed(generation))
-            if piece > left:
-                return
-            left -= piece
-            self._feed(generation)
+        if self._feeding is not None:
+            left -= self._engine.unfed(self._feeding)
+            self._feed(self._feeding)
         while (job := self._next(left)) is not None:
             left -= min(self._prefill_tokens, len(job.request.prompt))
             self._join(job)
@@ -217,7 +214,7 @@ class Scheduler:
         self._running[delta.generation] = job
         self._joining = 0
         if delta.token is None and delta.finish_reason is None:
-            self._feeding.append(delta.generation)
+            self._feeding = delta.generation
         else:
             self._hand_over([delta])
 
@@ -229,12 +226,11 @@ class Scheduler:
             self._fail([self._leave(generation)], failed)
             return
         if delta.token is not None or delta.finish_reason is not None:
-            self._feeding.remove(generation)
             self._hand_over([delta])
 
     def _leave(self, generation: Generation) -> Job:
-        if generation in self._feeding:
-            self._feeding.remove(generation)
+        if generation is self._feeding:
+            self._feeding = None
         return self._running.pop(generation)
 
     def _step(self) -> None:
@@ -245,7 +241,7 @@ class Scheduler:
             failed = ModelFailedError(f"the model could not be run: {error}")
             given_up = list(self._running.values())
             self._running.clear()
-            self._feeding.clear()
+            self._feeding = None
             self._fail(given_up, failed)
             self._engine = self._new_engine()
             return
@@ -257,6 +253,8 @@ class Scheduler:
         events: list[Event] = []
         for delta in deltas:
             job = self._running[delta.generation]
+            if delta.generation is self._feeding:
+                self._feeding = None
             if delta.finish_reason is not None:
                 del self._running[delta.generation]
             events.append((job, delta.generation.error or delta))

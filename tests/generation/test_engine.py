@@ -143,25 +143,31 @@ def test_a_prompt_fed_in_pieces_among_others(model: LanguageModel, kind: str) ->
         "separate": lambda: SeparateRows(decoder, max_rows=4),
         "refed": lambda: RefedRows(decoder, max_rows=4),
     }[kind]
-    long = model.encode("One day a girl saw a big dog. The dog was sad. " * 4)
+    long = model.encode(
+        "One day a girl saw a big dog. The dog was sad. It had lost a red ball in the park, and "
+        "all the other dogs had gone home with their moms. The girl"
+    )
     *_, alone = Engine(rows()).stream(Request(long, 10))
     others = []
     for prompt in PROMPTS[:2]:
         *_, last = Engine(rows()).stream(request(model, prompt))
         others.append(last.generation.tokens)
-    engine = Engine(rows())
+    engine = Engine(held := rows())
     before = engine.add(request(model, PROMPTS[0])).generation
     delta = engine.add(Request(long, 10), at_once=16)
     late = engine.add(request(model, PROMPTS[1])).generation  # joins behind it
     gone = engine.add(Request(long, 10), at_once=5).generation
     assert (delta.token, delta.finish_reason) == (None, None)
     assert engine.unfed(delta.generation) == len(long) - 16
-    while engine.unfed(delta.generation):
+    while engine.unfed(delta.generation) > 1:
+        place = engine.active.index(delta.generation)
+        assert held.lengths[place] == len(long) - engine.unfed(delta.generation)
         assert [one.generation for one in engine.step()] == [before, late]
         assert delta.generation.tokens == []
         if before.tokens and len(before.tokens) == 3:
             engine.cancel(gone)
-        delta = engine.feed(delta.generation, 16)
+        delta = engine.feed(delta.generation, min(16, engine.unfed(delta.generation) - 1))
+    (delta,) = [one for one in engine.step() if one.generation is delta.generation]
     assert delta.token == alone.generation.tokens[0]
     run_all(engine)
     assert delta.generation.tokens == alone.generation.tokens

@@ -153,10 +153,10 @@ def test_a_long_prompt_lets_the_others_go_on(model: LanguageModel) -> None:
     for job in jobs:
         job.end()
     scheduler.close()
-    # One piece in a round: the second prompt's are all fed before the third's.
-    pieces = -(-len(jobs[1].request.prompt) // 8)
-    assert pieces > 5
-    assert steps[: 1 + pieces] == [1] * pieces + [2]
+    # In a round the second prompt is fed eight tokens, and one beside the first request's.
+    rounds = (len(jobs[1].request.prompt) - 1) // 9
+    assert rounds > 5
+    assert steps[: 3 + rounds] == [1] * (1 + rounds) + [2, 2]
     for job in jobs:
         *_, alone = model.engine().stream(job.request)
         assert job.tokens == alone.generation.tokens
