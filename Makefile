@@ -101,7 +101,8 @@ $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 
 # The server as a Ray Serve deployment, on a local cluster of two nodes: in an own environment.
 test-ray: $(RAY_VENV)/.installed
-	OPENBLAS_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -q tests/serving/test_ray_serve.py
+	OPENBLAS_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -q -W ignore::DeprecationWarning \
+	  tests/serving/test_ray_serve.py
 
 $(RAY_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)

@@ -156,6 +156,16 @@ def test_idle_and_half_sent_connections(model: LanguageModel, pool: ThreadPoolEx
             connection.close()
 
 
+def test_a_huge_prompt_keeps_nobody_waiting(model: LanguageModel, pool: ThreadPoolExecutor) -> None:
+    with in_thread(model, max_body=2_000_000) as server:
+        huge = pool.submit(server.complete, "The dog went to the park. " * 40_000)
+        answered = 0
+        while not huge.done():
+            answered += server.ask("GET", "/health").status == 200
+        assert (huge.result().status, answered > 20) == (400, True), answered
+        assert huge.result().error["code"] == "context_length_exceeded"
+
+
 def test_a_body_that_does_not_come(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fptq_onnx.serving.read_body._SECONDS", 0.2)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

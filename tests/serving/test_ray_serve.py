@@ -36,11 +36,13 @@ def server() -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     # A replica takes a CPU, and a node has one: two replicas are on two nodes.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FPTQ_API_KEY", KEY)
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
         try:
+            cluster.add_node(num_cpus=1)
             ray.init(address=cluster.address)
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(example.build({"model": str(MODEL), "replicas": "2", "running": "2"}))
