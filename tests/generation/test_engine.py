@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from command_line import MODEL
@@ -11,6 +13,8 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
 from fptq_onnx.generation.engine import Engine, Generation, Request
 from fptq_onnx.generation.language_model import LanguageModel
+from fptq_onnx.generation.open_rows import open_generation_model
+from fptq_onnx.generation.padded_rows import PaddedRows
 from fptq_onnx.generation.refed_rows import RefedRows
 from fptq_onnx.generation.sampling import SamplingSettings
 from fptq_onnx.generation.separate_rows import SeparateRows
@@ -180,6 +184,30 @@ def test_a_prompt_fed_in_pieces_among_others(model: LanguageModel, kind: str) ->
     assert again.reused == 20
     run_all(engine)
     assert again.tokens == alone.generation.tokens
+
+
+@pytest.mark.parametrize("name", ["llama-optimum", "gpt2-optimum"])
+def test_padded_rows_are_fed_in_pieces(
+    shared_exports: Path, name: str, rng: np.random.Generator
+) -> None:
+    if not (shared_exports / name).is_dir():
+        pytest.skip(f"no {name} here")
+    opened = open_generation_model(shared_exports / name, threads=1)
+    asked = [Request(tuple(rng.integers(3, 500, n).tolist()), 12) for n in (5, 40, 9)]
+    alone = []
+    for one in asked:
+        *_, last = Engine(opened.rows()).stream(one)
+        alone.append(last.generation.tokens)
+    rows = opened.rows(max_rows=3)
+    assert isinstance(rows, PaddedRows)
+    engine = Engine(rows)
+    deltas = [engine.add(asked[0]), engine.add(asked[1], at_once=8), engine.add(asked[2])]
+    long = deltas[1].generation
+    while engine.unfed(long):
+        engine.step()
+        engine.feed(long, 8)
+    run_all(engine)
+    assert [delta.generation.tokens for delta in deltas] == alone
 
 
 def test_a_model_that_gives_nan(model: LanguageModel) -> None:
