@@ -173,7 +173,7 @@ async def load(options: argparse.Namespace, pid: int, port: int) -> tuple[Found,
 def quantiles(values: list[float]) -> str:
     """Median and 95th percentile in milliseconds."""
     cuts = statistics.quantiles(values, n=20)
-    return f"{1e3 * cuts[9]:.0f} | {1e3 * cuts[18]:.0f} ms"
+    return f"{1e3 * cuts[9]:.0f}, {1e3 * cuts[18]:.0f} ms"
 
 
 def table(options: argparse.Namespace, found: Found, numbers: dict[str, float]) -> list[str]:
@@ -183,7 +183,7 @@ def table(options: argparse.Namespace, found: Found, numbers: dict[str, float]) 
     gaps = [b - a for one in found.answers for a, b in itertools.pairwise(one.times)]
     steps = numbers["fptq_decode_step_requests_count"]
     rows = {
-        "clients | idle connections": f"{options.clients} | {options.idle}",
+        "clients, idle connections": f"{options.clients}, {options.idle}",
         "seconds": f"{options.seconds:g}",
         "answers compared": f"{len(found.answers)}",
         "wrong": f"{len(found.wrong)}",
@@ -193,13 +193,13 @@ def table(options: argparse.Namespace, found: Found, numbers: dict[str, float]) 
         "requests in a decode step, mean": (
             f"{numbers['fptq_decode_step_requests_sum'] / steps:.1f}"
         ),
-        "first token, median | 95 %": quantiles(firsts),
-        "between events, median | 95 %": quantiles(gaps),
-        "server's memory after 1/4 | 1/2 | all": " | ".join(
+        "first token, median, 95 %": quantiles(firsts),
+        "between events, median, 95 %": quantiles(gaps),
+        "server's memory after 1/4, 1/2, all": ", ".join(
             f"{found.memory[place] / 1e6:.1f}" for place in quarters(found)
         ) + " MB",
-        "running | waiting at the end": (
-            f"{numbers['fptq_requests_running']:.0f} | {numbers['fptq_requests_waiting']:.0f}"
+        "running, waiting at the end": (
+            f"{numbers['fptq_requests_running']:.0f}, {numbers['fptq_requests_waiting']:.0f}"
         ),
     }  # fmt: skip
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
