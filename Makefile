@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT_VENV := .venv-export
 PACKAGE_VENV := .venv-package
+RAY_VENV := .venv-ray
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 test-ray clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -132,5 +133,16 @@ test-package-aarch64: library-aarch64
 	  FPTQ_AARCH64_RUNTIME=$$(ls $(CURDIR)/build/linux-aarch64/runtime/onnxruntime/capi/libonnxruntime.so*) \
 	  OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/packaging/test_edge_aarch64.py
 
+# The server as a Ray Serve deployment, on a local cluster of two nodes: in an own environment.
+test-ray: $(RAY_VENV)/.installed
+	OPENBLAS_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -q -W ignore::DeprecationWarning \
+	  tests/serving/test_ray_serve.py
+
+$(RAY_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(RAY_VENV)/bin/python -m pip install --quiet --editable '.[ray,serve]' 'openai>=2,<4' 'pytest>=8'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(EXPORT_VENV) $(PACKAGE_VENV) build
+	rm -rf $(VENV) $(EXPORT_VENV) $(PACKAGE_VENV) $(RAY_VENV) build

@@ -19,6 +19,7 @@ from fptq_onnx.eval_command import add_eval_options, run_eval
 from fptq_onnx.export_command import add_export_options, add_exporter_option, onnx_of, run_export
 from fptq_onnx.package_command import add_package_options, run_package
 from fptq_onnx.run_command import add_run_options, run_command
+from fptq_onnx.serve_command import add_serve_options, run_serve
 
 INTERRUPTED = 130
 WRONG = 2
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fptq-onnx: error: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
-        written = "" if run is run_command else ", nothing was written"
+        written = "" if run in (run_command, run_serve) else ", nothing was written"
         print(f"fptq-onnx: interrupted{written}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -122,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="generate text with a model")
     run.set_defaults(run=run_command)
     add_run_options(run)
+
+    serve = commands.add_parser("serve", help="answer requests over HTTP, as OpenAI's API")
+    serve.set_defaults(run=run_serve)
+    add_serve_options(serve)
 
     evaluate = commands.add_parser("eval", help="perplexity, KL and last-word accuracy of a model")
     evaluate.set_defaults(run=run_eval)

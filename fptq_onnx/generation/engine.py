@@ -6,90 +6,41 @@
         for delta in engine.step():                            # one token for each
             print(delta.generation, delta.text, delta.finish_reason)
 
-Sequences join and leave between steps. None depends on which others are there: each has its own
-sampler, and its own part of the KV cache. An engine is not safe for use by several threads.
+Sequences join and leave between steps; `feed` lets one with a long prompt join bit by bit. None
+depends on which others are there: each has its own sampler, and its own part of the KV cache. An
+engine is not safe for use by several threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.cache_rows import CacheRows
-from fptq_onnx.generation.sampling import Sampler, SamplingSettings
+from fptq_onnx.generation.sampling import Sampler
+from fptq_onnx.generation.sequence import Delta, FinishReason, Generation, Request
 from fptq_onnx.generation.text_stream import TextStream
 
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate.
-
-    Attributes:
-        prompt: ids, at least one, with BOS where the model wants it.
-        max_tokens: tokens at most, at least 1; None for as many as the context holds.
-        sampling: how they are chosen.
-        stop: strings that end the text; they are not given out.
-        ignore_eos: go on after the model ended its text (for measuring speed).
-    """
-
-    prompt: tuple[int, ...]
-    max_tokens: int | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-@dataclass(eq=False)
-class Generation:
-    """One sequence on its way.
-
-    Attributes:
-        request: what it was asked for.
-        tokens: ids chosen so far, without the one that ended the text.
-        text: what was given out so far; without a tokenizer always "".
-        finish_reason: "stop" after the end token or a stop string, "length" when max_tokens or the
-            context is used up, "cancelled"; None while it goes on.
-        reused: tokens of the prompt that the cache still held from the sequence before.
-    """
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    reused: int = 0
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one step gave a sequence.
-
-    Attributes:
-        generation: the sequence.
-        token: the id chosen; None where that was the end token.
-        text: text that has become certain, often "".
-        finish_reason: set with the last one.
-    """
-
-    generation: Generation
-    token: int | None
-    text: str
-    finish_reason: FinishReason | None
+__all__ = ["Delta", "Engine", "FinishReason", "Generation", "Request"]
 
 
 @dataclass(eq=False)
 class _Row:
-    """A sequence, with what chooses and shows its tokens."""
+    """A sequence, with what chooses and shows its tokens.
+
+    unfed: what of its prompt the cache does not hold yet.
+    """
 
     generation: Generation
     sampler: Sampler
     stream: TextStream | None
     max_tokens: int
+    unfed: list[int]
 
 
 class Engine:
@@ -124,6 +75,11 @@ class Engine:
         return tuple(row.generation for row in self._active)
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens a sequence can have, prompt included; None for no limit."""
+        return self._context_length
+
+    @property
     def room(self) -> int:
         """How many more sequences can be added now."""
         return self._rows.max_rows - len(self._active)
@@ -147,10 +103,14 @@ class Engine:
                 f"{limit}; shorten it"
             )
 
-    def add(self, request: Request) -> Delta:
+    def add(self, request: Request, *, at_once: int | None = None) -> Delta:
         """Feed a prompt and choose its first token.
 
         The sequence before is not fed again as far as the prompt repeats it, if none came between.
+
+        Args:
+            request: what to generate.
+            at_once: tokens to feed now; if the prompt has more, `feed` must follow. None for all.
 
         Raises:
             FptqError: see `check`; there is no room; or the model cannot be run.
@@ -162,25 +122,60 @@ class Engine:
         generation = Generation(request)
         kept, self._left = self._left, []
         reused = _common(kept, prompt[:-1]) if kept and not self._active else 0
+        end = len(prompt) if at_once is None else reused + at_once
         if reused:
             self._rows.truncate(0, reused)
             generation.reused = reused
             try:
-                logits = self._rows.extend(0, prompt[reused:])
+                logits = self._rows.extend(0, prompt[reused:end])
             except BaseException:
                 self._rows.remove(0)
                 raise
         else:
             if kept:
                 self._rows.remove(0)
-            logits = self._rows.append(prompt)
+            logits = self._rows.append(prompt[:end])
         row = _Row(
             generation,
             Sampler(request.sampling, prompt),
             TextStream(self._tokenizer, prompt, request.stop) if self._tokenizer else None,
             self._limit(request),
+            prompt[end:],
         )
         self._active.append(row)
+        return self._fed(row, logits)
+
+    def feed(self, generation: Generation, tokens: int) -> Delta:
+        """Feed more of a prompt that `add` did not feed to its end.
+
+        Args:
+            generation: of such a prompt.
+            tokens: how many; with the last of the prompt, its first token is chosen.
+
+        Raises:
+            FptqError: the model cannot be run; the sequence has left then.
+        """
+        row = self._row(generation)
+        place = self._active.index(row)
+        try:
+            logits = self._rows.extend(place, row.unfed[:tokens])
+        except BaseException:
+            self._drop(row)
+            raise
+        del row.unfed[:tokens]
+        return self._fed(row, logits)
+
+    def unfed(self, generation: Generation) -> int:
+        """Tokens of an active sequence's prompt that are still to be fed."""
+        return len(self._row(generation).unfed)
+
+    def _row(self, generation: Generation) -> _Row:
+        return next(row for row in self._active if row.generation is generation)
+
+    def _fed(self, row: _Row, logits: NDArray[np.float32]) -> Delta:
+        """Choose a first token, if the prompt was fed to its end."""
+        if row.unfed:
+            return Delta(row.generation, None, "", None)
         try:
             delta = self._take(row, row.sampler.choose(logits))
         except BaseException:
@@ -191,17 +186,31 @@ class Engine:
         return delta
 
     def step(self) -> list[Delta]:
-        """Give each active sequence one more token; those that end leave.
+        """Give each active sequence whose prompt is fed one more token; those that end leave.
+
+        A prompt on its way is fed one token, too, unless there are none but such: the last of them
+        gives the sequence its first token here.
+
+        A sequence that the model gives NaN for fails alone: its error is in its Generation.
 
         Raises:
-            FptqError: the model cannot be run, or gave NaN; the engine is of no more use then.
+            FptqError: the model cannot be run; the engine is of no more use then.
         """
-        if not self._active:
-            return []
-        logits = self._rows.decode([row.generation.tokens[-1] for row in self._active])
-        tokens = [row.sampler.choose(one) for row, one in zip(self._active, logits, strict=True)]
         rows = list(self._active)
-        deltas = [self._take(row, token) for row, token in zip(rows, tokens, strict=True)]
+        if all(row.unfed for row in rows):
+            return []
+        # Every row of the cache is fed one token: for prompts on their way, the next of them.
+        logits = self._rows.decode([(row.unfed or row.generation.tokens[-1:])[0] for row in rows])
+        deltas = []
+        for row, one in zip(rows, logits, strict=True):
+            del row.unfed[:1]
+            if row.unfed:
+                continue
+            try:
+                deltas.append(self._take(row, row.sampler.choose(one)))
+            except FptqError as error:
+                row.generation.finish_reason, row.generation.error = "failed", error
+                deltas.append(Delta(row.generation, None, "", "failed"))
         for row in rows:
             if row.generation.finish_reason:
                 self._drop(row)
@@ -230,6 +239,8 @@ class Engine:
             yield delta
             while not delta.finish_reason:
                 (delta,) = self.step()
+                if delta.generation.error:
+                    raise delta.generation.error
                 yield delta
         finally:
             self.cancel(delta.generation)

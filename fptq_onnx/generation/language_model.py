@@ -79,7 +79,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text, with BOS in front where the model has one."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text)
         return (*(() if self.special.bos is None else (self.special.bos,)), *ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
@@ -94,5 +94,10 @@ class LanguageModel:
         if self.template is None:
             raise FptqError("the model has no chat template: give text to go on from")
         # The template writes BOS itself; the tokenizer knows special tokens by their text.
-        text = self.template.render(messages)
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(self._ids(self.template.render(messages)))
+
+    def _ids(self, text: str) -> list[int]:
+        # `encode` alone would keep the interpreter's lock: seconds for a text of a megabyte, in
+        # which a server could answer nobody.
+        ids: list[int] = self.tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
+        return ids

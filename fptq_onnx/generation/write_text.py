@@ -69,6 +69,8 @@ def write_text(engine: Engine, request: Request, stream: TextIO, *, before: str 
         _write(stream, delta.text)
         while not delta.finish_reason and not interrupted.is_set():
             (delta,) = engine.step()
+            if delta.generation.error:
+                raise delta.generation.error
             last = time.perf_counter()
             steps += 1
             _write(stream, delta.text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from command_line import MODEL
@@ -11,7 +13,11 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
 from fptq_onnx.generation.engine import Engine, Generation, Request
 from fptq_onnx.generation.language_model import LanguageModel
+from fptq_onnx.generation.open_rows import open_generation_model
+from fptq_onnx.generation.padded_rows import PaddedRows
+from fptq_onnx.generation.refed_rows import RefedRows
 from fptq_onnx.generation.sampling import SamplingSettings
+from fptq_onnx.generation.separate_rows import SeparateRows
 
 PROMPTS = ["Once upon a time", "The little dog ran to the park and", "Tim", "One day a girl saw"]
 
@@ -133,6 +139,77 @@ def test_what_the_cache_holds_is_not_fed_again(model: LanguageModel) -> None:
     assert other.generation.tokens == alone.generation.tokens
 
 
+@pytest.mark.parametrize("kind", ["shared", "separate", "refed"])
+def test_a_prompt_fed_in_pieces_among_others(model: LanguageModel, kind: str) -> None:
+    decoder = model.model.decoder
+    rows = {
+        "shared": lambda: model.model.rows(max_rows=4, max_length=256),
+        "separate": lambda: SeparateRows(decoder, max_rows=4),
+        "refed": lambda: RefedRows(decoder, max_rows=4),
+    }[kind]
+    long = model.encode(
+        "One day a girl saw a big dog. The dog was sad. It had lost a red ball in the park, and "
+        "all the other dogs had gone home with their moms. The girl"
+    )
+    *_, alone = Engine(rows()).stream(Request(long, 10))
+    others = []
+    for prompt in PROMPTS[:2]:
+        *_, last = Engine(rows()).stream(request(model, prompt))
+        others.append(last.generation.tokens)
+    engine = Engine(held := rows())
+    before = engine.add(request(model, PROMPTS[0])).generation
+    delta = engine.add(Request(long, 10), at_once=16)
+    late = engine.add(request(model, PROMPTS[1])).generation  # joins behind it
+    gone = engine.add(Request(long, 10), at_once=5).generation
+    assert (delta.token, delta.finish_reason) == (None, None)
+    assert engine.unfed(delta.generation) == len(long) - 16
+    while engine.unfed(delta.generation) > 1:
+        place = engine.active.index(delta.generation)
+        assert held.lengths[place] == len(long) - engine.unfed(delta.generation)
+        assert [one.generation for one in engine.step()] == [before, late]
+        assert delta.generation.tokens == []
+        if before.tokens and len(before.tokens) == 3:
+            engine.cancel(gone)
+        delta = engine.feed(delta.generation, min(16, engine.unfed(delta.generation) - 1))
+    (delta,) = [one for one in engine.step() if one.generation is delta.generation]
+    assert delta.token == alone.generation.tokens[0]
+    run_all(engine)
+    assert delta.generation.tokens == alone.generation.tokens
+    assert [before.tokens, late.tokens] == others
+    assert gone.finish_reason == "cancelled"
+    # Left in the middle of its prompt, what was fed can be gone on from.
+    engine = Engine(rows())
+    engine.cancel(engine.add(Request(long, 10), at_once=20).generation)
+    again = engine.add(Request(long, 10)).generation
+    assert again.reused == 20
+    run_all(engine)
+    assert again.tokens == alone.generation.tokens
+
+
+@pytest.mark.parametrize("name", ["llama-optimum", "gpt2-optimum"])
+def test_padded_rows_are_fed_in_pieces(
+    shared_exports: Path, name: str, rng: np.random.Generator
+) -> None:
+    if not (shared_exports / name).is_dir():
+        pytest.skip(f"no {name} here")
+    opened = open_generation_model(shared_exports / name, threads=1)
+    asked = [Request(tuple(rng.integers(3, 500, n).tolist()), 12) for n in (5, 40, 9)]
+    alone = []
+    for one in asked:
+        *_, last = Engine(opened.rows()).stream(one)
+        alone.append(last.generation.tokens)
+    rows = opened.rows(max_rows=3)
+    assert isinstance(rows, PaddedRows)
+    engine = Engine(rows)
+    deltas = [engine.add(asked[0]), engine.add(asked[1], at_once=8), engine.add(asked[2])]
+    long = deltas[1].generation
+    while engine.unfed(long):
+        engine.step()
+        engine.feed(long, 8)
+    run_all(engine)
+    assert [delta.generation.tokens for delta in deltas] == alone
+
+
 def test_a_model_that_gives_nan(model: LanguageModel) -> None:
     class Broken:
         lengths = (3,)
@@ -145,3 +222,47 @@ def test_a_model_that_gives_nan(model: LanguageModel) -> None:
     with pytest.raises(FptqError, match="NaN"):
         engine.add(Request((1, 2, 3)))
     assert engine.active == ()
+
+
+def test_nan_for_one_sequence_leaves_the_others_alone() -> None:
+    class Sick:
+        """Token 7 is always the next, but a sequence fed 5 gets NaN for its second."""
+
+        max_rows = 3
+
+        def __init__(self) -> None:
+            self.rows: list[list[int]] = []
+
+        @property
+        def lengths(self) -> tuple[int, ...]:
+            return tuple(map(len, self.rows))
+
+        def append(self, ids: list[int]) -> np.ndarray:
+            self.rows.append(list(ids))
+            return np.eye(8, dtype=np.float32)[7]
+
+        def decode(self, ids: list[int]) -> np.ndarray:
+            logits = np.repeat(np.eye(8, dtype=np.float32)[[7]], len(ids), axis=0)
+            for number, (row, token) in enumerate(zip(self.rows, ids, strict=True)):
+                row.append(token)
+                if row[0] == 5:
+                    logits[number] = np.nan
+            return logits
+
+        def remove(self, row: int) -> None:
+            last = self.rows.pop()
+            if row < len(self.rows):
+                self.rows[row] = last
+
+    rows = Sick()
+    engine = Engine(rows)  # type: ignore[arg-type]
+    first, ill, last = (engine.add(Request((id, 1), 4)).generation for id in (3, 5, 4))
+    assert [delta.finish_reason for delta in engine.step()] == [None, "failed", None]
+    assert "NaN" in str(ill.error)
+    assert engine.active == (first, last)
+    assert [row[0] for row in rows.rows] == [3, 4]
+    run_all(engine)
+    assert first.tokens == last.tokens == [7] * 4
+    assert (first.error, last.error) == (None, None)
+    with pytest.raises(FptqError, match="NaN"):
+        list(Engine(Sick()).stream(Request((5, 1), 4)))  # type: ignore[arg-type]
