@@ -88,7 +88,7 @@ def _first_products(
     neighbours: Callable[[ir.Node], Iterator[tuple[ir.Node, int]]],
     linear_nodes: Collection[int],
 ) -> list[tuple[ir.Node, int]]:
-    """The first products of two computed values in one direction, each with where it is entered."""
+    """The first products that are no linears in one direction, each with where it is entered."""
     products: dict[int, tuple[ir.Node, int]] = {}
     seen, pending = {id(start)}, [start]
     while pending:
@@ -97,15 +97,10 @@ def _first_products(
                 continue
             seen.add(id(node))
             if node.op_type in _PRODUCTS and index < 2:
-                if all(_computed(input_of(node, position)) for position in (0, 1)):
-                    products[id(node)] = (node, index)
+                products[id(node)] = (node, index)
             elif node.op_type not in READS_SHAPE_ONLY:
                 pending.append(node)
     return list(products.values())
-
-
-def _computed(value: ir.Value | None) -> bool:
-    return value is not None and value.const_value is None
 
 
 def _makers(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
@@ -118,5 +113,4 @@ def _makers(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
 def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
     for value in node.outputs:
         for use in value.uses():
-            if use.node.graph is node.graph:
-                yield use.node, use.idx
+            yield use.node, use.idx

@@ -116,13 +116,12 @@ class _Finder:
 
     def find_mlps(self) -> None:
         """Gate, up and down, or fc1 and fc2."""
-        attention = frozenset(self.roles)
         for linear in self.flow.linears:
             if linear.name in self.roles:
                 continue
             origins = self.flow.origins(linear.x)
             sources = {origin.linear for origin in origins}
-            if "" in sources or len(sources) > 2 or not sources.isdisjoint(attention):
+            if "" in sources or len(sources) > 2:
                 continue
             roles = self._gated(linear) or self._plain(linear, origins)
             if roles:

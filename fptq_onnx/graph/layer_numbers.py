@@ -18,7 +18,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fptq_onnx.graph.attention_cores import READS_SHAPE_ONLY
 from fptq_onnx.graph.linear_flow import LinearFlow
 
 _NUMBER = re.compile(r"(?:^|[._/])(?:layers?|blocks?|h)[._/](\d+)(?=[._/]|$)")
@@ -57,11 +56,7 @@ def layer_of_units(flow: LinearFlow, units: Sequence[Unit]) -> dict[str, int]:
         or _by_kind(sequence)
     )
     layer = dict(zip(order, numbers, strict=True))
-    found: dict[str, int] = {}
-    for level in order:
-        for name in names[level]:
-            found.setdefault(name, layer[level])  # keys shared with later layers: the first
-    return found
+    return {name: layer[level] for level in order for name in names[level]}
 
 
 def _levels(flow: LinearFlow, units: Sequence[Unit]) -> list[int]:
@@ -74,8 +69,6 @@ def _levels(flow: LinearFlow, units: Sequence[Unit]) -> list[int]:
     for node in flow.graph:  # in the order of evaluation
         operands = [value for value in node.inputs if value is not None]
         here = max((level.get(id(value), 0) for value in operands), default=0)
-        if node.op_type in READS_SHAPE_ONLY:
-            here = 0
         linear = last.get(id(node))
         if linear is not None:
             here = level.get(id(linear.x), 0) + (linear.name in closing)

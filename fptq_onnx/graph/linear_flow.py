@@ -142,7 +142,6 @@ class LinearFlow:
                 if node.op_type in READS_SHAPE_ONLY:
                     continue
                 ends = id(node) in self.by_node or id(node) in self.cores.nodes
-                ends = ends or node.graph is not self.graph
                 yield node, use.idx, ends
                 for output in () if ends else node.outputs:
                     if id(output) not in seen:

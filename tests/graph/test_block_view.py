@@ -104,25 +104,112 @@ def test_an_mlp_before_attention_and_one_after_it(rng):
     assert layers == {name: int(name[1]) for name in layers}
 
 
-def test_attention_that_only_some_layers_have(rng):
-    """Nothing repeats: a layer begins where attention follows an MLP."""
+def test_layers_that_do_not_repeat(rng):
+    """A layer begins where attention follows an MLP."""
     text, x = "", "x"
     for at, own in (("l0", True), ("l1", True), ("l2", False)):
         if own:
-            text += attend(x, at) + add(x, f"{at}_o", f"{at}x1")
+            text += attend(x, at) + add(x, f"{at}_o", f"{at}x0")
+            text += attend(f"{at}x0", f"{at}c", "z") + add(f"{at}x0", f"{at}c_o", f"{at}x1")
         else:
             text += f" {at}x1 = Identity({x})"
         text += plain(f"{at}x1", at) + add(f"{at}x1", f"{at}_fc2", f"{at}x2")
         x = f"{at}x2"
     model = blocks_model(rng, text + norm(x, "y"), "y")
-    layers = {name: block.layer for name, block in blocks_of(model).items()}
-    assert layers["l1_o"] == layers["l1_fc2"] == layers["l2_fc1"] == 1
-    # Names that number the layers settle what the graph does not.
-    for node in model.graph:
-        if node.op_type == "MatMul":
-            node.name = f"/model/layers.{node.name[1]}/{node.name}/MatMul"
-    layers = {name: block.layer for name, block in blocks_of(model).items()}
-    assert layers == {name: int(name[1]) for name in layers}
+    by_kind = {name: block.layer for name, block in blocks_of(model).items()}
+    assert by_kind == {name: min(int(name[1]), 1) for name in by_kind}
+    # Names that number the layers settle what the graph does not, if they agree with it.
+    for turned in (True, False):
+        for node in model.graph:
+            if node.op_type == "MatMul":
+                number = int(node.outputs[0].name[1])
+                number = 2 - number if turned else number
+                node.name = f"/model/layers.{number}/{node.outputs[0].name}/MatMul"
+        layers = {name: block.layer for name, block in blocks_of(model).items()}
+        assert layers == (by_kind if turned else {name: int(name[1]) for name in layers})
+
+
+def test_layers_of_attention_alone(rng):
+    text, x = "", "x"
+    for at in ("l0", "l1", "l2"):
+        text += attend(x, at).replace(f" {at}_o = MatMul({at}_a, {at}_Wo)", "")
+        text += add(x, f"{at}_a", f"{at}x1")
+        x = f"{at}x1"
+    assert blocks_of(blocks_model(rng, text, x)) == expected(3, "q", "k", "v")
+
+
+def test_the_sum_inside_a_norm(rng):
+    """The fused op that adds to the residual stream and takes the norm of it."""
+    text = attend("x", "l0")
+    text += " l0n, l0_, l0__, l0x1 = com.microsoft.SkipSimplifiedLayerNormalization(l0_o, x, gain)"
+    text += plain("l0n", "l0")
+    text += " y = com.microsoft.SkipSimplifiedLayerNormalization(l0x1, l0_fc2, gain)"
+    found = blocks_of(blocks_model(rng, text + HEAD))
+    assert found == expected(1, *QKVO, "fc1", "fc2") | {"head": Block("head", None)}
+
+
+def test_a_weighted_mean_of_tokens_is_no_attention(rng):
+    """Its softmax is of a linear, not of a product of two computed values."""
+    text = sequential(1) + " val = MatMul(y, l9_Wv) score = MatMul(y, l9_Wr) sp = Softmax(score)"
+    text += " st = Transpose<perm = [0, 2, 1]>(sp) pooled = MatMul(st, val)"
+    text += " logits = MatMul(pooled, Wh)"
+    roles = {name: block.role for name, block in blocks_of(blocks_model(rng, text)).items()}
+    assert (roles["val"], roles["score"], roles["logits"]) == ("other", "other", "head")
+
+
+def test_what_is_added_but_is_no_mlp(rng):
+    """An activation of the stream itself, and a sum where the product of a gated MLP should be."""
+    text = " a = Tanh(x) b = MatMul(a, l9_Wq) y = Add(x, b)"
+    assert blocks_of(blocks_model(rng, text, "y")) == {"b": Block("other", None)}
+    text = sequential(1).replace(
+        "l0_down = MatMul(l0_j, l0_Wd)",
+        "l0_third = MatMul(l0n2, l0c_Wu) l0_sum = Add(l0_j, l0_third)"
+        " l0_down = MatMul(l0_sum, l0_Wd)",
+    )
+    roles = {name: block.role for name, block in blocks_of(blocks_model(rng, text, "y")).items()}
+    assert {roles[f"l0_{name}"] for name in ("gate", "up", "third", "down")} == {"other"}
+    text = sequential(1, mlp=fused_gated).replace(
+        "l0_down = MatMul(l0_j, l0_Wd)",
+        "l0_most = ReduceMax<keepdims = 1>(x, last) l0_sum = Add(l0_j, l0_most)"
+        " l0_down = MatMul(l0_sum, l0_Wd)",
+    )
+    roles = {name: block.role for name, block in blocks_of(blocks_model(rng, text, "y")).items()}
+    assert {roles[f"l0_{name}"] for name in ("gateup", "down")} == {"other"}
+
+
+def test_values_that_feed_an_mlp_too(rng):
+    """What attention reads is v, whoever else reads it."""
+    text = attend("x", "l0") + " l0_y = Relu(l0_v) fc = MatMul(l0_y, l9_Wq) l0_sum = Add(l0_o, fc)"
+    roles = {name: block.role for name, block in blocks_of(
+        blocks_model(rng, text + add("x", "l0_sum", "y"), "y")).items()}  # fmt: skip
+    assert roles["l0_v"] == "v" and roles["fc"] == "fc2"
+
+
+def test_attention_whose_result_is_added_as_it_is(rng):
+    """Without o, the result itself goes on to the next level."""
+    text = sequential(3, mlp=plain, last="fc2")
+    for at in ("l0", "l1", "l2"):
+        text = text.replace(f" {at}_o = MatMul({at}_a, {at}_Wo)", "")
+        text = text.replace(f"{at}_o)", f"{at}_a)")
+    found = blocks_of(blocks_model(rng, text + HEAD))
+    assert found == expected(3, "q", "k", "v", "fc1", "fc2") | {"head": Block("head", None)}
+
+
+def test_a_head_that_adds_a_function_of_itself(rng):
+    """A sum with itself is no residual stream."""
+    text = sequential(1) + " head = MatMul(y, Wh) t = Tanh(head) logits = Add(head, t)"
+    assert blocks_of(blocks_model(rng, text))["head"] == Block("head", None)
+
+
+def test_keys_and_values_that_two_layers_share(rng):
+    text = sequential(2).replace("l1_t = Transpose<perm = [0, 2, 1]>(l1_k)",
+                                 "l1_t = Transpose<perm = [0, 2, 1]>(l0_k)")  # fmt: skip
+    text = text.replace("MatMul(l1_p, l1_v)", "MatMul(l1_p, l0_v)")
+    for part in "kv":
+        text = text.replace(f" l1_{part} = MatMul(l1n1, l1_W{part})", "")
+    found = blocks_of(blocks_model(rng, text + HEAD))
+    wanted = expected(2, *QKVO, *GATED) | {"head": Block("head", None)}
+    assert found == {name: wanted[name] for name in found} and len(found) == len(wanted) - 2
 
 
 def test_a_router_is_in_its_layer(rng):
@@ -170,11 +257,12 @@ def test_a_product_of_two_linears_without_an_activation(rng):
     model = blocks_model(rng, text)
     roles = {name: block.role for name, block in blocks_of(model).items()}
     assert {roles["l0_gate"], roles["l0_up"]} == {"gate", "up"} and roles["l0_down"] == "down"
-    for name, role in (("l0_up", "gate"), ("l0_gate", "up")):
-        linear = next(node for node in model.graph if node.outputs[0].name == name)
-        linear.name = f"/layers.0/mlp/{role}_proj/MatMul"
-    roles = {name: block.role for name, block in blocks_of(model).items()}
-    assert (roles["l0_up"], roles["l0_gate"]) == ("gate", "up")
+    for names in (("l0_up", "l0_gate"), ("l0_gate", "l0_up")):
+        for name, called in zip(names, ("gate", "up"), strict=True):
+            node = next(node for node in model.graph if node.outputs[0].name == name)
+            node.name = f"/layers.0/mlp/{called}_proj/MatMul"
+        roles = {name: block.role for name, block in blocks_of(model).items()}
+        assert (roles[names[0]], roles[names[1]]) == ("gate", "up")
 
 
 @pytest.mark.parametrize("name", attention.FOLDABLE)

@@ -122,4 +122,5 @@ def blocks_model(rng: np.random.Generator, text: str, output: str = "logits") ->
     arrays |= {name: array for name, array in constants.items() if name in tokens}
     inputs = "float[2, 3, 8] x" + (", float[2, 5, 8] z" if "z" in tokens else "")
     outputs = ", ".join(f"float {name}" for name in output.split())
-    return build(f"g_ ({inputs}) => ({outputs}) {{ {text} }}", arrays)
+    fused = "com.microsoft" in text
+    return build(f"g_ ({inputs}) => ({outputs}) {{ {text} }}", arrays, microsoft=fused)
