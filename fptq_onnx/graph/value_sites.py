@@ -111,12 +111,12 @@ def value_source(
         layout = _through_heads(walk, k)
     if layout is None:
         return None
-    found = _linear_of(walk, by_output)
+    found = columns_of(walk, by_output)
     if found is None:
         return None
     source, first, width = found
     columns = layout.columns(width)
-    if columns is None or not walk.leads_only_here(_picks_others, layout.cache):
+    if columns is None or not walk.leads_only_here(picks_others, layout.cache):
         return None
     return source, columns + first
 
@@ -239,7 +239,7 @@ def _repeat(walk: WalkBack, *, merged: bool) -> bool | None:
     return True if node is not None and scalar_ints(input_of(node, 1)) == [2] else None
 
 
-def _linear_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:
+def columns_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:
     """The linear whose columns the value is: the linear, the first column and their count."""
     value = walk.value
     if id(value) in by_output:
@@ -257,6 +257,8 @@ def _linear_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear,
         span = _span(split, source.n)
         return None if span is None else (source, span[0], span[1] - span[0])
     sizes = scalar_ints(input_of(split, 1))
+    if input_of(split, 1) is None and source.n % len(split.outputs) == 0:
+        sizes = [source.n // len(split.outputs)] * len(split.outputs)
     if sizes is None or int_of(split, "axis") not in _LAST or sum(sizes) != source.n:
         return None
     index = [id(output) for output in split.outputs].index(id(value))
@@ -278,7 +280,7 @@ def _span(node: ir.Node, n: int) -> tuple[int, int] | None:
     return (start, stop) if start < stop else None
 
 
-def _picks_others(node: ir.Node, other: ir.Node) -> bool:
+def picks_others(node: ir.Node, other: ir.Node) -> bool:
     """Whether another reader of a value takes parts of it that a node on the way does not."""
     if node.op_type != other.op_type or domain_of(other) != "":
         return False
