@@ -21,10 +21,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.column_spans import picks_others
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.fold_sites import passes_through, readers_of
 from fptq_onnx.graph.linears import Linear
-from fptq_onnx.graph.value_sites import Columns, columns_of, picks_others, value_source
+from fptq_onnx.graph.value_sites import Columns, columns_of, value_source
 from fptq_onnx.graph.walk_back import WalkBack
 
 Floats = NDArray[np.floating]
@@ -133,8 +134,8 @@ def _part_of_linear(
         found = columns_of(walk, by_output)
         if found is None or found[2] != linear.k:
             continue
-        if walk.leads_only_here(picks_others):
-            source, first, width = found
+        source, first, width = found
+        if walk.leads_only_here(picks_others(source.n)):
             return source, np.arange(first, first + width, dtype=np.int64)
     return None
 

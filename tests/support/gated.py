@@ -47,6 +47,7 @@ FOLDABLE = {
 
 _PARTS = "s = Sigmoid(g) a = Mul(g, s) p = Mul(a, u) down = MatMul(p, Wd)"
 _SPLIT = "n = Tanh(x) both = MatMul(n, W2)"
+_HALF = "sh = Shape(both) all = Gather(sh, last) more = Add(all, one) half = Div(more, two)"
 
 # Name -> text; the columns of `both` that take the fold begin at M, but at 0 where up is first.
 FOLDABLE_PARTS = {
@@ -54,6 +55,8 @@ FOLDABLE_PARTS = {
     "sizes": f"{_SPLIT} g, u = Split<axis = -1>(both, halves) {_PARTS}",
     "up first": f"{_SPLIT} u, g = Split<axis = -1, num_outputs = 2>(both) {_PARTS}",
     "slices": f"{_SPLIT} g = Slice(both, begin, m, last) u = Slice(both, m, end, last) {_PARTS}",
+    "counted slices": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
+    f" full = Mul(half, two) u = Slice(both, half, full, last) {_PARTS}",
     "a cast": f"{_SPLIT} g, u_ = Split<axis = -1, num_outputs = 2>(both) u = Cast<to = 1>(u_)"
     f" {_PARTS}",
     "a bias": f"n = Tanh(x) both_ = MatMul(n, W2) both = Add(both_, b2)"
@@ -63,6 +66,12 @@ FOLDABLE_PARTS = {
 }
 
 NOT_FOLDABLE_PARTS = {
+    "counted slices that overlap": f"{_SPLIT} {_HALF} over = Add(half, one)"
+    f" g = Slice(both, one, over, last) full = Mul(half, two) u = Slice(both, half, full, last)"
+    f" {_PARTS}",
+    "counted from another value": f"{_SPLIT} e = Concat<axis = -1>(both, both)"
+    f" {_HALF.replace('both', 'e')} h = Div(half, two) g = Slice(both, begin, h, last)"
+    f" u = Slice(both, h, half, last) {_PARTS} z = Identity(e)",
     "up feeds others": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}"
     " z = Exp(u)",
     "all feeds others": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}"
@@ -122,8 +131,8 @@ def gated_model(
     arrays |= {
         "by_rows": np.array([-1, M]), "last": np.array([-1]), "minus2": np.array([-2]),
         "halves": np.array([M, M]), "begin": np.array([0]), "m": np.array([M]),
-        "end": np.array([1 << 40]), "one": np.array([1]), "m1": np.array([M + 1]),
-        "by_pairs": np.array([-1, M]),
+        "end": np.array([1 << 40]), "one": np.array([1]), "two": np.array([2]),
+        "m1": np.array([M + 1]), "by_pairs": np.array([-1, M]),
         "first": np.array([0]), "heads_g": np.array([-1, 2, 1]), "heads_u": np.array([-1, 2, 4]),
     }  # fmt: skip
     tokens = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
