@@ -57,6 +57,8 @@ FOLDABLE_PARTS = {
     "slices": f"{_SPLIT} g = Slice(both, begin, m, last) u = Slice(both, m, end, last) {_PARTS}",
     "counted slices": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
     f" full = Mul(half, two) u = Slice(both, half, full, last) {_PARTS}",
+    "counted with casts": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
+    f" sq = Squeeze(half) ca = Cast<to = 7>(sq) as = Unsqueeze(ca, begin) full = Mul(as, two) u = Slice(both, as, full, last) {_PARTS}",
     "a cast": f"{_SPLIT} g, u_ = Split<axis = -1, num_outputs = 2>(both) u = Cast<to = 1>(u_)"
     f" {_PARTS}",
     "a bias": f"n = Tanh(x) both_ = MatMul(n, W2) both = Add(both_, b2)"
@@ -69,6 +71,12 @@ NOT_FOLDABLE_PARTS = {
     "counted slices that overlap": f"{_SPLIT} {_HALF} over = Add(half, one)"
     f" g = Slice(both, one, over, last) full = Mul(half, two) u = Slice(both, half, full, last)"
     f" {_PARTS}",
+    "counted from rows": f"{_SPLIT} {_HALF.replace('last', 'first')}"
+    f" g = Slice(both, begin, half, last) full = Mul(half, two) u = Slice(both, half, full, last)"
+    f" {_PARTS}",
+    "counted from a smaller value": f"{_IN} both = MatMul(n, W2) few = MatMul(n, Wh)"
+    f" {_HALF.replace('both', 'few')} after = Add(half, m) u = Slice(both, half, after, last)"
+    " p = Mul(a, u) down = MatMul(p, Wd) z = Identity(few)",
     "counted from another value": f"{_SPLIT} e = Concat<axis = -1>(both, both)"
     f" {_HALF.replace('both', 'e')} h = Div(half, two) g = Slice(both, begin, h, last)"
     f" u = Slice(both, h, half, last) {_PARTS} z = Identity(e)",
