@@ -58,7 +58,8 @@ FOLDABLE_PARTS = {
     "counted slices": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
     f" full = Mul(half, two) u = Slice(both, half, full, last) {_PARTS}",
     "counted with casts": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
-    f" sq = Squeeze(half) ca = Cast<to = 7>(sq) as = Unsqueeze(ca, begin) full = Mul(as, two) u = Slice(both, as, full, last) {_PARTS}",
+    f" sq = Squeeze(half) ca = Cast<to = 7>(sq) as = Unsqueeze(ca, begin) full = Mul(as, two)"
+    f" u = Slice(both, as, full, last) {_PARTS}",
     "a cast": f"{_SPLIT} g, u_ = Split<axis = -1, num_outputs = 2>(both) u = Cast<to = 1>(u_)"
     f" {_PARTS}",
     "a bias": f"n = Tanh(x) both_ = MatMul(n, W2) both = Add(both_, b2)"
