@@ -152,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(options: argparse.Namespace) -> None:
     from fptq_onnx.config import TARGETS
     from fptq_onnx.convert_float16 import convert_float16
+    from fptq_onnx.graph.block_view import find_blocks
     from fptq_onnx.pipeline import Conversion, convert, default_output
     from fptq_onnx.quality_gate import Gate
     from fptq_onnx.recipes import FLOAT16, find_recipe
@@ -192,7 +193,7 @@ def _convert(options: argparse.Namespace) -> None:
             **decisions,
         )
     if options.dry_run:
-        for line in plan_table(result.plan):
+        for line in plan_table(result.plan, find_blocks(result.scan.linears)):
             say(line)
     for target, folder in result.folders.items():
         say(f"output       {folder} ({target})")

@@ -52,10 +52,14 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         "--asymmetric", action="store_true", default=None, help="one zero point per group"
     )
     plan.add_argument(
-        "--ignore", action="append", default=[], metavar="REGEX", help="keep matches in float"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="WHICH",
+        help="keep these in float: a regular expression on names, role:down, layer:0, layer:0-3",
     )
     plan.add_argument(
-        "--w8", action="append", default=[], metavar="REGEX", help="8-bit weights for matches"
+        "--w8", action="append", default=[], metavar="WHICH", help="8-bit weights for these"
     )
     plan.add_argument("--weights", help="how weights are rounded: gptq, mse (clip search) or rtn")
     plan.add_argument("--equalization", help="divisors to fold: search, lae, smoothquant or none")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.linear_selector import selector
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 
 TARGETS = ("custom", "matmulnbits", "qdq")
@@ -25,10 +25,10 @@ class Config:
         static, beyond it per-token dynamic.
     block_size: input channels per group of weights; -1 is one group per output channel.
     symmetric: zero point fixed in the middle rather than one per group.
-    w8: regular expressions like `ignore`; matching linears get 8-bit weights instead of 4-bit.
+    w8: like `ignore`; matching linears get 8-bit weights instead of 4-bit.
     fuse: put linears that share an input into one op of ours (target custom).
-    ignore: regular expressions; a linear whose node name, module path or weight name contains a
-        match stays in float.
+    ignore: linears that stay in float: `role:down`, `layer:0`, `layer:0-3`, or a regular expression
+        found in the node name, module path or weight name (linear_selector.py).
     weights: one of WEIGHTS: how weights are rounded.
     equalization: one of EQUALIZATIONS: which divisors are folded into norms and, but for lae, into
         linears before.
@@ -93,12 +93,7 @@ class Config:
             raise FptqError(f"--bits-budget must be between 4 and 32, got {self.bits_budget:g}")
         options = [("--ignore", self.ignore), ("--w8", self.w8)]
         for option, expression in [(name, text) for name, texts in options for text in texts]:
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise FptqError(
-                    f"{option} {expression!r} is not a regular expression: {error}"
-                ) from error
+            selector(option, expression)
 
 
 PAPER = Config(weights="rtn", equalization="lae", policy="thresholds", embedding_bits=32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.block_view import find_blocks
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -103,12 +104,15 @@ class Job:
     def write(self, prepared: Prepared, target: str, folder: Path) -> Report:
         """Write one target's folder, and compare it with the original."""
         plan, loaded, say = prepared.plan, self.loaded, self.say
+        blocks = find_blocks(self.scan.linears)
         report = new_report(target, loaded, self.scan, plan, self.config, self.samples, self.stats)
         emitted = emit(target, prepared.model.clone(), plan, prepared.store, self.config)
         report = replace(
             report,
             folded=prepared.folded,
-            errors=tuple(item.to_dict() for item in prepared.errors),
+            errors=tuple(
+                {**item.to_dict(), **asdict(blocks[item.name])} for item in prepared.errors
+            ),
             notes=(*prepared.warnings, *emitted.notes),
             bits_per_weight=bits_per_weight(plan, emitted.model),
         )

@@ -12,6 +12,7 @@ from typing import Any
 from fptq_onnx.config import PAPER, Config
 from fptq_onnx.conversion_job import PLAN_FILE
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.block_view import Block, find_blocks
 from fptq_onnx.model_configs import find_model_file
 from fptq_onnx.output_folder import REPORT_FILE
 from fptq_onnx.pipeline import convert
@@ -45,12 +46,15 @@ def inspect_model(model: Path, *, as_json: bool, config: Config, **planning: Any
         config = replace(config, bits_budget=None, **methods)
     lines: list[str] = []
     result = convert(model, dry_run=True, say=lines.append, config=config, **planning)
+    blocks = find_blocks(result.scan.linears)
     if not as_json:
-        return [*lines, *([_BY_RANGE] if by_range else []), *plan_table(result.plan)]
+        return [*lines, *([_BY_RANGE] if by_range else []), *plan_table(result.plan, blocks)]
     return [
         json.dumps(
             {
-                "linears": [asdict(entry) for entry in result.plan.linears],
+                "linears": [
+                    {**asdict(entry), **asdict(blocks[entry.name])} for entry in result.plan.linears
+                ],
                 "others": [asdict(other) for other in result.scan.others],
                 "coverage": result.scan.coverage,
                 "schemes": result.plan.counts(),
@@ -83,7 +87,8 @@ def inspect_errors(model: Path, *, as_json: bool, **planning: Any) -> list[str]:
     else:
         lines = []
         result = convert(model, dry_run=True, measure_errors=True, say=lines.append, **planning)
-        rows = [item.to_dict() for item in result.errors]
+        blocks = find_blocks(result.scan.linears)
+        rows = [{**item.to_dict(), **asdict(blocks[item.name])} for item in result.errors]
     rows = sorted(rows, key=_badness)
     if as_json:
         return [json.dumps(rows, indent=2)]
@@ -125,19 +130,38 @@ def _read_report(folder: Path) -> dict[str, Any]:
         return {"target": report["target"], "linears": report["linears"],
                 "matmul_like": report["matmul_like"], **report}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FptqError(f"{folder / REPORT_FILE} is damaged: convert the model again") from error
+        raise _damaged(folder) from error
+
+
+def _damaged(folder: Path) -> FptqError:
+    return FptqError(f"{folder / REPORT_FILE} is damaged: convert the model again")
+
+
+def _blocks_of(report: Mapping[str, Any], folder: Path) -> dict[str, Block]:
+    """Role and layer by name, as the report has them; none in reports of older versions."""
+    try:
+        return {
+            row["name"]: Block(str(row["role"]), row["layer"])
+            for row in report.get("per_linear", ())
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder) from error
 
 
 def _converted(folder: Path, *, as_json: bool) -> list[str]:
     plan = Plan.load(folder / PLAN_FILE)
     report = _read_report(folder)
+    blocks = _blocks_of(report, folder)
     if as_json:
-        linears = [asdict(entry) for entry in plan.linears]
+        linears = [
+            {**asdict(entry), **(asdict(blocks[entry.name]) if entry.name in blocks else {})}
+            for entry in plan.linears
+        ]
         return [json.dumps({"report": report, "linears": linears}, indent=2)]
     return [
         f"converted    target {report['target']}, by fptq-onnx {report.get('version')}",
         f"linears      {report['linears']} of {report['matmul_like']} MatMul-like nodes are "
         f"linears",
         f"schemes      {scheme_counts(plan.counts())}",
-        *plan_table(plan),
+        *plan_table(plan, blocks),
     ]

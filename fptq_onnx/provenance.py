@@ -11,11 +11,12 @@ import onnx_ir as ir
 from fptq_onnx import __version__
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import Config
+from fptq_onnx.graph.block_view import find_blocks
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.model_save import DATA_FILE, MODEL_FILE
 from fptq_onnx.plan import Plan
-from fptq_onnx.report import Report
+from fptq_onnx.report import Report, linear_rows
 from fptq_onnx.samples import Samples
 
 
@@ -39,6 +40,7 @@ def new_report(
         },
         linears=len(scan.linears),
         matmul_like=len(scan.linears) + len(scan.others),
+        per_linear=linear_rows(plan, find_blocks(scan.linears)),
         others=tuple(asdict(other) for other in scan.others),
         schemes=plan.counts() if config.quantize else {},
         folded=(),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fptq_onnx.graph.block_view import Block
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 
@@ -29,6 +30,7 @@ class Report:
     source: path, bytes and sha256 of the files converted.
     options: what was asked for.
     linears, matmul_like, others: coverage, with the reason for each look-alike left alone.
+    per_linear: of each linear, in graph order: name, path, role, layer, scheme, weight_bits.
     schemes: number of linears per scheme.
     folded: norms that took an equalization.
     bits_per_weight: average over all linears' weights, scales and zero points included, floats as
@@ -54,6 +56,7 @@ class Report:
     verification: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     errors: tuple[Mapping[str, object], ...] = ()
+    per_linear: tuple[Mapping[str, object], ...] = ()
 
     def with_size(self, size: int) -> Report:
         """The same with the bytes written."""
@@ -99,20 +102,42 @@ def scheme_counts(counts: Mapping[str, int]) -> str:
     )
 
 
-def plan_table(plan: Plan) -> list[str]:
-    """One row per linear: path, shape, range, scheme, reason."""
-    header = ("linear", "K x N", "range", "scheme", "why")
-    rows = [header, *(_row(entry) for entry in plan.linears)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+def linear_rows(plan: Plan, blocks: Mapping[str, Block]) -> tuple[dict[str, object], ...]:
+    """Where each linear is and how it is stored, for machines."""
+    return tuple(
+        {
+            "name": entry.name,
+            "path": entry.path,
+            "role": blocks[entry.name].role,
+            "layer": blocks[entry.name].layer,
+            "scheme": entry.scheme,
+            "weight_bits": entry.weight_bits,
+        }
+        for entry in plan.linears
+    )
+
+
+def plan_table(plan: Plan, blocks: Mapping[str, Block]) -> list[str]:
+    """One row per linear: path, layer, role, shape, range, scheme, reason.
+
+    Args:
+        plan: the decisions.
+        blocks: by name; linears that are not among them get a dash.
+    """
+    header = ("linear", "layer", "role", "K x N", "range", "scheme", "why")
+    rows = [header, *(_row(entry, blocks.get(entry.name)) for entry in plan.linears)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
         for row in rows
     ]
 
 
-def _row(entry: LinearPlan) -> tuple[str, str, str, str, str]:
+def _row(entry: LinearPlan, block: Block | None) -> tuple[str, ...]:
     return (
         entry.path,
+        "-" if block is None else block.layer_text,
+        "-" if block is None else block.role,
         f"{entry.k} x {entry.n}",
         f"{entry.range:.4g}",
         entry.scheme,

@@ -13,7 +13,7 @@ import numpy as np
 
 from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, open_source
-from fptq_onnx.calibration.generated import write_windows
+from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.decoder import Decoder, find_io
 from fptq_onnx.decoder_io import INPUT_IDS_NAMES
@@ -33,10 +33,10 @@ _FEW_TOKENS = 512
 class Samples:
     """Calibration samples as a user names them.
 
-    source: "generated" (written by the model itself, or random where it has no KV cache to write
-        with), "random" (tokens drawn from the vocabulary), a .txt, .jsonl or .npz file, a folder of
-        .npz files, an iterable of dicts of arrays by input name, or an onnxruntime
-        CalibrationDataReader.
+    source: "generated" (written by the model itself; random where it has no KV cache to write with,
+        or writes in a loop), "random" (tokens drawn from the vocabulary), a .txt, .jsonl or .npz
+        file, a folder of .npz files, an iterable of dicts of arrays by input name, or an
+        onnxruntime CalibrationDataReader.
     max_samples: samples at most.
     max_seq_len: tokens in a sample at most.
     seed: of the random tokens, and of the choice of windows from a text.
@@ -52,6 +52,7 @@ class Samples:
     tokenizer: Path | None = None
     _opened: Source | None = None
     _kind: str = ""
+    _loops: int = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
@@ -79,6 +80,7 @@ class Samples:
             "max_samples": self.max_samples,
             "max_seq_len": self.max_seq_len,
             "seed": self.seed,
+            "random_for_loops": self._loops,
         }
 
     @property
@@ -135,6 +137,7 @@ class Samples:
             )
         except FptqError:
             return  # what stops the model here stops calibration too, and that can say where
+        written, self._loops = without_loops(written, [*drawn.windows, *drawn.heldout])
         cut = len(drawn.windows)
         self._opened = replace(drawn, windows=written[:cut], heldout=written[cut:])
         self._kind = GENERATED

@@ -10,7 +10,6 @@ Sizes are decided per activation: linears that read the same value get the same 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.linear_selector import select
 from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
@@ -45,8 +45,8 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
         FptqError: an --ignore or --w8 expression matches nothing, or the statistics do not fit the
             model.
     """
-    ignored = _matching(scan, "--ignore", config.ignore)
-    wide = _matching(scan, "--w8", config.w8)
+    ignored = select(scan, "--ignore", config.ignore)
+    wide = select(scan, "--w8", config.w8)
     sites = find_fold_sites(scan.linears)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
     entries = [
@@ -109,22 +109,6 @@ def site_scale(site: FoldSite, ranges: Mapping[str, ChannelRange]) -> np.ndarray
     for name in site.linears[1:]:
         merged = merged.merged(ranges[name])
     return equalization_scale(merged.absmax)
-
-
-def _matching(scan: LinearScan, option: str, expressions: tuple[str, ...]) -> dict[str, str]:
-    """Linear name -> the expression of an option that it matches."""
-    found: dict[str, str] = {}
-    for expression in expressions:
-        pattern = re.compile(expression)
-        matched = [linear.name for linear in scan.linears if linear.matches(pattern)]
-        if not matched:
-            example = scan.linears[0]
-            raise FptqError(
-                f"{option} {expression!r} matches no linear: names look like {example.path!r} or "
-                f"{example.name!r} (see `fptq-onnx inspect`)"
-            )
-        found.update(dict.fromkeys(matched, expression))
-    return found
 
 
 def _entry(

@@ -12,6 +12,10 @@ scale; its scale is computed by standard ops and multiplied in after the product
 With s before the product instead, ONNX Runtime would take the weight for weight-only int4, fuse it
 to MatMulNBits and quantize the activation a second time.
 
+Where all shapes are fixed, ONNX Runtime would make a Gemm of MatMul and bias and move the pair past
+the reshape that takes; it then sets output_dtype beside a zero point and refuses its own node
+(1.32, onnxruntime issue 25526). A bias of three dimensions is left where it is.
+
 ONNX Runtime on CPU runs this correctly but slowly: it never fuses int8 activations with int4
 weights. Needs opset 21 (blocked INT4), see raise_opset.
 """
@@ -27,6 +31,7 @@ import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
 from fptq_onnx.passes._replace import constant_initializer, current_input, lazy_initializer
@@ -77,6 +82,8 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         linear.nodes[0].replace_input_with(1, weight)
         if entry.scheme == WEIGHT_ONLY:
             continue
+        if entry.scheme != PER_TOKEN and len(linear.nodes) == 2 and _may_be_static(graph, linear):
+            _keep_bias_apart(graph, linear)
         x = id(current_input(linear))
         reader = readers[x] if entry.weight_bits == 8 else 0
         readers[x] += 1
@@ -89,6 +96,26 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
             _multiply_after(graph, linear, token_scale)
     model.ir_version = max(model.ir_version, MINIMUM_IR_VERSION)
     common_passes.RemoveUnusedNodesPass()(model)
+
+
+def _may_be_static(graph: ir.Graph, linear: Linear) -> bool:
+    """Whether the activation has three dimensions or more, and none of them is a variable."""
+    x = current_input(linear)
+    shapes = [x.shape] if x.shape is not None else [value.shape for value in graph.inputs]
+    return least_rank(x) > 2 and all(shape is not None and shape.is_static() for shape in shapes)
+
+
+def _keep_bias_apart(graph: ir.Graph, linear: Linear) -> None:
+    """Give the bias [N] two more dimensions of one."""
+    product, add = linear.nodes[0].outputs[0], linear.nodes[1]
+    index = 1 if add.inputs[0] is product else 0
+    assert linear.bias is not None  # it is what the second node adds
+    bias = linear.bias
+    shape = (1, 1, linear.n)
+    wide = lazy_initializer(
+        graph, f"{linear.name}.bias", bias.dtype, shape, lambda: bias.load().reshape(shape)
+    )
+    add.replace_input_with(index, wide)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Feeds:
 
     Attributes:
         samples: one dict of arrays by input name per run, checked against the model's inputs when
-            drawn. At least one. May be an iterator, which can be gone through once.
+            drawn. At least one. Can be gone through repeatedly.
         verification: samples to compare models on, kept when the first one was looked at.
     """
 
@@ -62,22 +62,19 @@ def feeds_from_iterable(source: Any, inputs: Sequence[TensorSpec], max_samples: 
             samples after the first, when they are drawn).
     """
     if callable(getattr(source, "get_next", None)):
-        samples: Iterator[Any] = iter(source.get_next, None)
+        samples: Iterable[Any] = iter(source.get_next, None)
     elif isinstance(source, Iterable) and not isinstance(source, Mapping):
-        samples = iter(source)
+        samples = source
     else:
         raise FptqError(
             f"calibration data cannot be a {type(source).__name__}; give a path, an iterable of "
             "dicts of arrays by input name, or a CalibrationDataReader"
         )
-    checked = (
-        check_sample(sample, inputs, f"calibration sample {number}")
-        for number, sample in enumerate(islice(samples, max_samples), start=1)
-    )
-    first = next(checked, None)
+    checked = _CheckedSamples(samples, inputs, max_samples)
+    first = next(iter(checked), None)
     if first is None:
         raise FptqError("the calibration data are empty: not one sample came out of them")
-    return Feeds(chain([first], checked), [first])
+    return Feeds(checked, [first])
 
 
 def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sample:
@@ -126,6 +123,38 @@ def _check_array(array: NDArray[Any], spec: TensorSpec, where: str) -> None:
     for size, wanted in zip(array.shape, spec.shape, strict=True):
         if isinstance(wanted, int) and size != wanted:
             raise FptqError(f"{message}: a dimension must be {wanted}, not {size}")
+
+
+class _CheckedSamples:
+    """Samples from Python; can be gone through repeatedly.
+
+    Statistics and the walk that quantizes both need them. What may come out only once is kept;
+    a list is not copied.
+    """
+
+    def __init__(
+        self, samples: Iterable[Any], inputs: Sequence[TensorSpec], max_samples: int
+    ) -> None:
+        self._inputs = inputs
+        self._max_samples = max_samples
+        self._source = samples
+        self._once = None if isinstance(samples, Sequence) else iter(samples)
+        self._kept: list[Any] = []
+
+    def __iter__(self) -> Iterator[Sample]:
+        samples = self._source if self._once is None else self._replayed()
+        for number, sample in enumerate(islice(samples, self._max_samples), start=1):
+            yield check_sample(sample, self._inputs, f"calibration sample {number}")
+
+    def _replayed(self) -> Iterator[Any]:
+        assert self._once is not None
+        for index in count():
+            if index == len(self._kept):
+                try:
+                    self._kept.append(next(self._once))
+                except StopIteration:
+                    return
+            yield self._kept[index]
 
 
 class _NpzSamples:

@@ -17,6 +17,9 @@ from fptq_onnx.errors import FptqError
 
 # Sequences written side by side: enough to share each read of the weights, few enough for a cache.
 _BATCH = 64
+# A window with more than this share of tokens that are among the few before them is a loop. Text
+# of single bytes has about a third.
+_LOOP, _BEFORE = 0.75, 4
 _GIVEN = 2  # tokens each sequence begins with; the second is random, so that no two are alike
 
 Tracker = Callable[[Iterable[int], int], Iterator[int]]
@@ -72,6 +75,36 @@ def write_windows(
             written.append(tokens[:, None])
         windows += list(np.concatenate(written, axis=1)[: len(batch)])
     return windows
+
+
+def without_loops(
+    written: Sequence[NDArray[np.int64]], drawn: Sequence[NDArray[np.int64]]
+) -> tuple[list[NDArray[np.int64]], int]:
+    """Take the random window where the model wrote the same few tokens over and over.
+
+    A model that does not know better repeats its last token (random weights with the embedding as
+    head do): weights fitted to such samples suit nothing else.
+
+    Args:
+        written: int64 [n] each, by the model.
+        drawn: as many, random.
+
+    Returns:
+        The windows to use, and how many of them are random.
+    """
+    loops = [_is_loop(window) for window in written]
+    chosen = zip(loops, written, drawn, strict=True)
+    return [random if loop else own for loop, own, random in chosen], sum(loops)
+
+
+def _is_loop(window: NDArray[np.int64]) -> bool:
+    if len(window) <= _BEFORE:
+        return False
+    later = window[_BEFORE:]
+    before = np.stack(
+        [window[_BEFORE - back : len(window) - back] for back in range(1, _BEFORE + 1)]
+    )
+    return bool((before == later).any(axis=0).mean() > _LOOP)
 
 
 def _draw(logits: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Where an equalization folds into a linear instead of a norm: into its columns, and its bias.
 
-    down(silu(gate) * up)        channel j of the product is linear in column j of up
+    down(silu(gate) * up)        channel j of the product is linear in column j of up, which may be
+                                 a part of a wider linear (gate and up in one)
     fc2(relu(fc1))               relu(z / s) = relu(z) / s
     o(attention(q, k, v))        see value_sites.py
 
@@ -20,10 +21,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.column_spans import picks_others
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.fold_sites import passes_through, readers_of
 from fptq_onnx.graph.linears import Linear
-from fptq_onnx.graph.value_sites import Columns, value_source
+from fptq_onnx.graph.value_sites import Columns, columns_of, value_source
+from fptq_onnx.graph.walk_back import WalkBack
 
 Floats = NDArray[np.floating]
 
@@ -86,9 +89,11 @@ def _site_of(
     columns = np.arange(linear.k)
     attention = found is None
     if found is None:
-        traced = value_source(linear.x, linear.k, by_output)
+        part = _part_of_linear(linear, value, by_output)
+        traced = part or value_source(linear.x, linear.k, by_output)
         if traced is None:
             return None
+        attention = part is None
         found, columns = traced
     readers = readers_of(value, by_node)
     if isinstance(readers, str) or any(reader.k != linear.k for reader in readers):
@@ -112,6 +117,26 @@ def _elementwise_source(
             continue
         if _leads_only_to(source.output, node) and _last_size(operand, source) == source.n:
             return source
+    return None
+
+
+def _part_of_linear(
+    linear: Linear, value: ir.Value, by_output: Mapping[int, Linear]
+) -> tuple[Linear, Columns] | None:
+    """The wider linear of which a factor of the value is some columns, and which ones."""
+    node = value.producer()
+    if node is None or node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+        return None
+    for operand in reversed(node.inputs):
+        if operand is None or len(operand.uses()) != 1 or operand.is_graph_output():
+            continue
+        walk = WalkBack(operand)
+        found = columns_of(walk, by_output)
+        if found is None or found[2] != linear.k:
+            continue
+        source, first, width = found
+        if walk.leads_only_here(picks_others(source.n)):
+            return source, np.arange(first, first + width, dtype=np.int64)
     return None
 
 

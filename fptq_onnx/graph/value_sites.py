@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.column_spans import LAST, picks_others, span_of
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears import Linear
 from fptq_onnx.graph.walk_back import WalkBack, dimension, domain_of, input_of, int_of
@@ -28,7 +29,6 @@ Columns = NDArray[np.int64]
 
 _SWAP_HEADS = [0, 2, 1, 3]
 _VALUE, _PRESENT = 2, 2
-_LAST = (-1, 2)  # of [batch, tokens, channels]
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def value_source(
         layout = _through_heads(walk, k)
     if layout is None:
         return None
-    found = _linear_of(walk, by_output)
+    found = columns_of(walk, by_output)
     if found is None:
         return None
     source, first, width = found
     columns = layout.columns(width)
-    if columns is None or not walk.leads_only_here(_picks_others, layout.cache):
+    if columns is None or not walk.leads_only_here(picks_others(source.n), layout.cache):
         return None
     return source, columns + first
 
@@ -239,7 +239,7 @@ def _repeat(walk: WalkBack, *, merged: bool) -> bool | None:
     return True if node is not None and scalar_ints(input_of(node, 1)) == [2] else None
 
 
-def _linear_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:
+def columns_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:
     """The linear whose columns the value is: the linear, the first column and their count."""
     value = walk.value
     if id(value) in by_output:
@@ -254,41 +254,12 @@ def _linear_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear,
     if shaped is not None and dimension(shaped.inputs[1], -1) != source.n:
         return None
     if split.op_type == "Slice":
-        span = _span(split, source.n)
+        span = span_of(split, source.n)
         return None if span is None else (source, span[0], span[1] - span[0])
     sizes = scalar_ints(input_of(split, 1))
-    if sizes is None or int_of(split, "axis") not in _LAST or sum(sizes) != source.n:
+    if input_of(split, 1) is None and source.n % len(split.outputs) == 0:
+        sizes = [source.n // len(split.outputs)] * len(split.outputs)
+    if sizes is None or int_of(split, "axis") not in LAST or sum(sizes) != source.n:
         return None
     index = [id(output) for output in split.outputs].index(id(value))
     return source, sum(sizes[:index]), sizes[index]
-
-
-def _span(node: ir.Node, n: int) -> tuple[int, int] | None:
-    """First column and the one after the last of a Slice of the last dimension."""
-    found = [scalar_ints(input_of(node, index)) for index in (1, 2, 3)]
-    steps = input_of(node, 4)
-    if any(item is None or len(item) != 1 for item in found):
-        return None
-    if steps is not None and scalar_ints(steps) != [1]:
-        return None
-    (start,), (stop,), (axis,) = (item for item in found if item is not None)
-    if axis not in _LAST:
-        return None
-    start, stop, _ = slice(start, stop).indices(n)
-    return (start, stop) if start < stop else None
-
-
-def _picks_others(node: ir.Node, other: ir.Node) -> bool:
-    """Whether another reader of a value takes parts of it that a node on the way does not."""
-    if node.op_type != other.op_type or domain_of(other) != "":
-        return False
-    if node.op_type == "Gather":
-        indices = [scalar_ints(item.inputs[1]) for item in (node, other)]
-        same_axis = int_of(node, "axis") == int_of(other, "axis")
-        return same_axis and None not in indices and indices[0] != indices[1]
-    if node.op_type == "Slice":
-        spans = [_span(item, 1 << 40) for item in (node, other)]
-        if spans[0] is None or spans[1] is None:
-            return False
-        return spans[0][1] <= spans[1][0] or spans[1][1] <= spans[0][0]
-    return False

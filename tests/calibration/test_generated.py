@@ -10,7 +10,7 @@ import pytest
 from command_line import MODEL
 
 from fptq_onnx.calibration.data import TokenWindows
-from fptq_onnx.calibration.generated import write_windows
+from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.decoder import Cache, Step, open_decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_load import load_model
@@ -120,3 +120,33 @@ def test_a_model_without_cache_gets_random_tokens() -> None:
     samples = Samples("generated", max_samples=2, max_seq_len=16)
     samples.open(load_model(shared))
     assert samples.kind == "random"
+
+
+def test_a_window_that_repeats_itself_gives_way_to_a_random_one(rng: np.random.Generator) -> None:
+    text = "Once upon a time a hen and a bee were seen near the tree. " * 3
+    fine = [np.frombuffer(text.encode(), np.uint8).astype(np.int64), np.arange(40), np.arange(3)]
+    loops = [np.full(40, 7), np.tile([1, 2, 3, 4], 10), np.tile([5, 6], 20)]
+    mixed = np.concatenate([np.arange(24), np.full(40, 9)])  # more text than loop comes through
+    drawn = [rng.integers(0, 99, len(window)) for window in (*fine, *loops, mixed)]
+    chosen, count = without_loops([*fine, *loops, mixed], drawn)
+    assert count == 3
+    for index, window in enumerate((*fine, *loops, mixed)):
+        wanted = drawn[index] if 3 <= index < 6 else window
+        assert chosen[index] is wanted
+
+
+def test_samples_of_a_model_that_only_repeats_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fptq_onnx.samples
+
+    def repeat(decoder: object, starts: list[np.ndarray], *rest: object, **options: object) -> list:
+        return [np.full_like(start, 9) if i else start for i, start in enumerate(starts)]
+
+    monkeypatch.setattr(fptq_onnx.samples, "write_windows", repeat)
+    loaded = load_model(MODEL)
+    samples, random = Samples(max_samples=3, max_seq_len=32), Samples("random", 3, 32)
+    source, drawn = samples.open(loaded), random.open(loaded)
+    assert isinstance(source, TokenWindows) and isinstance(drawn, TokenWindows)
+    for one, other in zip(source.windows, drawn.windows, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert samples.describe()["random_for_loops"] == len(drawn.windows) + len(drawn.heldout) - 1
+    assert random.describe()["random_for_loops"] == 0

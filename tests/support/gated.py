@@ -45,6 +45,56 @@ FOLDABLE = {
     " p = Mul(s, up) down = MatMul(p, Wd)",
 }
 
+_PARTS = "s = Sigmoid(g) a = Mul(g, s) p = Mul(a, u) down = MatMul(p, Wd)"
+_SPLIT = "n = Tanh(x) both = MatMul(n, W2)"
+_HALF = "sh = Shape(both) all = Gather(sh, last) more = Add(all, one) half = Div(more, two)"
+
+# Name -> text; the columns of `both` that take the fold begin at M, but at 0 where up is first.
+FOLDABLE_PARTS = {
+    "split": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}",
+    "sizes": f"{_SPLIT} g, u = Split<axis = -1>(both, halves) {_PARTS}",
+    "up first": f"{_SPLIT} u, g = Split<axis = -1, num_outputs = 2>(both) {_PARTS}",
+    "slices": f"{_SPLIT} g = Slice(both, begin, m, last) u = Slice(both, m, end, last) {_PARTS}",
+    "counted slices": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
+    f" full = Mul(half, two) u = Slice(both, half, full, last) {_PARTS}",
+    "counted with casts": f"{_SPLIT} {_HALF} g = Slice(both, begin, half, last)"
+    f" sq = Squeeze(half) ca = Cast<to = 7>(sq) as = Unsqueeze(ca, begin) full = Mul(as, two)"
+    f" u = Slice(both, as, full, last) {_PARTS}",
+    "a cast": f"{_SPLIT} g, u_ = Split<axis = -1, num_outputs = 2>(both) u = Cast<to = 1>(u_)"
+    f" {_PARTS}",
+    "a bias": f"n = Tanh(x) both_ = MatMul(n, W2) both = Add(both_, b2)"
+    f" g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}",
+    "a part that nothing else reads": f"{_IN} both = MatMul(n, W2) unused, u = Split<axis = -1,"
+    " num_outputs = 2>(both) p = Mul(a, u) down = MatMul(p, Wd)",
+}
+
+NOT_FOLDABLE_PARTS = {
+    "counted slices that overlap": f"{_SPLIT} {_HALF} over = Add(half, one)"
+    f" g = Slice(both, one, over, last) full = Mul(half, two) u = Slice(both, half, full, last)"
+    f" {_PARTS}",
+    "counted from rows": f"{_SPLIT} {_HALF.replace('last', 'first')}"
+    f" g = Slice(both, begin, half, last) full = Mul(half, two) u = Slice(both, half, full, last)"
+    f" {_PARTS}",
+    "counted from a smaller value": f"{_IN} both = MatMul(n, W2) few = MatMul(n, Wh)"
+    f" {_HALF.replace('both', 'few')} after = Add(half, m) u = Slice(both, half, after, last)"
+    " p = Mul(a, u) down = MatMul(p, Wd) z = Identity(few)",
+    "counted from another value": f"{_SPLIT} e = Concat<axis = -1>(both, both)"
+    f" {_HALF.replace('both', 'e')} h = Div(half, two) g = Slice(both, begin, h, last)"
+    f" u = Slice(both, h, half, last) {_PARTS} z = Identity(e)",
+    "up feeds others": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}"
+    " z = Exp(u)",
+    "all feeds others": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}"
+    " z = Exp(both)",
+    "up squared": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) p = Mul(u, u)"
+    " down = MatMul(p, Wd) z = Exp(g)",
+    "overlapping slices": f"{_SPLIT} g = Slice(both, one, m1, last) u = Slice(both, m, end, last)"
+    f" {_PARTS}",
+    "a function of up": f"{_SPLIT} g, u_ = Split<axis = -1, num_outputs = 2>(both) u = Relu(u_)"
+    f" {_PARTS}",
+    "rows": f"{_SPLIT} rows = Reshape(both, by_rows) pair = Reshape(rows, by_pairs)"
+    f" g, u = Split<axis = 0, num_outputs = 2>(pair) {_PARTS}",
+}
+
 # Name -> text in which nothing may be folded in front of `down`.
 NOT_FOLDABLE = {
     "squared": "n = Tanh(x) up = MatMul(n, Wu) p = Mul(up, up) down = MatMul(p, Wd)",
@@ -81,13 +131,17 @@ def gated_model(
     """A model of one of these texts over `x` [A, 6]; outputs down and z where there is one."""
     shapes: Mapping[str, tuple[int, ...]] = {
         "Wg": (K, M), "Wu": (K, M), "Wu2": (K, M), "Wut": (M, K), "Wd": (M, N), "Wdt": (N, M),
-        "We": (M, N), "Wone": (K, 1), "Wh": (K, 2), "b": (M,), "b1": (1, M), "c": (N,),
+        "W2": (K, 2 * M), "b2": (2 * M,), "We": (M, N), "Wone": (K, 1), "Wh": (K, 2), "b": (M,),
+        "b1": (1, M), "c": (N,),
     }  # fmt: skip
     arrays: dict[str, NDArray[np.generic]] = {
         name: weight(rng, *shape, dtype=dtype) for name, shape in shapes.items()
     }
     arrays |= {
         "by_rows": np.array([-1, M]), "last": np.array([-1]), "minus2": np.array([-2]),
+        "halves": np.array([M, M]), "begin": np.array([0]), "m": np.array([M]),
+        "end": np.array([1 << 40]), "one": np.array([1]), "two": np.array([2]),
+        "m1": np.array([M + 1]), "by_pairs": np.array([-1, M]),
         "first": np.array([0]), "heads_g": np.array([-1, 2, 1]), "heads_u": np.array([-1, 2, 4]),
     }  # fmt: skip
     tokens = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())

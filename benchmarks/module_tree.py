@@ -1,0 +1,171 @@
+"""The linears of Hugging Face's modules, from a configuration alone: what a graph ought to hold.
+
+Written from transformers' model classes (nn.Linear and Conv1D), not from any graph; make
+test-export compares it with the classes themselves. Fused modules are given by their parts, since
+exporters fuse and split them at will: c_attn of gpt2 is q, k and v.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Module:
+    """One linear of transformers.
+
+    name: below the layer, or of the whole model.
+    parts: what it computes, each with its output channels; None where they are not known.
+    inputs: input channels; None where they are not known.
+    """
+
+    name: str
+    parts: tuple[tuple[str, int | None], ...]
+    inputs: int | None
+
+
+@dataclass(frozen=True)
+class ModuleTree:
+    """The linears of a decoder: the same ones in every layer, and its head."""
+
+    model_type: str
+    layers: int
+    layer: tuple[Module, ...]
+    head: Module
+
+    @property
+    def count(self) -> int:
+        """Linears in all."""
+        return self.layers * len(self.layer) + 1
+
+    def parts(self) -> dict[tuple[int | None, str], tuple[int | None, int | None]]:
+        """(layer, part) -> input and output channels."""
+        found = {
+            (number, part): (module.inputs, outputs)
+            for number in range(self.layers)
+            for module in self.layer
+            for part, outputs in module.parts
+        }
+        return {**found, (None, HEAD): (self.head.inputs, self.head.parts[0][1])}
+
+    def covered(self, there: set[tuple[int | None, str]]) -> int:
+        """How many modules all of whose parts are among those given."""
+        per_layer = [
+            all((number, part) in there for part, _ in module.parts)
+            for number in range(self.layers)
+            for module in self.layer
+        ]
+        return sum(per_layer) + ((None, HEAD) in there)
+
+
+def module_tree(config: Mapping[str, Any]) -> ModuleTree:
+    """The tree of a config.json, or of what is known of one.
+
+    Args:
+        config: at least model_type and the number of layers.
+
+    Raises:
+        KeyError: an architecture that is not listed here.
+    """
+    kind = config["model_type"]
+    hidden = _first(config, "hidden_size", "n_embd")
+    heads = _first(config, "num_attention_heads", "n_head")
+    size = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    q = heads * size if heads and size else None
+    kv = (config.get("num_key_value_heads") or heads or 0) * (size or 0) or None
+    inner = _first(config, "intermediate_size", "ffn_dim", "n_inner")
+    if inner is None and kind in ("gpt2", "bloom"):
+        inner = 4 * hidden if hidden else None
+    layer = tuple(
+        Module(name, tuple(zip(parts, outputs, strict=True)), inputs)
+        for name, parts, outputs, inputs in _LAYERS[_FAMILY[kind]](hidden, q, kv, inner)
+    )
+    layers = _first(config, "num_hidden_layers", "n_layer")
+    assert layers is not None
+    head = Module("lm_head", ((HEAD, config.get("vocab_size")),), hidden)
+    return ModuleTree(kind, layers, layer, head)
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """A configuration from `file.json` (config.json or genai_config.json) or `type:layers`."""
+    kind, colon, layers = text.partition(":")
+    if colon and layers.isdigit():
+        return {"model_type": kind, "num_hidden_layers": int(layers)}
+    data: dict[str, Any] = json.loads(Path(text).read_text(encoding="utf-8"))
+    if "model_type" in data:
+        return data
+    decoder = data["model"]["decoder"]  # genai_config.json; it does not tell the MLP's width
+    return {**decoder, "head_dim": decoder["head_size"], "model_type": data["model"]["type"],
+            "vocab_size": data["model"]["vocab_size"]}  # fmt: skip
+
+
+_Size = int | None
+_Rows = list[tuple[str, tuple[str, ...], tuple[_Size, ...], _Size]]
+
+
+def _llama(hidden: _Size, q: _Size, kv: _Size, inner: _Size) -> _Rows:
+    return [
+        ("self_attn.q_proj", ("q",), (q,), hidden),
+        ("self_attn.k_proj", ("k",), (kv,), hidden),
+        ("self_attn.v_proj", ("v",), (kv,), hidden),
+        ("self_attn.o_proj", ("o",), (hidden,), q),
+        ("mlp.gate_proj", ("gate",), (inner,), hidden),
+        ("mlp.up_proj", ("up",), (inner,), hidden),
+        ("mlp.down_proj", ("down",), (hidden,), inner),
+    ]
+
+
+def _phi3(hidden: _Size, q: _Size, kv: _Size, inner: _Size) -> _Rows:
+    return [
+        ("self_attn.qkv_proj", ("q", "k", "v"), (q, kv, kv), hidden),
+        ("self_attn.o_proj", ("o",), (hidden,), q),
+        ("mlp.gate_up_proj", ("gate", "up"), (inner, inner), hidden),
+        ("mlp.down_proj", ("down",), (hidden,), inner),
+    ]
+
+
+def _opt(hidden: _Size, q: _Size, kv: _Size, inner: _Size) -> _Rows:
+    return [
+        ("self_attn.k_proj", ("k",), (kv,), hidden),
+        ("self_attn.v_proj", ("v",), (kv,), hidden),
+        ("self_attn.q_proj", ("q",), (q,), hidden),
+        ("self_attn.out_proj", ("o",), (hidden,), q),
+        ("fc1", ("fc1",), (inner,), hidden),
+        ("fc2", ("fc2",), (hidden,), inner),
+    ]
+
+
+def _gpt2(hidden: _Size, q: _Size, kv: _Size, inner: _Size) -> _Rows:
+    return [
+        ("attn.c_attn", ("q", "k", "v"), (q, kv, kv), hidden),
+        ("attn.c_proj", ("o",), (hidden,), q),
+        ("mlp.c_fc", ("fc1",), (inner,), hidden),
+        ("mlp.c_proj", ("fc2",), (hidden,), inner),
+    ]
+
+
+def _bloom(hidden: _Size, q: _Size, kv: _Size, inner: _Size) -> _Rows:
+    return [
+        ("self_attention.query_key_value", ("q", "k", "v"), (q, kv, kv), hidden),
+        ("self_attention.dense", ("o",), (hidden,), q),
+        ("mlp.dense_h_to_4h", ("fc1",), (inner,), hidden),
+        ("mlp.dense_4h_to_h", ("fc2",), (hidden,), inner),
+    ]
+
+
+_LAYERS = {"llama": _llama, "phi3": _phi3, "opt": _opt, "gpt2": _gpt2, "bloom": _bloom}
+_FAMILY = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), "llama"),
+    **{kind: kind for kind in ("phi3", "opt", "gpt2", "bloom")},
+}
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these that is given and not null."""
+    return next((int(config[name]) for name in names if config.get(name) is not None), None)
