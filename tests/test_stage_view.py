@@ -18,6 +18,8 @@ from fptq_onnx.stage_choice import fake_int8
 from fptq_onnx.stage_view import StageView
 
 K = 6
+# One token in four of each batch of 9, 0 and 30.
+FEW = [*range(0, 9, 4), *range(9, 39, 4)]
 DIVISOR = np.linspace(0.5, 2, K).astype(np.float32)
 
 
@@ -106,7 +108,7 @@ def test_outputs_and_their_errors(
     np.testing.assert_allclose(np.concatenate([y for _, y in got]), have + b, atol=1e-5)
     sums = {
         "input_local": (x8 / DIVISOR, seen), "input_total": (x / DIVISOR, seen),
-        "output_local": (x8 @ w, have), "output_total": (want, have),
+        "output_local": ((x8 @ w)[FEW], have[FEW]), "output_total": (want, have),
     }  # fmt: skip
     for name, (a, c) in sums.items():
         ratio = getattr(errors, name)
@@ -125,7 +127,7 @@ def test_weights_that_aim_elsewhere_are_no_local_error(
     errors = LinearErrors("up", "up")
     list(view.outputs(linear, w, (aimed, np.zeros_like(aimed)), DIVISOR, 0.05, errors))
     x8 = np.concatenate(streams.batches["quantized"])
-    rounding = x8 - fake_int8(x8, DIVISOR, 0.05) * DIVISOR
+    rounding = (x8 - fake_int8(x8, DIVISOR, 0.05) * DIVISOR)[FEW]
     np.testing.assert_allclose(
         errors.output_local.error, np.square((rounding @ w).astype("f8")).sum(), rtol=1e-3
     )

@@ -88,7 +88,7 @@ def quantize_gptq(
     factor = moments.xx[np.ix_(order, order)]
     factor[np.diag_indices(k)] += added
     factor_upper(factor)
-    feedback = factor.astype(np.float32, copy=False)
+    factor = factor.astype(np.float32, copy=False)
     h = _Damped(moments.xx.astype(np.float32, copy=False), np.float32(added))
     importance = diagonal + added
     group = np.arange(k) // group_length(k, block_size)
@@ -100,7 +100,7 @@ def quantize_gptq(
         part = slice(start, min(start + width, n))
         error = _target(w[:, part], moments, factor, order)  # becomes what rounding leaves of it
         scale, zero = search_grid(error, importance, block_size, symmetric=symmetric, bits=bits)
-        code = _round_with_feedback(error, feedback, order, scale, zero, group, bits)
+        code = _round_with_feedback(error, factor, order, scale, zero, group, bits)
         for _ in range(rounds):
             _refine(h, code, scale, zero, error, block_size, bits)
         codes[:, part], scales[:, part], zeros[:, part] = code, scale, zero
@@ -129,16 +129,19 @@ class _Damped:
         return product
 
 
-def _target(
-    w: Rows, moments: SecondMoments, factor: NDArray[np.floating], order: NDArray[np.intp]
-) -> Rows:
-    """W + H^-1 (x8^T x - x8^T x8) W, in float32; damping pulls it towards W."""
+def _target(w: Rows, moments: SecondMoments, factor: Rows, order: NDArray[np.intp]) -> Rows:
+    """W + H^-1 (x8^T x - x8^T x8) W; damping pulls it towards W.
+
+    In float32, but for the difference of the moments: the correction is small beside W.
+    """
     target = w.astype(np.float32, order="C")
     if moments.x_float is None:
         return target
-    exact = target.astype(factor.dtype, copy=False)
-    difference = moments.x_float @ exact
-    difference -= moments.xx @ exact
+    difference = np.empty_like(target)
+    for start in range(0, len(w), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        between = moments.x_float[rows] - moments.xx[rows]
+        np.matmul(between.astype(np.float32, copy=False), target, out=difference[rows])
     difference = difference[order]
     solve_factored(factor, difference)
     target[order] += difference
