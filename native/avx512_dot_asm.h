@@ -44,10 +44,10 @@ struct TileWork {
       "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27", "zmm28", "zmm31"
 
 // X(row, its four sums, address of its activations)
-#define FPTQ_ROWS_3(X, at)                     \
+#define FPTQ_ROWS_2(X, at)                     \
   X(0, 0, 1, 2, 3, at "(%[x])")                \
-  X(1, 4, 5, 6, 7, at "(%[x],%[stride])")      \
-  X(2, 8, 9, 10, 11, at "(%[x],%[stride],2)")
+  X(1, 4, 5, 6, 7, at "(%[x],%[stride])")
+#define FPTQ_ROWS_3(X, at) FPTQ_ROWS_2(X, at) X(2, 8, 9, 10, 11, at "(%[x],%[stride],2)")
 #define FPTQ_ROWS_4(X, at) FPTQ_ROWS_3(X, at) X(3, 12, 13, 14, 15, at "(%[x],%[stride3])")
 #define FPTQ_ROWS_5(X, at) FPTQ_ROWS_4(X, at) X(4, 16, 17, 18, 19, at "(%[x],%[stride],4)")
 #define FPTQ_ROWS_6(X, at) FPTQ_ROWS_5(X, at) X(5, 20, 21, 22, 23, at "(%[x],%[stride5])")
@@ -143,13 +143,51 @@ struct TileWork {
   "7: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_STORE, "")                         \
   "8:\n"
 
+// X(row, its four sums, the four of y that they are added to)
+#define FPTQ_KEPT_2(X) X(0, 0, 1, 2, 3, 12, 13, 14, 15) X(1, 4, 5, 6, 7, 16, 17, 18, 19)
+#define FPTQ_KEPT_3(X) FPTQ_KEPT_2(X) X(2, 8, 9, 10, 11, 20, 21, 22, 23)
+#define FPTQ_KEPT_LOAD(row, a, b, c, d, e, f, g, h) FPTQ_LOAD(row, e, f, g, h, "")
+#define FPTQ_KEPT_STORE(row, a, b, c, d, e, f, g, h) FPTQ_STORE(row, e, f, g, h, "")
+#define FPTQ_KEPT_SCALE(sum, scale, y)                  \
+  "vcvtdq2ps %%zmm" #sum ", %%zmm" #sum "\n"            \
+  "vfmadd231ps %%zmm" #sum ", %%zmm" #scale ", %%zmm" #y "\n"
+#define FPTQ_KEPT_FINISH(row, a, b, c, d, e, f, g, h)   \
+  FPTQ_KEPT_SCALE(a, 24, e) FPTQ_KEPT_SCALE(b, 25, f)   \
+  FPTQ_KEPT_SCALE(c, 26, g) FPTQ_KEPT_SCALE(d, 27, h)
+
+// The same for whole groups, with y in registers from the first to the last of them.
+#define FPTQ_ADD_GROUPS_KEPT(rows)                                                      \
+  "vpbroadcastd %[nibble], %%zmm28\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_LOAD) \
+  "0: mov %[steps], %[left]\n mov %[row_sums], %[at]\n"                                 \
+  "addq $4, %[row_sums]\n mov %[zeros], %[scratch]\n"                                   \
+  "cmpq $0, %[same_zeros]\n je 1f\n"                                                    \
+  "vpbroadcastd (%[scratch]), %%zmm24\n" FPTQ_ROWS_##rows(FPTQ_START_SAME, "") "jmp 3f\n" \
+  "1: addq $256, %[zeros]\n"                                                            \
+  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "")                           \
+  "3: test %[packed], %[packed]\n jz 5f\n"                                              \
+  ".balign 64\n"                                                                        \
+  "4:\n"                                                                                \
+  FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
+  FPTQ_HIGH_NIBBLES FPTQ_KEEP_CODES("256") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")   \
+  "add $256, %[packed]\n" FPTQ_NEXT_STEP "jnz 4b\n jmp 6f\n"                            \
+  ".balign 64\n"                                                                        \
+  "5:\n"                                                                                \
+  FPTQ_CODES("0", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
+  FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
+  FPTQ_NEXT_STEP "jnz 5b\n"                                                             \
+  "6: mov %[scales], %[scratch]\n addq $256, %[scales]\n"                               \
+  FPTQ_CODES("0", "scratch") FPTQ_KEPT_##rows(FPTQ_KEPT_FINISH)                         \
+  "decq %[groups]\n jnz 0b\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_STORE)
+
 // Does the work for a tile of R rows.
 template <int R>
 void add_groups(const GroupsWork& work, const TileWork& tile);
+template <int R>
+void add_groups_kept(const GroupsWork& work, const TileWork& tile);
 
-#define FPTQ_DEFINE_ADD_GROUPS(rows)                                                              \
+#define FPTQ_DEFINE(function, text, rows)                                                         \
   template <>                                                                                     \
-  inline void add_groups<rows>(const GroupsWork& work, const TileWork& tile) {                    \
+  inline void function<rows>(const GroupsWork& work, const TileWork& tile) {                      \
     static const int32_t nibble = 0x0f0f0f0f;                                                     \
     const uint8_t* packed = work.packed;                                                          \
     uint8_t* codes = work.codes;                                                                  \
@@ -162,7 +200,7 @@ void add_groups(const GroupsWork& work, const TileWork& tile);
     const void* at;                                                                               \
     const void* scratch;                                                                          \
     int64_t left;                                                                                 \
-    __asm__ volatile(FPTQ_ADD_GROUPS(rows)                                                        \
+    __asm__ volatile(text(rows)                                                                   \
                      : [x] "+r"(x), [codes] "+r"(codes), [packed] "+r"(packed),                   \
                        [ahead] "+r"(ahead), [left] "=&r"(left), [at] "=&r"(at),                   \
                        [scratch] "=&r"(scratch), [groups] "+m"(groups),                           \
@@ -175,10 +213,13 @@ void add_groups(const GroupsWork& work, const TileWork& tile);
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
 
-FPTQ_DEFINE_ADD_GROUPS(3)
-FPTQ_DEFINE_ADD_GROUPS(4)
-FPTQ_DEFINE_ADD_GROUPS(5)
-FPTQ_DEFINE_ADD_GROUPS(6)
+FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 2)
+FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 3)
+FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 4)
+FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 5)
+FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 6)
+FPTQ_DEFINE(add_groups_kept, FPTQ_ADD_GROUPS_KEPT, 2)
+FPTQ_DEFINE(add_groups_kept, FPTQ_ADD_GROUPS_KEPT, 3)
 
 }  // namespace
 

@@ -20,7 +20,7 @@ constexpr int kVectors = 4;  // registers of 16 columns in a panel
 // Far enough to cover the latency of memory while a panel streams in, and across the end of a 4 KiB
 // page, at which the hardware prefetcher stops.
 constexpr int64_t kPrefetchBytes = 4096;
-// The cache that few rows fetch into: see fetches_to_first_level().
+// The cache that few rows fetch into: see tuned_for_amd().
 constexpr bool kFirstLevel = true;
 constexpr bool kSecondLevel = false;
 

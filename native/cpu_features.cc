@@ -49,8 +49,8 @@ bool made_by(const char* vendor) {
 
 }  // namespace
 
-bool fetches_to_first_level() {
-  static const bool amd = made_by("AuthenticAMD") || made_by("HygonGenuine");
+bool& tuned_for_amd() {
+  static bool amd = made_by("AuthenticAMD") || made_by("HygonGenuine");
   return amd;
 }
 
@@ -111,7 +111,10 @@ uint32_t cpu_features() { return 0; }
 #endif
 
 #if !defined(__x86_64__)
-bool fetches_to_first_level() { return false; }
+bool& tuned_for_amd() {
+  static bool amd = false;
+  return amd;
+}
 #endif
 
 }  // namespace fptq

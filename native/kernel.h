@@ -103,9 +103,10 @@ struct Kernel {
 // are all 0. Every quantize function uses it, so that no file has its own idea of the edge cases.
 float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
 
-// Whether this CPU streams weights fastest when they are fetched into the first-level cache. AMD's do (a
-// quarter faster on Zen 4); Intel's have too few line fill buffers there, and want the second level.
-bool fetches_to_first_level();
+// Whether to work as suits AMD's CPUs; true on these. Weights for few rows are fetched into the
+// first-level cache there (a quarter faster on Zen 4; Intel's have too few line fill buffers, and want the
+// second level), and many rows are worked on in smaller tiles. A reference, so that tests try both.
+bool& tuned_for_amd();
 
 // One declaration per function that a kernel file defines; dispatch.cc has the table.
 void quantize_scalar(const QuantizeArgs& args, Range rows);

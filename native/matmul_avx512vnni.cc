@@ -3,22 +3,20 @@
 //
 // A tile is up to 6 rows by 64 columns: 24 accumulators, 4 registers of codes, one of activations:
 // 29 of 32. 24 independent accumulators also hide vpdpbusd's latency of 5 cycles at two per cycle.
+// Or it is 3 rows, whose float sums have registers of their own.
 //
 // Unpacking nibbles uses the execution ports that vpdpbusd needs (12 instructions per 48 of them),
 // so for many rows the first tile that works on a piece of a panel also leaves it unpacked in the
 // first-level cache, for the other tiles. For few rows, where memory is the limit, each tile unpacks
 // for itself.
-#include "avx512_tiles.h"
 #include "avx512_dot_asm.h"
+#include "avx512_pieces.h"
+#include "avx512_tiles.h"
 
 namespace fptq {
 
 namespace {
 
-constexpr int kMaxRows = 6;
-
-// Steps unpacked at once: 16 KiB of the first-level cache.
-constexpr int64_t kPieceSteps = 32;
 // How far behind the end of a piece fetching from memory begins while it is worked on: what is nearer
 // was fetched before.
 constexpr int64_t kAheadBytes = 2048;
@@ -53,41 +51,6 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   store_rows(args, {row, row + R}, panel, y);
 }
 
-// Minus the zero points of a group, as GroupsWork wants them.
-void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out) {
-  const uint8_t* zeros = w.zero_points + (panel * w.groups + g) * kPanelColumns;
-  for (int64_t c = 0; c < kPanelColumns; c += 16) {
-    const __m512i zero =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + c)));
-    const __m512i minus = _mm512_sub_epi32(_mm512_setzero_si512(), zero);
-    _mm512_store_si512(out + c, _mm512_and_si512(minus, _mm512_set1_epi32(0xffff)));
-  }
-}
-
-// A part of a long group begins: its sums start in memory. (The sum of a whole group of a piece fits
-// 16 bits: 256 channels of at least -128.)
-template <int R>
-void start_partial(const PackedWeights& w, const int32_t* sums, int64_t panel, int64_t g,
-                   int32_t* partial) {
-  Accumulators<R> acc;
-  start_group<R>(w, sums, panel, g, acc);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      _mm512_store_si512(partial + r * kPanelColumns + 16 * v, acc[r][v]);
-    }
-  }
-}
-
-// A piece of one panel: whole groups of equal length, or a part of a longer one.
-struct Piece {
-  Range steps;
-  int64_t panel, group;
-  bool whole, begins;  // whether it has whole groups, and else whether its group begins here
-  GroupsWork work;
-};
-
 // Rows that are worked on together, and their sums.
 struct Tile {
   Range rows;
@@ -108,6 +71,12 @@ __attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& pi
   // The sums of the next tile's rows are that many lines of cache.
   for (int64_t r = R; r < 2 * R; ++r) __builtin_prefetch(row_sums + r * w.groups + piece.group);
   if (piece.begins) start_partial<R>(w, row_sums, piece.panel, piece.group, tile.partial);
+  if constexpr (R <= kKept.rows) {
+    if (piece.keeps) {
+      add_groups_kept<R>(piece.work, work);
+      return;
+    }
+  }
   add_groups<R>(piece.work, work);
 }
 
@@ -117,54 +86,6 @@ void prefetch_output(const MatMulArgs& args, int64_t row, int64_t panel) {
   const char* at = static_cast<const char*>(args.output) +
                    (row * args.output_stride + panel * kPanelColumns) * size;
   for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
-}
-
-// Whole groups: of a panel, and of a piece (0 if none fits). Divided once, because what a division
-// decides between two pieces is late for vpdpbusd.
-struct GroupCounts {
-  explicit GroupCounts(const PackedWeights& w)
-      : panel(w.steps / w.group_steps), piece(kPieceSteps / w.group_steps) {}
-  int64_t panel, piece;
-};
-
-// The piece that begins at a step, which belongs to group g.
-Piece piece_at(const PackedWeights& w, const GroupCounts& counts, int64_t panel, int64_t begin,
-               int64_t g, int32_t* zeros) {
-  static constexpr int32_t kMinus8 = 0xfff8;
-  static constexpr int32_t kMinus128 = 0xff80;
-  const int64_t group_left = (g + 1) * w.group_steps - begin;
-  const int64_t left = w.steps - begin;
-  Piece piece{};
-  piece.panel = panel;
-  piece.group = g;
-  piece.whole = counts.piece != 0;
-  piece.begins = !piece.whole && group_left == w.group_steps;
-  GroupsWork& work = piece.work;
-  work.groups = 1;
-  if (!piece.whole) {
-    work.steps = group_left < kPieceSteps ? group_left : kPieceSteps;
-    if (left < work.steps) work.steps = left;
-  } else if (g == counts.panel) {
-    work.steps = left;
-  } else {
-    const int64_t groups_left = counts.panel - g;
-    work.steps = w.group_steps;
-    work.groups = groups_left < counts.piece ? groups_left : counts.piece;
-  }
-  piece.steps = {begin, begin + work.groups * work.steps};
-  if (work.steps >= group_left || piece.steps.end == w.steps) {
-    work.scales = w.scales + (panel * w.groups + g) * kPanelColumns;
-  }
-  work.row_sum_bytes = w.groups * static_cast<int64_t>(sizeof(int32_t));
-  work.same_zeros = w.zero_points == nullptr;
-  work.zeros = w.bits == 4 ? &kMinus8 : &kMinus128;
-  if (w.zero_points != nullptr && piece.whole) {
-    for (int64_t i = 0; i < work.groups; ++i) {
-      spread_zeros(w, panel, g + i, zeros + i * kPanelColumns);
-    }
-    work.zeros = zeros;
-  }
-  return piece;
 }
 
 // A stream of its own, too thin for the hardware prefetcher: fetched in equal shares by all tiles.
@@ -184,33 +105,33 @@ class ThinStream {
 };
 
 // Many rows (at most kSharedRows): every piece of the panel is unpacked once for all of them.
-void shared(const MatMulArgs& args, Range rows, int64_t panel) {
+void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& shape) {
   const PackedWeights& w = args.weights;
   const int64_t line_bytes = kPanelColumns * w.bits;
   const uint8_t* lines = w.lines + panel * w.steps * line_bytes;
-  alignas(64) uint8_t codes[kPieceSteps * kUnpackedBytes];
+  alignas(64) uint8_t codes[kKept.steps * kUnpackedBytes];
   alignas(64) float y[kSharedRows * kPanelColumns];
   alignas(64) int32_t partial[kSharedRows * kPanelColumns];
-  alignas(64) int32_t zeros[kPieceSteps * kPanelColumns];
+  alignas(64) int32_t zeros[kKept.steps * kPanelColumns];
 
   // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
-  Tile all[kSharedRows / kMaxRows];
+  Tile all[kSharedRows / kKept.rows];
   const int64_t count = rows.end - rows.begin;
-  const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
+  const int64_t tiles = (count + shape.rows - 1) / shape.rows;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = t * count / tiles;
     all[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
     all[t].y = y + first * kPanelColumns;
     // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
-    all[t].partial = partial + (w.group_steps > kPieceSteps ? first * kPanelColumns : 0);
+    all[t].partial = partial + (w.group_steps > kWholeSteps ? first * kPanelColumns : 0);
   }
-  const int64_t pieces = (w.steps + kPieceSteps - 1) / kPieceSteps;
+  const int64_t pieces = (w.steps + shape.steps - 1) / shape.steps;
   const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
-  const GroupCounts counts(w);
+  const GroupCounts counts(w, shape);
   const int64_t share = (counts.piece * kPanelColumns + tiles) / tiles;  // of zero points, for a tile
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0, g = 0; begin < w.steps;) {
-    Piece piece = piece_at(w, counts, panel, begin, g, zeros);
+    Piece piece = piece_at(w, shape, counts, panel, begin, g, zeros);
     GroupsWork& work = piece.work;
     const int64_t end = piece.steps.end;
     const uint8_t* source = lines + begin * line_bytes;
@@ -227,7 +148,7 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
     if (w.zero_points != nullptr) {
       next_zeros = ThinStream(w.zero_points + next, work.groups * kPanelColumns, share);
     }
-    const int64_t later = (w.steps - end + kPieceSteps - 1) / kPieceSteps;
+    const int64_t later = (w.steps - end + shape.steps - 1) / shape.steps;
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = all[t];
       // Lines of the output, which are far apart, are fetched during the last pieces, some each.
@@ -241,7 +162,8 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel) {
         case 5: add_piece<5>(args, piece, tile); break;
         case 4: add_piece<4>(args, piece, tile); break;
         case 3: add_piece<3>(args, piece, tile); break;
-        default: break;  // more than kMaxRows rows make no smaller tile
+        case 2: add_piece<2>(args, piece, tile); break;
+        default: break;  // more rows than a tile has make no smaller one
       }
       if (end == w.steps) store_rows(args, tile.rows, panel, tile.y);
       work.ahead += 2 * (end - begin) * work.pace;
@@ -261,14 +183,17 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
     case 4: direct<4, kWide, kLevel>(args, rows.begin, panel); break;
     case 5: direct<5, kWide, kLevel>(args, rows.begin, panel); break;
     case 6: direct<6, kWide, kLevel>(args, rows.begin, panel); break;
-    default: shared(args, rows, panel); break;
+    default: {
+      const bool keeps = tuned_for_amd() && rows.end - rows.begin >= kKeptFromRows;
+      shared(args, rows, panel, keeps ? kKept : kTall);
+    }
   }
 }
 
 }  // namespace
 
 void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels) {
-  const bool near = fetches_to_first_level();
+  const bool near = tuned_for_amd();  // fetches into the first-level cache
   const auto panel_of = args.weights.bits == 4
                             ? (near ? one_panel<false, kFirstLevel> : one_panel<false, kSecondLevel>)
                             : (near ? one_panel<true, kFirstLevel> : one_panel<true, kSecondLevel>);

@@ -209,6 +209,7 @@ std::vector<int> failures_of(int count, unsigned seed, fptq_test::Place plant) {
   // What a planted error does is seen once; of real ones a few are printed.
   const int enough = plant == fptq_test::Place::kNone ? 4 : 1;
   for (int i = 0; i < count; ++i) {
+    fptq::tuned_for_amd() = i % 2 == 0;
     Random random(seed + static_cast<unsigned>(i));
     Problem p = random_problem(random);
     const PlainRows rows = fptq_test::plain_quantize(p);
