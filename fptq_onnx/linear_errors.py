@@ -36,8 +36,8 @@ class Ratio:
 class LinearErrors:
     """SQNR of one linear's input, weight and output.
 
-    Local: what quantizing this linear does (of the output on one token in four). Total: with everything
-    before it quantized as well.
+    Local: what quantizing this linear does (of the output on one token in four). Total: with
+    everything before it quantized as well.
     """
 
     def __init__(self, name: str, path: str) -> None:
