@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from fptq_onnx.compare_models import ORIGINAL, Comparison, Row
 from fptq_onnx.compare_table import cells, measured
+from fptq_onnx.place_labels import place_labels
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 380, 70, 50
 _OURS, _OTHERS = "#c2410c", "#64748b"
@@ -91,10 +92,12 @@ def _scatter(rows: Sequence[Row]) -> str:
         at = y(10.0**power)
         parts.append(f'<path d="M{_LEFT} {at:.1f}H{_WIDTH - 20}" stroke="#e2e8f0"/>')
         parts.append(_text(_LEFT - 8, at + 4, f"KL 1e{power}", "end"))
-    for row, kl in points:
+    places = [(x(row.bytes), y(kl)) for row, kl in points]
+    labels = place_labels(places, [row.name for row, _ in points])
+    for (row, _), (across, down), label in zip(points, places, labels, strict=True):
         color = _OURS if row.name == "fptq" else _OTHERS
-        parts.append(f'<circle cx="{x(row.bytes):.1f}" cy="{y(kl):.1f}" r="5" fill="{color}"/>')
-        parts.append(_text(x(row.bytes) + 8, y(kl) + 4, row.name))
+        parts.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="5" fill="{color}"/>')
+        parts.append(_text(label.x, label.y, row.name, label.anchor))
     return _svg(parts, _HEIGHT)
 
 
