@@ -56,6 +56,8 @@ def run_bench(options: argparse.Namespace) -> None:
         raise FptqError(
             f"no folder {options.json.parent} to write {options.json.name} into; make it first"
         )
+    if options.json is not None and options.json.is_dir():
+        raise FptqError(f"{options.json} is a folder: give the name of a file to write")
     load = Load(tuple(options.prefill), tuple(options.depth), tuple(options.batch), options.steps)
     result = bench_models(
         entries_of([options.model, *options.vs]), load,

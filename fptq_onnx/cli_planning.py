@@ -110,10 +110,11 @@ def planning(
         for name in ("weights", "equalization", "policy", "bits_budget", "embedding_bits")
         if (value := getattr(options, name)) is not None
     }
-    if options.plan is not None and given:
+    decided = [*given, *(name for name in ("policy", "equalization") if name in methods)]
+    if options.plan is not None and decided:
         names = ", ".join(
             "--asymmetric" if name == "symmetric" else f"--{name.replace('_', '-')}"
-            for name in given
+            for name in decided
         )
         raise FptqError(f"{names} cannot be combined with --plan: edit the plan instead")
     return {

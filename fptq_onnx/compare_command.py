@@ -57,6 +57,8 @@ def run_compare(options: argparse.Namespace) -> None:
     for file in (options.json, options.html):
         if file is not None and not file.parent.is_dir():  # known now rather than after the work
             raise FptqError(f"no folder {file.parent} to write {file.name} into; make it first")
+        if file is not None and file.is_dir():
+            raise FptqError(f"{file} is a folder: give the name of a file to write")
     settings = CompareSettings(
         recipes=tuple(dict.fromkeys(options.recipes.split(","))),
         evaluation=EvalSettings(

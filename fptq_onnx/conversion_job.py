@@ -36,6 +36,7 @@ from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
 PLAN_FILE = "plan.json"
+_BITS_SHOWN = 0.005  # less is not seen in what is printed
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,15 @@ class Job:
             notes=(*prepared.warnings, *emitted.notes),
             bits_per_weight=bits_per_weight(plan, emitted.model),
         )
+        budget = self.config.bits_budget
+        if budget is not None and report.bits_per_weight > budget + _BITS_SHOWN:
+            text = (
+                f"target {target} stores {report.bits_per_weight:.2f} bits per weight, above "
+                f"--bits-budget {budget:g}, which counts what target custom stores"
+            )
+            report = replace(report, notes=(*report.notes, text))
         say_all(say, emitted.lines)
-        say_all(say, [f"note         {text}" for text in emitted.notes])
+        say_all(say, [f"note         {text}" for text in report.notes[len(prepared.warnings) :]])
         stamp(emitted.model, report)
         save_model(emitted.model, folder, tracker(f"writing {target}", self.quiet))
         (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")

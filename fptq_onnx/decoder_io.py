@@ -158,10 +158,13 @@ def _find_logits(outputs: Sequence[TensorSpec], configured: str | None) -> Tenso
         if name in by_name:
             return by_name[name]
     for spec in outputs:
-        if spec.rank == 3 and spec.dtype in FLOAT_DTYPES and not _is_cache_name(spec.name):
+        if spec.rank != 3 or spec.dtype not in FLOAT_DTYPES or is_cache_name(spec.name):
+            continue
+        if "hidden" not in spec.name.lower():  # last_hidden_state of an encoder
             return spec
     raise FptqError(_NOT_LM.format("it has no logits output"))
 
 
-def _is_cache_name(name: str) -> bool:
+def is_cache_name(name: str) -> bool:
+    """Whether a value's name speaks of cached keys or values."""
     return re.search(r"past|present|cache|\bk(ey)?s?\b|\bv(alue)?s?\b", name.lower()) is not None

@@ -55,6 +55,8 @@ def run_eval(options: argparse.Namespace) -> None:
     file = None if options.json in (None, "-") else Path(options.json)
     if file is not None and not file.parent.is_dir():  # known now rather than after the work
         raise FptqError(f"no folder {file.parent} to write {file.name} into; make it first")
+    if file is not None and file.is_dir():
+        raise FptqError(f"{file} is a folder: give the name of a file to write")
     settings = EvalSettings(
         data=options.data,
         text_field=options.text_field,

@@ -83,7 +83,7 @@ def inspect_errors(model: Path, *, as_json: bool, **planning: Any) -> list[str]:
                 f"{folder} was written without measuring errors: give the float model and the same "
                 f"options to inspect --errors"
             )
-        lines: list[str] = []
+        lines = [f"errors       as measured when {folder.name} was converted (report.json)"]
     else:
         lines = []
         result = convert(model, dry_run=True, measure_errors=True, say=lines.append, **planning)

@@ -77,7 +77,7 @@ def convert(
             targets each gets a subfolder.
         targets: any of config.TARGETS.
         samples: calibration samples: a Samples, or what its `source` may be (a path, an iterable
-            of dicts, a CalibrationDataReader); by default random tokens from the vocabulary.
+            of dicts, a CalibrationDataReader); by default what the model itself writes.
         config: thresholds, groups and what to leave alone.
         stats: statistics to use instead of calibrating; one path that does not exist yet is
             calibrated for and written, several are merged.
@@ -158,7 +158,7 @@ def convert(
 
 def default_output(source: Path) -> Path:
     """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file."""
-    resolved = source.resolve()
+    resolved = source.absolute()  # a link's neighbours are those of the link
     return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
 
 

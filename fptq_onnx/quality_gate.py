@@ -50,6 +50,11 @@ class Gate:
         found = result.comparison
         if found is None:
             raise FptqError("--max-kl and --min-top1 need a language model: leave them out")
+        if not result.held_out:
+            raise FptqError(
+                "--max-kl and --min-top1 need samples that calibration has not used, and there are "
+                "no more: give more text, or a smaller --max-samples"
+            )
         missed = []
         if self.max_kl is not None and not found.kl <= self.max_kl:
             missed.append(f"KL {found.kl:.4g} is above --max-kl {self.max_kl:g}")

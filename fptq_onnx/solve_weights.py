@@ -42,7 +42,7 @@ from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.passes.choose_schemes import range_of
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, Rounding, rounding_of
-from fptq_onnx.stage_sites import StageSite, stage_sites
+from fptq_onnx.stage_sites import StageSite, stage_sites, without_cached_values
 from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
 
@@ -103,7 +103,7 @@ def solve_weights(
         FptqError: a weight or an activation holds NaN or infinity, or the model cannot be run.
     """
     streams = TwoStreams(loaded, scan.linears, feeds, folder, threads=threads)
-    sites = stage_sites(streams.stages, scan.linears)
+    sites = without_cached_values(stage_sites(streams.stages, scan.linears), feeds)
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}

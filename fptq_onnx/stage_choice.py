@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.bit_budget import wider_forms
+from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.fold_scales import ChannelSizes, fold_scale
 from fptq_onnx.numerics.gptq import quantize_gptq
@@ -135,5 +136,11 @@ def _rounded(w: Rows, x8: Rows, entry: LinearPlan, method: str) -> Rows:
     if method == "mse" or len(x8) < 2 * w.shape[0] or not importance.any():
         return dequantize(quantize_mse(w, importance, block, symmetric=symmetric, bits=bits))
     moments = SecondMoments.empty(w.shape[0], with_float=False)
-    moments.add(x8)
-    return dequantize(quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0))
+    try:
+        moments.add(x8)
+        found = quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise FptqError(
+            f"cannot choose divisors for {entry.name}: {error}; try --weights mse"
+        ) from error
+    return dequantize(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.segments import Stage
+from fptq_onnx.calibration.whole_feeds import Feed
+from fptq_onnx.decoder_io import is_cache_name
 from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear
@@ -76,4 +78,27 @@ def stage_sites(
     return found
 
 
+def without_cached_values(
+    sites: Mapping[str, StageSite | str], feeds: Iterable[Feed]
+) -> Mapping[str, StageSite | str]:
+    """The sites, but none through attention where samples bring a cache of their own.
+
+    Such a cache was made by another model, and holds values without this one's divisors.
+    """
+    brought = any(
+        is_cache_name(name) and len(value.shape()) == 4 and 0 not in value.shape()
+        for feed in feeds for name, value in feed.items()
+    )  # fmt: skip
+    if not brought:
+        return sites
+    return {
+        x: _CACHED
+        if isinstance(site, StageSite) and site.columns is not None
+        and site.columns.through_attention
+        else site
+        for x, site in sites.items()
+    }  # fmt: skip
+
+
 _SEVERAL = "other linears read the same value through casts"
+_CACHED = "the samples bring cached values, which a fold would have to divide"

@@ -81,6 +81,7 @@ def test_a_load_survives_json() -> None:
         (("--threads", "-1"), "must be at least 1"),
         (("--prefill", "100000"), "do not fit into the context"),
         (("--json", "no/such/folder.json"), "no folder"),
+        (("--json", str(MODEL)), "is a folder"),
         (("--vs", "nothing-here"), "nothing-here"),
     ],
 )

@@ -87,6 +87,15 @@ def test_8_bit_weights_for_some(tmp_path):
     assert [entry["weight_bits"] for entry in plan["linears"]].count(8) == 1
 
 
+def test_a_target_that_stores_more_than_the_budget_says_so(tmp_path):
+    done = command(
+        "convert", MODEL, "-o", tmp_path / "out", "--target", "matmulnbits", "--bits-budget",
+        "4.31", "--weights", "rtn", *RANDOM_FEW,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "target matmulnbits stores 4.36 bits per weight, above --bits-budget 4.31" in done.stdout
+
+
 def test_run_writes_text(converted):
     result = command(
         "run", converted[0] / "custom", "--prompt", "Once upon a time", "--max-new-tokens", 20

@@ -228,7 +228,9 @@ def test_full_standard_output(tmp_path, arguments):
 
 
 def test_options_that_a_plan_decides(tmp_path):
-    refused("convert", MODEL, "--plan", "plan.json", "--v0", "3", saying="--v0 cannot be combined")
+    for option in (("--v0", "3"), ("--policy", "static"), ("--equalization", "none")):
+        saying = f"{option[0]} cannot be combined with --plan"
+        refused("convert", MODEL, "--plan", "plan.json", *option, saying=saying)
 
 
 def test_missing_statistics_among_several(tmp_path):

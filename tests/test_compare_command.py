@@ -88,6 +88,7 @@ def test_what_is_timed_fits_into_the_context(context, prefill, steps):
         (("--recipes", "paper,awq"), "no recipe 'awq'"),
         (("--rounds", "0"), "must be at least 1"),
         (("--html", "nowhere/at/all.html"), "make it first"),
+        (("--json", MODEL), "is a folder"),
     ],
 )
 def test_mistakes_are_told_before_any_work(arguments, saying):

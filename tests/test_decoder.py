@@ -232,6 +232,11 @@ def test_head_size_from_the_graph_without_any_configuration(tmp_path: Path) -> N
     [
         ([past("pixels")], [LOGITS], "not a causal language model: it has no input"),
         ([IDS], [TensorSpec("y", "float32", (1,))], "language model: it has no logits"),
+        (
+            [IDS],
+            [TensorSpec("last_hidden_state", "float32", ("b", "s", 8))],
+            "language model: it has no logits",
+        ),
         ([TensorSpec("input_ids", "float32", ("b", "s"))], [LOGITS], "not an integer"),
         ([IDS, TensorSpec("flag", "bool", (1,))], [LOGITS], "cannot feed the input flag bool"),
         ([IDS, TensorSpec("attention_mask", "int64", ("b", 1, 1, "t"))], [LOGITS], "mask must be"),

@@ -92,6 +92,7 @@ def test_models_that_cannot_be_used(tmp_path: Path) -> None:
         (("--threads", -1), "--threads"),
         (("--tasks", "mmlu"), "unknown task 'mmlu'"),
         (("--json", "absent/report.json"), "no folder absent"),
+        (("--json", MODEL), "is a folder"),
     ],
 )
 def test_bad_options(arguments: tuple[object, ...], saying: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.output_folder import REPORT_FILE, atomic_folder, check_output
+from fptq_onnx.pipeline import default_output
 
 
 def listing(folder: Path) -> list[str]:
@@ -220,3 +221,10 @@ def test_the_current_folder_is_not_pulled_away(
         with pytest.raises(FptqError, match="is the current folder: choose another"):
             check_output(source, output, overwrite=True)
     check_output(source, Path("out"), overwrite=False)
+
+
+def test_the_default_output_lies_beside_the_path_that_was_given(tmp_path):
+    (tmp_path / "far" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "model")
+    assert default_output(tmp_path / "link") == tmp_path / "link-w4a8"
+    assert default_output(tmp_path / "far" / "a.onnx") == tmp_path / "far" / "a-w4a8"

@@ -56,3 +56,20 @@ def test_a_gate_needs_samples(tmp_path):
     arguments = ("-o", tmp_path / "out", "--max-kl", "1", "--verify-samples", "0")
     done = command("convert", MODEL, *arguments)
     assert done.returncode == 2 and "--verify-samples" in done.stderr
+
+
+def test_a_gate_judges_by_samples_that_have_not_calibrated():
+    seen = Verification(Comparison(10, 10, 0, 0, 1, 0, 0, 8, 7), (), 8, held_out=False)
+    with pytest.raises(FptqError, match="calibration has not used"):
+        Gate(max_kl=1).check("custom", seen)
+    Gate().check("custom", seen)
+
+
+def test_a_text_too_short_for_the_gate(tmp_path):
+    (tmp_path / "short.txt").write_text("Once upon a time there was a little dog.")
+    done = command(
+        "convert", MODEL, "-o", tmp_path / "out", "--calibration", tmp_path / "short.txt",
+        "--weights", "rtn", "--max-kl", "9",
+    )  # fmt: skip
+    assert done.returncode == 2 and "calibration has not used" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.fold_scales import ChannelSizes, fold_scale
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
@@ -115,3 +116,13 @@ def test_columns_are_spread_over_all(
     got = s.judge("rtn").error("none")
     s.w = part
     np.testing.assert_allclose(got, s.judge("rtn").error("none"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("huge", [1e25, np.nan])
+def test_inputs_that_gptq_cannot_use_are_told_in_one_line(
+    rng: np.random.Generator, huge: float
+) -> None:
+    s = Setting(rng)
+    s.x8 = (s.x8 * huge).astype(np.float32)
+    with pytest.raises(FptqError, match="cannot choose divisors for a:"):
+        s.judge("gptq").error("none")

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from gated import FOLDABLE, NOT_FOLDABLE, M, gated_model
 from norms import NORMS, normed_graph
 
 from fptq_onnx.calibration.segments import find_stages
+from fptq_onnx.graph.column_sites import ColumnSite
 from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.stage_sites import StageSite, stage_sites
+from fptq_onnx.stage_sites import StageSite, stage_sites, without_cached_values
 
 
 def sites_of(model: ir.Model) -> dict[str, StageSite | str]:
@@ -86,3 +88,24 @@ def test_overflow_of_the_bias_alone(rng: np.random.Generator) -> None:
     s = np.ones(M, np.float32)
     s[2] = 0.5
     assert site.overflow(s) == "b divided by s overflows FLOAT16"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "folds"),
+    [
+        ("past_key_values.0.value", (1, 2, 3, 4), False),
+        ("past_key_values.0.value", (1, 2, 0, 4), True),
+        ("mask", (1, 1, 3, 3), True),
+        ("past", (2, 3), True),
+    ],
+)
+def test_cached_values_that_samples_bring_are_not_divided(
+    name: str, shape: tuple[int, ...], folds: bool
+) -> None:
+    through = StageSite("v", None, None, ColumnSite("v", (), 2, np.arange(2), True))
+    plain = StageSite("up", None, None, ColumnSite("up", (), 2, np.arange(2)))
+    sites: dict[str, StageSite | str] = {"a": through, "p": plain, "n": "why not"}
+    feeds = [{}, {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))}]
+    found = without_cached_values(sites, feeds)
+    assert found["p"] is plain and found["n"] == "why not"
+    assert found["a"] is through if folds else "cached values" in str(found["a"])

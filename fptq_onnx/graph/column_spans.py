@@ -13,7 +13,6 @@ import onnx_ir as ir
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.walk_back import domain_of, input_of, int_of
 
-LAST = (-1, 2)  # of [batch, tokens, channels]
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
@@ -22,11 +21,21 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def is_last(axis: int | None, value: ir.Value | None) -> bool:
+    """Whether an axis of a value is its last: -1, or 2 of [batch, tokens, channels]."""
+    if axis == -1:
+        return True
+    shape = None if value is None else value.shape
+    return axis is not None and axis == (2 if shape is None else len(shape) - 1)
+
+
 def span_of(node: ir.Node, n: int) -> tuple[int, int] | None:
     """First column and the one after the last of a Slice of the last dimension, of n columns."""
     axes, steps = scalar_ints(input_of(node, 3)), input_of(node, 4)
     start, stop = (_number(input_of(node, index), node, n) for index in (1, 2))
-    if start is None or stop is None or axes is None or len(axes) != 1 or axes[0] not in LAST:
+    if start is None or stop is None or axes is None or len(axes) != 1:
+        return None
+    if not is_last(axes[0], node.inputs[0]):
         return None
     if steps is not None and scalar_ints(steps) != [1]:
         return None
@@ -69,8 +78,9 @@ def _number(value: ir.Value | None, node: ir.Node, n: int) -> int | None:
         counted = shape.producer() if shape is not None else None
         if counted is None or counted.op_type != "Shape" or counted.attributes:
             return None
-        of_it = input_of(counted, 0) is input_of(node, 0)
-        return n if of_it and index is not None and index[0] in LAST and len(index) == 1 else None
+        if input_of(counted, 0) is not input_of(node, 0) or index is None or len(index) != 1:
+            return None
+        return n if is_last(index[0], input_of(node, 0)) else None
     if maker.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
         return _number(input_of(maker, 0), node, n)
     if maker.op_type in _ARITHMETIC:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fptq_onnx.graph.column_spans import LAST, picks_others, span_of
+from fptq_onnx.graph.column_spans import is_last, picks_others, span_of
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears import Linear
 from fptq_onnx.graph.walk_back import WalkBack, dimension, domain_of, input_of, int_of
@@ -259,7 +259,8 @@ def columns_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear,
     sizes = scalar_ints(input_of(split, 1))
     if input_of(split, 1) is None and source.n % len(split.outputs) == 0:
         sizes = [source.n // len(split.outputs)] * len(split.outputs)
-    if sizes is None or int_of(split, "axis") not in LAST or sum(sizes) != source.n:
+    last = is_last(int_of(split, "axis"), split.inputs[0])
+    if sizes is None or not last or sum(sizes) != source.n:
         return None
     index = [id(output) for output in split.outputs].index(id(value))
     return source, sum(sizes[:index]), sizes[index]
