@@ -152,6 +152,15 @@ def _decoder_section(genai_config: Mapping[str, Any] | None) -> Mapping[str, Any
     return decoder if isinstance(decoder, Mapping) else {}
 
 
+def gives_logits(outputs: Sequence[TensorSpec]) -> bool:
+    """Whether an output looks like the logits of a language model."""
+    try:
+        _find_logits(outputs, None)
+    except FptqError:
+        return False
+    return True
+
+
 def _find_logits(outputs: Sequence[TensorSpec], configured: str | None) -> TensorSpec:
     by_name = {spec.name: spec for spec in outputs}
     for name in (configured, "logits", "lm_logits"):

@@ -13,6 +13,7 @@ import numpy as np
 
 from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, open_source
+from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.decoder import Decoder, find_io
@@ -111,9 +112,13 @@ class Samples:
                 text_field=self.text_field,
                 tokenizer_folder=self.tokenizer_folder,
             )
-            if self.source in (RANDOM, GENERATED) and isinstance(self._opened, TokenWindows):
-                self._kind = RANDOM
-                if self.source == GENERATED:
+            if isinstance(self._opened, TokenWindows):
+                self._kind = RANDOM if self.source in (RANDOM, GENERATED) else ""
+                graph = loaded.model.graph
+                feeds = encoder_feeds(self._opened, graph_inputs(graph), graph_outputs(graph))
+                if feeds is not None:
+                    self._opened = feeds
+                elif self.source == GENERATED:
                     self._write(loaded, self._opened, threads, quiet)
         return self._opened
 

@@ -1,0 +1,50 @@
+"""Token windows as complete inputs of an encoder, which has hidden states or labels for outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.calibration.data import TokenWindows
+from fptq_onnx.calibration.feeds import Feeds, Sample
+from fptq_onnx.decoder_io import gives_logits
+from fptq_onnx.tensor_spec import TensorSpec
+
+_TYPES = "token_type_ids"
+_KNOWN = {"input_ids", "attention_mask", _TYPES, "position_ids"}
+
+
+def encoder_feeds(
+    windows: TokenWindows, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> Feeds | None:
+    """One sample for each window: all tokens attended to, all of the first type.
+
+    Args:
+        windows: of token ids.
+        inputs: what the model must be fed.
+        outputs: what it gives.
+
+    Returns:
+        Feeds, or None for a model that is fed as a decoder: it has logits and no token types, or
+        inputs that are not known here.
+    """
+    names = {spec.name for spec in inputs}
+    if not names <= _KNOWN or "input_ids" not in names:
+        return None
+    if gives_logits(outputs) and _TYPES not in names:
+        return None
+    samples = [_sample(ids, inputs) for ids in windows.windows]
+    return Feeds(samples, [_sample(ids, inputs) for ids in windows.verification])
+
+
+def _sample(ids: NDArray[np.int64], inputs: Sequence[TensorSpec]) -> Sample:
+    row = ids[None]
+    values = {
+        "input_ids": row,
+        "attention_mask": np.ones_like(row),
+        _TYPES: np.zeros_like(row),
+        "position_ids": np.arange(row.shape[1])[None],
+    }
+    return {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs}
