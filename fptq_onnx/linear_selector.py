@@ -26,6 +26,8 @@ def selector(option: str, expression: str) -> Chooses:
     Raises:
         FptqError: no such role, no number, or no regular expression.
     """
+    if not expression:
+        raise FptqError(f"{option} is empty, which would mean every linear: leave it out")
     if expression.startswith(_ROLE):
         role = expression[len(_ROLE) :]
         if role not in ROLES:

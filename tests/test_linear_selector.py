@@ -59,6 +59,7 @@ def test_what_matches_nothing_is_told_what_there_is(scan, expression, saying):
 @pytest.mark.parametrize(
     ("expression", "saying"),
     [
+        ("", "is empty"),
         ("role:downn", "names no role: use one of q, k, v, "),
         ("role:", "names no role"),
         ("layer:first", "has no layer: write layer:0"),
