@@ -115,16 +115,16 @@ struct TileWork {
 #define FPTQ_AHEAD "prefetcht1 (%[ahead])\n add %[pace], %[ahead]\n"
 #define FPTQ_NEXT_STEP "add $8, %[x]\n add $512, %[codes]\n dec %[left]\n"
 
-#define FPTQ_ADD_GROUPS(rows)                                                           \
-  "vpbroadcastd %[nibble], %%zmm28\n"                                                   \
-  "0: mov %[steps], %[left]\n"                                                          \
-  "mov %[row_sums], %[at]\n test %[at], %[at]\n jz 2f\n"                                \
+// A group begins: its sums from those of its rows, at `at`. Goes on at label 3, or after itself.
+#define FPTQ_BEGIN_GROUP(rows)                                                          \
   "addq $4, %[row_sums]\n mov %[zeros], %[scratch]\n"                                   \
   "cmpq $0, %[same_zeros]\n je 1f\n"                                                    \
   "vpbroadcastd (%[scratch]), %%zmm24\n" FPTQ_ROWS_##rows(FPTQ_START_SAME, "") "jmp 3f\n" \
   "1: addq $256, %[zeros]\n"                                                            \
-  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "") "jmp 3f\n"                \
-  "2: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_LOAD, "")                          \
+  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "")
+
+// Label 3: all steps of a group, unpacked on the way or before; goes on at label 6.
+#define FPTQ_DOT_GROUP(rows)                                                            \
   "3: test %[packed], %[packed]\n jz 5f\n"                                              \
   ".balign 64\n"                                                                        \
   "4:\n"                                                                                \
@@ -135,7 +135,15 @@ struct TileWork {
   "5:\n"                                                                                \
   FPTQ_CODES("0", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
   FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
-  FPTQ_NEXT_STEP "jnz 5b\n"                                                             \
+  FPTQ_NEXT_STEP "jnz 5b\n"
+
+#define FPTQ_ADD_GROUPS(rows)                                                           \
+  "vpbroadcastd %[nibble], %%zmm28\n"                                                   \
+  "0: mov %[steps], %[left]\n"                                                          \
+  "mov %[row_sums], %[at]\n test %[at], %[at]\n jz 2f\n"                                \
+  FPTQ_BEGIN_GROUP(rows) "jmp 3f\n"                                                     \
+  "2: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_LOAD, "")                          \
+  FPTQ_DOT_GROUP(rows)                                                                  \
   "6: mov %[scales], %[scratch]\n test %[scratch], %[scratch]\n jz 7f\n"                \
   "addq $256, %[scales]\n mov %[y], %[at]\n"                                            \
   FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_FINISH, "")                          \
@@ -159,22 +167,8 @@ struct TileWork {
 #define FPTQ_ADD_GROUPS_KEPT(rows)                                                      \
   "vpbroadcastd %[nibble], %%zmm28\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_LOAD) \
   "0: mov %[steps], %[left]\n mov %[row_sums], %[at]\n"                                 \
-  "addq $4, %[row_sums]\n mov %[zeros], %[scratch]\n"                                   \
-  "cmpq $0, %[same_zeros]\n je 1f\n"                                                    \
-  "vpbroadcastd (%[scratch]), %%zmm24\n" FPTQ_ROWS_##rows(FPTQ_START_SAME, "") "jmp 3f\n" \
-  "1: addq $256, %[zeros]\n"                                                            \
-  FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "")                           \
-  "3: test %[packed], %[packed]\n jz 5f\n"                                              \
-  ".balign 64\n"                                                                        \
-  "4:\n"                                                                                \
-  FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
-  FPTQ_HIGH_NIBBLES FPTQ_KEEP_CODES("256") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")   \
-  "add $256, %[packed]\n" FPTQ_NEXT_STEP "jnz 4b\n jmp 6f\n"                            \
-  ".balign 64\n"                                                                        \
-  "5:\n"                                                                                \
-  FPTQ_CODES("0", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
-  FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
-  FPTQ_NEXT_STEP "jnz 5b\n"                                                             \
+  FPTQ_BEGIN_GROUP(rows)                                                                \
+  FPTQ_DOT_GROUP(rows)                                                                  \
   "6: mov %[scales], %[scratch]\n addq $256, %[scales]\n"                               \
   FPTQ_CODES("0", "scratch") FPTQ_KEPT_##rows(FPTQ_KEPT_FINISH)                         \
   "decq %[groups]\n jnz 0b\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_STORE)
