@@ -200,6 +200,28 @@ def test_a_cache_that_grows_in_place(op: Any, each_kernel: str) -> None:
             np.testing.assert_array_equal(after, feed[name][row, :, length:])
 
 
+def test_how_a_prompt_is_cut_does_not_matter(op: Any, each_kernel: str) -> None:
+    case = Case(heads=8, kv_heads=2)
+    feed = case.feed(1, 200, 0)
+    session = op.open_session(case.model())
+    whole = session.run(None, feed)
+    past = [np.zeros((1, 2, 0, 16), np.float32)] * 2
+    outputs = []
+    for begin, end in ((0, 70), (70, 71), (71, 200)):
+        piece = {name: feed[name][:, begin:end] for name in ("query", "key", "value")}
+        lengths = {"seqlens_k": [end - 1], "total_sequence_length": end}
+        output, *past = session.run(
+            None,
+            piece
+            | {name: np.array(value, np.int32) for name, value in lengths.items()}
+            | dict(zip(NAMES[3:5], past, strict=True))
+            | {name: feed[name] for name in ("cos_cache", "sin_cache")},
+        )
+        outputs.append(output)
+    for one, other in zip((np.concatenate(outputs, axis=1), *past), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_nan_stays_in_its_sequence(op: Any, each_kernel: str) -> None:
     case = Case()
     feed = case.feed(2, 1, 40)
