@@ -92,9 +92,10 @@ def check_clean_up(loaded: LoadedModel, source: Source, *, threads: int = 0) -> 
     kept: tuple[str, ...] = ()
     undone: list[str] = []
     difference = 0.0
-    for name in done.counts:
+    for name in ALL:
         model = loaded.model.clone()
-        clean_up(model, (*kept, name))
+        if name not in clean_up(model, (*kept, name)).counts:
+            continue
         found = _difference(loaded, model, source, threads, before)
         if _same(loaded, found):
             kept, difference = (*kept, name), found

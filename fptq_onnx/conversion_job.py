@@ -110,7 +110,7 @@ class Job:
         if not self.config.clean_up:
             return ()
         checked = check_clean_up(self.loaded, self.samples.open(self.loaded), threads=self.threads)
-        clean_up(model, checked.names)
+        checked = replace(checked, done=clean_up(model, checked.names))
         say_all(self.say, checked.lines)
         return checked.notes
 

@@ -53,6 +53,7 @@ def group_heads(model: ir.Model) -> tuple[int, tuple[str, ...]]:
             declined.append(f"{node.name}: its heads are still repeated: {reason}")
             continue
         _rewrite(graph, node, path, shared, groups, heads)
+        _read_shape_of_shared(graph, merge.outputs[0], shared, heads // groups)
         done += 1
     return done, tuple(declined)
 
@@ -157,4 +158,25 @@ def _rewrite(
     node.replace_input_with(0, gather.outputs[0])
     node.replace_input_with(1, value)
     follow_with(graph, old, ir.node("Reshape", [old, wide], name=f"{node.name}/heads"))
+    remove_unused(graph, repeated)
+
+
+def _read_shape_of_shared(
+    graph: ir.Graph, repeated: ir.Value, shared: ir.Value, times: int
+) -> None:
+    """Where only the shape of repeated heads is read (torchscript cuts masks so), compute that."""
+    for use in repeated.uses():
+        reader = use.node
+        if reader.op_type != "Shape" or domain_of(reader) != "":
+            continue
+        start, end = (reader.attributes.get(name) for name in ("start", "end"))
+        part = slice(
+            None if start is None else start.as_int(), None if end is None else end.as_int()
+        )
+        array = np.array([1, times, 1, 1], np.int64)[part]
+        name = f"group_heads/times_{'_'.join(map(str, array))}"
+        factors = constant_initializer(graph, name, array)
+        shape = reader.outputs[0]
+        reader.replace_input_with(0, shared)
+        follow_with(graph, shape, ir.node("Mul", [shape, factors], name=f"{reader.name}/repeated"))
     remove_unused(graph, repeated)

@@ -70,6 +70,19 @@ def test_repeated_heads_that_others_read_stay(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(after["y"], before["y"], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(("start", "part"), [("", 4), ("<start = 1, end = 3>", 2)])
+def test_a_shape_that_is_read_does_not_keep_them(
+    rng: np.random.Generator, start: str, part: int
+) -> None:
+    text = ATTENTION + f" z = Shape{start}(kh)"
+    model, inputs = attention(text, outputs=f"float y, int64[{part}] z"), feeds(rng)
+    before = run(model, inputs)
+    assert group_heads(model)[0] == 2
+    after = run(model, inputs)
+    np.testing.assert_array_equal(after["z"], before["z"])
+    assert "Expand" not in op_counts(model)
+
+
 def parts(**changed: str) -> str:
     texts = {
         "queries": QUERIES, "cache": CACHE, "k": repeated("k"), "v": repeated("v"),

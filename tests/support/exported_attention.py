@@ -51,7 +51,8 @@ _CONSTANTS: Mapping[str, NDArray[np.generic]] = {
     "at2": np.array([2]), "at1": np.array([1]), "minus": np.array([-1]),
     "two": np.array([GROUPS]), "four": np.array([HEADS]), "eight": np.array([SIZE]),
     "three": np.array([3]), "scale": np.array(0.59, np.float32), "zero": np.zeros(1, np.float32),
-    "half": np.array(0.5, np.float32), "a_head": np.linspace(1, 2, HEADS, dtype=np.float32).reshape(HEADS, 1, 1),
+    "half": np.array(0.5, np.float32),
+    "a_head": np.linspace(1, 2, HEADS, dtype=np.float32).reshape(HEADS, 1, 1),
 }  # fmt: skip
 
 
