@@ -6,7 +6,7 @@ that left; other models on samples. One model is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,18 +69,21 @@ class CheckedCleanUp:
         return (*_first_of_each(self.done.declined), *self.undone)
 
 
-def check_clean_up(loaded: LoadedModel, source: Source, *, threads: int = 0) -> CheckedCleanUp:
+def check_clean_up(
+    loaded: LoadedModel, open_source: Callable[[], Source], *, threads: int = 0
+) -> CheckedCleanUp:
     """Try the rewrites on copies of a model.
 
     Args:
         loaded: the model as exported and normalized; not changed.
-        source: samples to run it on.
+        open_source: gives samples to run it on; not called where there is nothing to do.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
     """
     model = loaded.model.clone()
     done = clean_up(model)
     if not done.counts:
         return CheckedCleanUp((), done, 0.0, ())
+    source = open_source()
     try:
         before = list(_run(loaded, loaded.model, source, threads))
     except FptqError as error:

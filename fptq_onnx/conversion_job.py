@@ -109,7 +109,9 @@ class Job:
         """Rewrite in place what gives the same outputs in the original; notes."""
         if not self.config.clean_up:
             return ()
-        checked = check_clean_up(self.loaded, self.samples.open(self.loaded), threads=self.threads)
+        checked = check_clean_up(
+            self.loaded, lambda: self.samples.open(self.loaded), threads=self.threads
+        )
         checked = replace(checked, done=clean_up(model, checked.names))
         say_all(self.say, checked.lines)
         return checked.notes

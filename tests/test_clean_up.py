@@ -57,7 +57,7 @@ def loaded_export(name: str) -> LoadedModel:
 
 
 def checked(loaded: LoadedModel) -> CheckedCleanUp:
-    return check_clean_up(loaded, Samples("random", 2, 32).open(loaded), threads=1)
+    return check_clean_up(loaded, lambda: Samples("random", 2, 32).open(loaded), threads=1)
 
 
 def check_same(found: Logits, expected: Logits) -> None:
@@ -194,13 +194,12 @@ def test_an_error_that_only_padding_shows_is_seen(monkeypatch: pytest.MonkeyPatc
 def test_a_model_that_cannot_be_compared_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = loaded_export(OPTIMUM)
     source = Samples("random", 2, 32).open(loaded)
-    monkeypatch.setattr(loaded.model.graph, "name", "")
 
     def refuse(*_: object, **__: object) -> None:
         raise checking.FptqError("ONNX Runtime cannot run the model: no")
 
     monkeypatch.setattr(checking, "open_session_in_memory", refuse)
-    found = check_clean_up(loaded, source)
+    found = check_clean_up(loaded, lambda: source)
     assert found.names == () and not found.lines
     assert found.notes == (
         "the clean-up was left out, since nothing can be compared: ONNX Runtime cannot run the "
@@ -214,11 +213,10 @@ def test_reasons_are_told_once() -> None:
     assert found.notes == ("a: left: because (and 1 more)", "c: left alone: because", "undone")
 
 
-def test_a_model_without_anything_to_clean_up_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
     loaded = load_model(MODEL)
     normalize(loaded.model)
-    monkeypatch.setattr(checking, "open_session_in_memory", None)
-    found = checked(loaded)
+    found = check_clean_up(loaded, lambda: pytest.fail("no samples are needed"))
     assert not found.lines and not found.notes and not clean_up(loaded.model).counts
 
 
