@@ -28,7 +28,25 @@ class AttentionOp {
   static bool required(size_t index);
 
  private:
-  struct Call;
+  // One call, validated.
+  struct Call {
+    int64_t batch, tokens, size;  // size: elements of a head
+    const float* q;
+    const float* k;
+    const float* v;
+    int64_t q_stride, kv_stride;  // from token to token
+    const float* past[2];         // keys and values, [batch, kv_heads, past_length, size], or null
+    float* present[2];            // [batch, kv_heads, present_length, size]
+    int64_t past_length, present_length;
+    std::vector<int64_t> before;  // tokens each sequence has in the cache
+    int64_t total;                // total_sequence_length
+    const float* cos;             // [positions, rotary / 2]
+    const float* sin;
+    int64_t positions, rotary;
+    float* output;  // [batch, tokens, heads * size]
+    float scale;
+  };
+
   ort::Tensor input(ort::KernelContext* context, size_t index) const;
   void read_shapes(ort::KernelContext* context, Call& call) const;
   void read_cache(ort::KernelContext* context, Call& call) const;
