@@ -86,7 +86,7 @@ def _hide_in_subgraphs(model: ir.Model) -> dict[str, tuple[str, ir.TensorProtoco
     Returns:
         By the name of what stands in for it, the name of the weight and its tensor.
     """
-    hidden = {}
+    hidden: dict[str, tuple[str, ir.TensorProtocol]] = {}
     for graph in [graph for graph in model.graphs() if graph is not model.graph]:
         for name, value in list(graph.initializers.items()):
             tensor = value.const_value
@@ -107,7 +107,7 @@ def _show_in_subgraphs(
         for standing_in, value in list(graph.initializers.items()):
             if standing_in in hidden:
                 name, tensor = hidden[standing_in]
-                value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
+                value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
                 value.name = name
 
 

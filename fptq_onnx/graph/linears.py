@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import Array, Constant, constant_of
 from fptq_onnx.graph.held_weights import held_weights
+from fptq_onnx.graph.run_time_weights import why_computed
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 MATMUL_LIKE = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
@@ -108,7 +109,7 @@ def find_linears(model: ir.Model) -> LinearScan:
             others.append(NotLinear(node.name or "", node.op_type, reason))
     main = set(map(id, model.graph))
     for node in model.graph.all_nodes():
-        if id(node) not in main and node.op_type in MATMUL_LIKE:
+        if id(node) not in main and (node.op_type in MATMUL_LIKE or held_weights(node)):
             reason = "it is inside a subgraph (If, Loop or Scan)"
             others.append(NotLinear(node.name or "", node.op_type, reason))
     return LinearScan(tuple(linears), tuple(others))
@@ -126,7 +127,7 @@ def _view(node: ir.Node) -> Linear | str:
         operand = node.inputs[1]
         if operand is not None and operand.is_graph_input() and operand.const_value is not None:
             return "its weight is also an input of the model, which a caller may override"
-        return "both operands are computed (attention, or another activation product)"
+        return why_computed(operand)
     if len(weight.shape) != 2:
         return f"its constant has rank {len(weight.shape)}, a linear's weight has rank 2"
     if constant_of(x) is not None:
