@@ -171,9 +171,10 @@ def _gemm_view(node: ir.Node, x: ir.Value, weight: Constant) -> Linear | str:
     bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant_of(node.inputs[2])
-        if bias is None or bias.shape not in ((weight.shape[1],), (1, weight.shape[1])):
-            return "its Gemm adds something that is not a constant bias of N values"
-        bias = replace(bias, shape=(weight.shape[1],), load=_flattened(bias.load))
+        n = weight.shape[1]
+        if bias is None or bias.shape not in ((n,), (1, n), (1,), (), (1, 1)):
+            return "its Gemm adds something that is not a constant bias of N values, or of one"
+        bias = replace(bias, shape=(n,), load=_of_columns(bias.load, n))
     path = _path(node, weight)
     return Linear(node.name or "", path, x, weight, bias, node.outputs[0], (node,))
 
@@ -183,8 +184,9 @@ def _transposed(weight: Constant) -> Constant:
     return replace(weight, shape=weight.shape[::-1], load=lambda: np.transpose(load()))
 
 
-def _flattened(load: Callable[[], Array]) -> Callable[[], Array]:
-    return lambda: load().reshape(-1)
+def _of_columns(load: Callable[[], Array], n: int) -> Callable[[], Array]:
+    """The bias of each of n columns; one number serves all of them."""
+    return lambda: np.broadcast_to(load().reshape(-1), (n,))
 
 
 def _path(node: ir.Node, weight: Constant) -> str:

@@ -24,6 +24,8 @@ FOLDABLE = {
     " down = Gemm<transB = 1>(p, Wdt, c)",
     "Gemm with a bias of a row": f"{_IN} up = Gemm<transB = 1>(n, Wut, b1) p = Mul(a, up)"
     " down = Gemm(p, Wd)",
+    "Gemm with one number for a bias": f"{_IN} up = Gemm(n, Wu, b0) p = Mul(a, up)"
+    " down = Gemm(p, Wd, b0)",
     "Transpose": f"{_IN} wt = Transpose<perm = [1, 0]>(Wut) up = MatMul(n, wt) p = Mul(a, up)"
     " down = MatMul(p, Wd)",
     "casts": f"{_IN} up = MatMul(n, Wu) uu = Cast<to = 1>(up) p = Mul(a, uu) q = Identity(p)"
@@ -132,7 +134,7 @@ def gated_model(
     shapes: Mapping[str, tuple[int, ...]] = {
         "Wg": (K, M), "Wu": (K, M), "Wu2": (K, M), "Wut": (M, K), "Wd": (M, N), "Wdt": (N, M),
         "W2": (K, 2 * M), "b2": (2 * M,), "We": (M, N), "Wone": (K, 1), "Wh": (K, 2), "b": (M,),
-        "b1": (1, M), "c": (N,),
+        "b1": (1, M), "b0": (1,), "c": (N,),
     }  # fmt: skip
     arrays: dict[str, NDArray[np.generic]] = {
         name: weight(rng, *shape, dtype=dtype) for name, shape in shapes.items()
