@@ -21,6 +21,7 @@ from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
 from fptq_onnx.tensor_spec import TensorSpec
 from fptq_onnx.text import (
     TEXT_SUFFIXES,
+    check_bos,
     check_vocabulary,
     cut_windows,
     first_tokens,
@@ -102,7 +103,8 @@ def open_source(
 
     Raises:
         FptqError: nothing there or nothing in it, text for a model that is no language model,
-            no tokenizer or the wrong one, or arrays that do not fit the inputs.
+            no tokenizer or the wrong one, a BOS beyond the vocabulary, or arrays that do not fit
+            the inputs.
         ValueError: max_samples or max_seq_len below 1.
     """
     if max_samples < 1 or max_seq_len < 1:
@@ -126,11 +128,13 @@ def open_source(
     special = read_special_ids(model_folder)
     if tokenizer_folder is not None and special.bos is None:
         special = replace(special, bos=read_special_ids(tokenizer_folder).bos)
+    vocab_size = vocab_size or special.vocab_size
+    check_bos(special.bos, vocab_size)
     length, exact = _window_length(inputs, model_folder, special, max_seq_len)
     wanted = _Wanted(
         folder=tokenizer_folder or model_folder,
         special=special,
-        vocab_size=vocab_size or special.vocab_size,
+        vocab_size=vocab_size,
         samples=max_samples,
         length=length,
         exact=exact,

@@ -78,6 +78,19 @@ def test_random_tokens_stay_inside_the_smaller_vocabulary(tmp_path: Path) -> Non
         tokens("random", vocab_size=None, model_folder=tmp_path)
 
 
+@pytest.mark.parametrize("spec", ["random", "text"])
+def test_a_bos_beyond_the_vocabulary_is_refused(tmp_path: Path, spec: str) -> None:
+    """A lookup of it would fail deep inside ONNX Runtime."""
+    (tmp_path / "config.json").write_text('{"bos_token_id": 7, "vocab_size": 7}')
+    if spec == "text":
+        spec = str(tmp_path / "a.txt")
+        Path(spec).write_text("hello")
+    with pytest.raises(FptqError, match=r"token 7 is beyond the model's 7 tokens: correct bos_"):
+        tokens(spec, vocab_size=None, model_folder=tmp_path)
+    (tmp_path / "config.json").write_text('{"bos_token_id": 6, "vocab_size": 7}')
+    assert tokens("random", vocab_size=None, model_folder=tmp_path).windows[0][0] == 6
+
+
 def test_windows_of_a_text_are_spread_disjoint_and_repeatable() -> None:
     opened = tokens(HELDOUT)
     everything = [tuple(w) for w in opened.windows + opened.heldout]
