@@ -63,12 +63,15 @@ class GenerationModel:
         )  # fmt: skip
 
 
-def open_generation_model(path: Path, *, threads: int | None = None) -> GenerationModel:
+def open_generation_model(
+    path: Path, *, threads: int | None = None, options: ort.SessionOptions | None = None
+) -> GenerationModel:
     """Open an exported or converted model; the file is not changed.
 
     Args:
         path: an .onnx file, or a folder with one.
         threads: intra-op threads, None or 0 for onnxruntime's choice.
+        options: session options to begin with, without our library; they are changed by this call.
 
     Raises:
         FptqError: nothing there, not a causal language model, or onnxruntime refuses it.
@@ -79,7 +82,7 @@ def open_generation_model(path: Path, *, threads: int | None = None) -> Generati
     shares = can_share(model.graph, io)
     grouped = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     pads = not grouped and io.attention_mask is not None and io.position_ids is not None
-    options = ort.SessionOptions()
+    options = options or ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception, too
     options.intra_op_num_threads = threads or 0
     if CUSTOM_DOMAIN in model.opset_imports:

@@ -1,12 +1,15 @@
-// What this machine can do at most, on one thread, printed as JSON: the integer multiply-adds of each
-// instruction the kernels use, in GOPS (a multiply-add is two), and reading from memory, in GB/s.
+// What this machine can do at most, printed as JSON: the integer multiply-adds of each instruction the
+// kernels use on one thread, in GOPS (a multiply-add is two), and reading from memory, in GB/s, by as
+// many threads at once as the first argument says (one without it).
 //
 // Every loop is assembly, so that it measures the machine and not the compiler; each runs only where
 // the CPU has the instruction.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "cpu_features.h"
@@ -84,11 +87,39 @@ void read_block(const char* at, const char* end, long ahead) {
       : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
 }
 
+// Far beyond any cache; every run reads another part, the threads their share of it each.
+double read_rate(int threads) {
+  const size_t part = size_t{256} << 20;
+  const size_t share = (part / threads - 65536) / 256 * 256;  // 65536: what is fetched ahead
+  std::vector<char> memory(8 * part, 1);
+  double best = 0.0;
+  for (const long ahead : {512L, 1024L, 2048L, 4096L, 8192L, 16384L}) {
+    size_t index = 0;
+    const auto run = [&] {
+      const char* begin = memory.data() + (index++ % 8) * part;
+      std::vector<std::thread> others;
+      for (int t = 1; t < threads; ++t) {
+        const char* at = begin + t * (part / threads) / 256 * 256;
+        others.emplace_back(read_block, at, at + share, ahead);
+      }
+      read_block(begin, begin + share, ahead);
+      for (std::thread& other : others) other.join();
+    };
+    best = std::max(best, best_rate(static_cast<double>(share) * threads, run));
+  }
+  return best;
+}
+
 #endif
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
+  if (threads < 1 || threads > 256) {
+    std::fprintf(stderr, "the number of threads must be 1 to 256\n");
+    return 2;
+  }
   std::printf("{");
 #if defined(__x86_64__)
   const uint32_t features = fptq::cpu_features();
@@ -108,18 +139,7 @@ int main() {
     print("avx2", best_rate(kLoops * 8.0 * 64,
                             LOOP(PAIR(0, 8) PAIR(1, 9) PAIR(2, 10) PAIR(3, 11) PAIR(4, 8)
                                      PAIR(5, 9) PAIR(6, 10) PAIR(7, 11))));
-    // Far beyond any cache; every run reads another part.
-    const size_t part = size_t{256} << 20;
-    std::vector<char> memory(8 * part, 1);
-    double best = 0.0;
-    for (const long ahead : {512L, 1024L, 2048L, 4096L, 8192L, 16384L}) {
-      size_t index = 0;
-      best = std::max(best, best_rate(static_cast<double>(part - 65536), [&] {
-                        const char* begin = memory.data() + (index++ % 8) * part;
-                        read_block(begin, begin + part - 65536, ahead);
-                      }));
-    }
-    print("read", best);
+    print("read", read_rate(threads));
   }
 #endif
   std::printf("}\n");
