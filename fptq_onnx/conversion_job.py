@@ -15,6 +15,7 @@ from fptq_onnx.clean_up import clean_up
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.block_view import find_blocks
+from fptq_onnx.graph.divided_outputs import divided_outputs
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -152,7 +153,10 @@ class Job:
         if self.samples.tokenizer_folder is not None:
             copy_tokenizer(self.samples.tokenizer_folder, folder)
         if self.verify_samples:
-            result = verify(loaded, folder, self.samples, self.verify_samples, threads=self.threads)
+            result = verify(
+                loaded, folder, self.samples, self.verify_samples, threads=self.threads,
+                divided=divided_outputs(self.scan.linears, prepared.folded),
+            )  # fmt: skip
             say(result.line)
             self.gate.check(target, result)
             report = report.with_verification(result.as_dict())

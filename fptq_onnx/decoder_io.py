@@ -152,20 +152,28 @@ def _decoder_section(genai_config: Mapping[str, Any] | None) -> Mapping[str, Any
     return decoder if isinstance(decoder, Mapping) else {}
 
 
-def gives_logits(outputs: Sequence[TensorSpec]) -> bool:
-    """Whether an output looks like the logits of a language model."""
+def gives_logits(outputs: Sequence[TensorSpec], largest_id: int = 0) -> bool:
+    """Whether an output looks like the logits of a language model.
+
+    Args:
+        outputs: of the model.
+        largest_id: a token id that its vocabulary holds; labels of tokens are fewer.
+    """
     try:
-        _find_logits(outputs, None)
+        width = _fixed(_find_logits(outputs, None), 2)
     except FptqError:
         return False
-    return True
+    return width is None or width > largest_id
 
 
 def _find_logits(outputs: Sequence[TensorSpec], configured: str | None) -> TensorSpec:
     by_name = {spec.name: spec for spec in outputs}
     for name in (configured, "logits", "lm_logits"):
         if name in by_name:
-            return by_name[name]
+            if by_name[name].rank in (3, None):
+                return by_name[name]
+            found = by_name[name].describe()
+            raise FptqError(_NOT_LM.format(f"{found} is not [batch, sequence, vocabulary]"))
     for spec in outputs:
         if spec.rank != 3 or spec.dtype not in FLOAT_DTYPES or is_cache_name(spec.name):
             continue

@@ -28,6 +28,7 @@ from fptq_onnx.last_word import (
 from fptq_onnx.model_configs import find_model_file, read_special_ids
 from fptq_onnx.progress import track
 from fptq_onnx.text import (
+    check_bos,
     check_vocabulary,
     cut_windows,
     first_tokens,
@@ -190,6 +191,7 @@ def _check_vocabularies(decoders: Sequence[Decoder], source: _Source) -> None:
             "a model with the one it was converted from"
         )
     check_vocabulary(source.tokenizer, sizes[0] or source.vocab_size, "the model")
+    check_bos(source.bos, sizes[0] or source.vocab_size)
 
 
 def _measure(decoders: Sequence[Decoder], windows: Iterable[NDArray[np.int64]]) -> WindowFigures:

@@ -21,7 +21,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
 from fptq_onnx.model_configs import find_model_file, read_special_ids
 from fptq_onnx.samples import folder_of_tokenizer
-from fptq_onnx.text import check_vocabulary, load_tokenizer
+from fptq_onnx.text import check_bos, check_vocabulary, load_tokenizer
 
 try:
     from lm_eval.api.instance import Instance
@@ -81,6 +81,7 @@ class FptqOnnxLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         known = self._decoder.io.vocab_size or special.vocab_size
         check_vocabulary(self._encoder, known, "the model")
         bos = read_special_ids(folder).bos if special.bos is None else special.bos
+        check_bos(bos, known)
         self._bos = bos if add_bos_token else None
         self._eos = special.eos or read_special_ids(folder).eos
         if bos is None and not self._eos:

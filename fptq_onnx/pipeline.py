@@ -27,7 +27,7 @@ from fptq_onnx.quality_gate import Gate
 from fptq_onnx.report import Report, coverage_lines
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
-from fptq_onnx.targets import FLOAT_TARGET
+from fptq_onnx.targets import FLOAT_TARGET, check_targets
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ def convert(
         raise FptqError(
             f"no linear layer found in {loaded.file} ({scan.coverage}): nothing to quantize"
         )
+    if config.quantize:
+        check_targets(targets, loaded.model)
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
     job = Job(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from fptq_onnx.config import Config
+from fptq_onnx.errors import FptqError
 from fptq_onnx.passes.emit_attention import emit_attention
 from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
@@ -38,6 +39,19 @@ class Emitted:
     model: ir.Model
     lines: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def check_targets(targets: Sequence[str], model: ir.Model) -> None:
+    """See before anything is measured that every target can hold the model; it is not changed.
+
+    Raises:
+        FptqError: one cannot, which is named.
+    """
+    if "qdq" in targets:
+        try:
+            raise_opset(model, MINIMUM_OPSET)
+        except FptqError as error:
+            raise FptqError(f"target qdq: {error}") from error
 
 
 def _qdq(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:

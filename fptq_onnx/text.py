@@ -80,6 +80,23 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, vocab_size: int | None, wh
         )
 
 
+def check_bos(bos: int | None, vocab_size: int | None) -> None:
+    """Refuse a beginning-of-sequence id that the model has no embedding for.
+
+    Args:
+        bos: the id; None skips the check.
+        vocab_size: ids the model knows; None skips the check.
+
+    Raises:
+        FptqError: bos is not below vocab_size.
+    """
+    if bos is not None and vocab_size is not None and bos >= vocab_size:
+        raise FptqError(
+            f"the beginning-of-sequence token {bos} is beyond the model's {vocab_size} tokens: "
+            "correct bos_token_id in the config.json (or genai_config.json) beside it"
+        )
+
+
 def read_documents(
     path: Path, *, text_field: str = "text", max_chars: int | None = None
 ) -> tuple[list[str], bool]:

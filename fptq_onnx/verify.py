@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Verification:
     outputs: for all others, the difference of each output.
     samples: samples compared on.
     held_out: whether they were kept out of calibration.
+    divided: outputs not compared, since they hold values that a fold divided.
     kind: "random" tokens, of which perplexity says nothing, "generated" by the model, or "".
     """
 
@@ -39,6 +41,7 @@ class Verification:
     samples: int
     held_out: bool
     kind: str = ""
+    divided: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -53,6 +56,8 @@ class Verification:
                 f"KL {c.kl:.3g} nats, top-1 agreement {c.top1:.1%}, largest logit difference "
                 f"{c.max_rel_diff:.2g} of the largest logit, {what}"
             )
+        if self.divided:
+            what += f"; {len(self.divided)} cache outputs hold divided values and are not compared"
         worst = min(self.outputs, key=lambda item: float(item["sqnr_db"]))
         return (
             f"check        worst output {worst['name']}: SQNR {worst['sqnr_db']:.1f} dB, largest "
@@ -68,13 +73,21 @@ class Verification:
         }
         if self.comparison is not None:
             data.update(self.comparison.to_dict())
+        if self.divided:
+            data["divided"] = list(self.divided)
         if self.outputs:
             data["outputs"] = list(self.outputs)
         return {key: finite(value) for key, value in data.items()}
 
 
 def verify(
-    loaded: LoadedModel, folder: Path, samples: Samples, count: int, *, threads: int
+    loaded: LoadedModel,
+    folder: Path,
+    samples: Samples,
+    count: int,
+    *,
+    threads: int,
+    divided: Collection[str] = (),
 ) -> Verification:
     """Check a written model, and run it beside the original.
 
@@ -84,6 +97,7 @@ def verify(
         samples: what calibration used; its held-out part where it has one.
         count: samples to compare on.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
+        divided: outputs that differ by what was folded, see `divided_outputs`.
 
     Raises:
         FptqError: the written model cannot be loaded or run, or gives NaN.
@@ -102,7 +116,9 @@ def verify(
         comparison = compare(Decoder(reference, io), Decoder(candidate, io), windows)
         return Verification(comparison, (), len(windows), bool(source.heldout), kind=samples.kind)
     feeds = source.verification[:count]
-    differences = compare_outputs(reference, candidate, feeds)
+    names = [output.name for output in reference.get_outputs()]
+    comparable = [name for name in names if name not in divided]
+    differences = compare_outputs(reference, candidate, feeds, comparable)
     outputs = tuple(
         {
             "name": item.name,
@@ -112,7 +128,8 @@ def verify(
         }
         for item in differences
     )
-    return Verification(None, outputs, len(feeds), held_out=False)
+    left_out = tuple(name for name in names if name in divided) if comparable else ()
+    return Verification(None, outputs, len(feeds), held_out=False, divided=left_out)
 
 
 def _check(written: Path, original: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 import onnx.defs
 import onnx.version_converter
@@ -17,6 +18,9 @@ from fptq_onnx.errors import FptqError
 # The converter may need to see the value of small constants (axes, shapes).
 _LARGEST_VISIBLE = 1024
 _FOREIGN = "fptq.foreign"
+# From here on GroupNormalization has a scale for each channel, before one for each group; the
+# converter lets it pass.
+_SCALE_BY_CHANNEL = 21
 
 
 def raise_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -27,7 +31,7 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
         opset: the ai.onnx version wanted.
 
     Raises:
-        FptqError: the converter cannot do it.
+        FptqError: it cannot be done.
     """
     current = model.opset_imports.get("", 0)
     if current >= opset:
@@ -37,26 +41,32 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and value.const_value.nbytes > _LARGEST_VISIBLE
     }
+    refusal = (
+        f"cannot bring the model from opset {current} to {opset}, which this target needs: export "
+        f"it with opset {opset} or newer, or leave this target out"
+    )
+    for node in model.graph.all_nodes():
+        if node.op_type == "GroupNormalization" and current < _SCALE_BY_CHANNEL <= opset:
+            raise FptqError(f"{refusal} ({node.name}: GroupNormalization changed in between)")
     skeleton = model.clone()
     for name in hidden:
         value = skeleton.graph.initializers.pop(name)
         value.const_value = None
         if not value.is_graph_input():
             skeleton.graph.inputs.append(value)
-    for value in skeleton.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):  # the converter knows no folder
-            external = value.const_value
-            value.const_value = ir.Tensor(external.numpy(), external.dtype, name=external.name)
+    branches = _hide_in_subgraphs(skeleton)
+    for graph in skeleton.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):  # the converter knows no folder
+                external = value.const_value
+                value.const_value = ir.Tensor(external.numpy(), external.dtype, name=external.name)
     foreign = _move_foreign_ops(skeleton, {"": _FOREIGN})
     try:
         converted = ir.from_proto(
             onnx.version_converter.convert_version(ir.to_proto(skeleton), opset)
         )
     except Exception as error:  # the converter raises bare RuntimeErrors of many texts
-        raise FptqError(
-            f"cannot bring the model from opset {current} to {opset}, which this target needs: "
-            f"export it with opset {opset} or newer"
-        ) from error
+        raise FptqError(refusal) from error
     if foreign:
         _move_foreign_ops(converted, {_FOREIGN: ""})
     for value in [value for value in converted.graph.inputs if value.name in hidden]:
@@ -65,8 +75,40 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
             converted.graph.inputs.remove(value)
         value.const_value = original.const_value
         converted.graph.register_initializer(value)
+    _show_in_subgraphs(converted, branches)
     converted.metadata_props.update(model.metadata_props)
     return converted
+
+
+def _hide_in_subgraphs(model: ir.Model) -> dict[str, tuple[str, ir.TensorProtocol]]:
+    """Replace big weights of subgraphs, which have no inputs to become, by single zeros.
+
+    Returns:
+        By the name of what stands in for it, the name of the weight and its tensor.
+    """
+    hidden: dict[str, tuple[str, ir.TensorProtocol]] = {}
+    for graph in [graph for graph in model.graphs() if graph is not model.graph]:
+        for name, value in list(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= _LARGEST_VISIBLE:
+                continue
+            value.name = f"{_FOREIGN}.{len(hidden)}"  # two branches may call theirs the same
+            hidden[value.name] = (name, tensor)
+            zero = np.zeros([1] * len(tensor.shape), tensor.dtype.numpy())
+            value.const_value = ir.Tensor(zero, tensor.dtype, name=value.name)
+    return hidden
+
+
+def _show_in_subgraphs(
+    model: ir.Model, hidden: Mapping[str, tuple[str, ir.TensorProtocol]]
+) -> None:
+    """Undo `_hide_in_subgraphs`."""
+    for graph in [graph for graph in model.graphs() if graph is not model.graph] if hidden else ():
+        for standing_in, value in list(graph.initializers.items()):
+            if standing_in in hidden:
+                name, tensor = hidden[standing_in]
+                value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
+                value.name = name
 
 
 def _move_foreign_ops(model: ir.Model, domains: Mapping[str, str]) -> int:

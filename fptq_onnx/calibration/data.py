@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.feeds import Feeds, feeds_from_iterable, feeds_from_npz
+from fptq_onnx.calibration.random_floats import random_floats
 from fptq_onnx.decoder_io import find_input_ids
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
 from fptq_onnx.text import (
     TEXT_SUFFIXES,
+    check_bos,
     check_vocabulary,
     cut_windows,
     first_tokens,
@@ -98,11 +100,13 @@ def open_source(
         tokenizer_folder: holds the tokenizer (and names its BOS) where the model's folder has none.
 
     Returns:
-        TokenWindows for random tokens and text, Feeds otherwise.
+        TokenWindows for random tokens and text, Feeds otherwise; "random" for a model without
+        token ids draws normal floats.
 
     Raises:
         FptqError: nothing there or nothing in it, text for a model that is no language model,
-            no tokenizer or the wrong one, or arrays that do not fit the inputs.
+            no tokenizer or the wrong one, a BOS beyond the vocabulary, or arrays that do not fit
+            the inputs.
         ValueError: max_samples or max_seq_len below 1.
     """
     if max_samples < 1 or max_seq_len < 1:
@@ -123,14 +127,22 @@ def open_source(
             raise FptqError(
                 f"cannot calibrate from {path.name}: the name must end in .txt, .jsonl or .npz"
             )
+    if (
+        spec == RANDOM
+        and find_input_ids(inputs, read_config(model_folder, "genai_config.json")) is None
+    ):
+        rng = np.random.default_rng(seed)
+        return random_floats(inputs, max_samples, VERIFICATION_WINDOWS, rng)
     special = read_special_ids(model_folder)
     if tokenizer_folder is not None and special.bos is None:
         special = replace(special, bos=read_special_ids(tokenizer_folder).bos)
+    vocab_size = vocab_size or special.vocab_size
+    check_bos(special.bos, vocab_size)
     length, exact = _window_length(inputs, model_folder, special, max_seq_len)
     wanted = _Wanted(
         folder=tokenizer_folder or model_folder,
         special=special,
-        vocab_size=vocab_size or special.vocab_size,
+        vocab_size=vocab_size,
         samples=max_samples,
         length=length,
         exact=exact,
@@ -163,11 +175,20 @@ def _window_length(
         raise FptqError(
             "tokens cannot calibrate this model: it has no input_ids; give .npz files with "
             + ", ".join(spec.describe() for spec in inputs)
+            + (
+                f", or --calibration {RANDOM} for normal random numbers"
+                if _all_floats(inputs)
+                else ""
+            )
         )
     fixed = ids.shape[1] if ids.rank == 2 and ids.shape else None
     if isinstance(fixed, int) and fixed > 1:
         return fixed, True
     return min(max_seq_len, special.context_length or max_seq_len), False
+
+
+def _all_floats(inputs: Sequence[TensorSpec]) -> bool:
+    return all(spec.dtype in FLOAT_DTYPES for spec in inputs)
 
 
 def _decode_steps(length: int) -> int:

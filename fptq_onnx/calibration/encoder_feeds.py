@@ -1,4 +1,4 @@
-"""Token windows as complete inputs of an encoder, which has hidden states or labels for outputs."""
+"""Token windows as complete inputs of an encoder: hidden states or classes are its outputs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def encoder_feeds(
         outputs: what it gives.
 
     Returns:
-        Feeds, or None for a model that is fed as a decoder: it has logits and no token types, or
-        inputs that are not known here.
+        Feeds, or None for a model that is fed as a decoder: it has logits over the vocabulary and
+        no token types, or inputs that are not known here. Classifiers are encoders.
     """
     names = {spec.name for spec in inputs}
     if not names <= _KNOWN or "input_ids" not in names:
         return None
-    if gives_logits(outputs) and _TYPES not in names:
+    largest = max(int(ids.max()) for ids in windows.windows)
+    if gives_logits(outputs, largest) and _TYPES not in names:
         return None
     samples = [_sample(ids, inputs) for ids in windows.windows]
     return Feeds(samples, [_sample(ids, inputs) for ids in windows.verification])

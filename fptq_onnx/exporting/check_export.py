@@ -17,7 +17,9 @@ TOLERANCE = 1e-3
 _PREFILL = 5
 
 
-def check_export(model_file: Path, reference: Path, *, causal: bool, threads: int = 0) -> float:
+def check_export(
+    model_file: Path, reference: Path, *, causal: bool, output: str = "", threads: int = 0
+) -> float:
     """Largest difference from torch, relative to torch's largest value.
 
     A decoder is fed some tokens at once and the others one by one with its cache.
@@ -25,7 +27,8 @@ def check_export(model_file: Path, reference: Path, *, causal: bool, threads: in
     Args:
         model_file: the export.
         reference: what `save_torch_reference` wrote.
-        causal: a decoder.
+        causal: a decoder, whose logits are compared.
+        output: of an encoder, what is compared.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
 
     Raises:
@@ -33,9 +36,11 @@ def check_export(model_file: Path, reference: Path, *, causal: bool, threads: in
     """
     with np.load(reference) as saved:
         ids = saved["input_ids"]
-        expected = saved["logits" if causal else "last_hidden_state"]
-    run = _decode if causal else _encode
-    got = run(model_file, ids, threads)
+        expected = saved["logits" if causal else output]
+    if causal:
+        got = _decode(model_file, ids, threads)
+    else:
+        got = _encode(model_file, ids, output, threads)
     if got.shape != expected.shape:
         raise FptqError(
             f"the export gives {list(got.shape)} where torch gives {list(expected.shape)}: "
@@ -60,7 +65,9 @@ def _decode(model_file: Path, ids: NDArray[np.int64], threads: int) -> NDArray[n
     return np.concatenate([part for part in parts if part is not None], axis=1)
 
 
-def _encode(model_file: Path, ids: NDArray[np.int64], threads: int) -> NDArray[np.float32]:
+def _encode(
+    model_file: Path, ids: NDArray[np.int64], output: str, threads: int
+) -> NDArray[np.float32]:
     session = open_session(model_file, threads=threads)
     feeds = {
         spec.name: {"input_ids": ids, "attention_mask": np.ones_like(ids)}.get(
@@ -69,7 +76,7 @@ def _encode(model_file: Path, ids: NDArray[np.int64], threads: int) -> NDArray[n
         for spec in session.get_inputs()
     }
     try:
-        return np.asarray(session.run(["last_hidden_state"], feeds)[0], np.float32)
+        return np.asarray(session.run([output], feeds)[0], np.float32)
     except Exception as error:  # onnxruntime raises its own types and bare RuntimeError
         raise FptqError(
             f"ONNX Runtime cannot run the export ({first_line(error)}): try another --exporter"

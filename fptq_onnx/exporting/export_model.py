@@ -96,7 +96,9 @@ def export_model(
             f"{loaded.model.opset_imports.get('', 0)}, {human_bytes(loaded.bytes)}"
         )
         causal = bool(result["causal"])
-        difference = check_export(loaded.file, reference, causal=causal, threads=threads)
+        difference = check_export(
+            loaded.file, reference, causal=causal, output=result["output"], threads=threads
+        )
         say(f"check        differs from torch by {difference:.1e} of the largest output")
         if not (work / "tokenizer.json").is_file():
             say("note         the source has no tokenizer.json: put one beside the model")

@@ -1,4 +1,4 @@
-"""Export with optimum-onnx: decoders with a KV cache, encoders with their hidden states."""
+"""Export with optimum-onnx: decoders with a KV cache, encoders with hidden states or a head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fptq_onnx.errors import FptqError
 _OPSET = 18
 
 
-def export_with_optimum(source: Path, folder: Path, *, causal: bool) -> None:
+def export_with_optimum(source: Path, folder: Path, task: str) -> None:
     """Write model.onnx, with its data beside it from 2 GB on.
 
     Args:
         source: the Hugging Face folder.
         folder: exists.
-        causal: a decoder; otherwise an encoder.
+        task: as optimum calls it, see tasks.py.
 
     Raises:
         FptqError: optimum does not know the architecture.
@@ -26,7 +26,7 @@ def export_with_optimum(source: Path, folder: Path, *, causal: bool) -> None:
         main_export(
             str(source),
             folder,
-            task="text-generation-with-past" if causal else "feature-extraction",
+            task=task,
             library_name="transformers",
             opset=_OPSET,
             do_validation=False,  # the caller compares with torch itself

@@ -7,27 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from fptq_onnx.exporting.tasks import Task
+
 LENGTH = 9  # tokens; a prefill and some steps with the cache
 _BATCH = 2
 
 
-def load_torch_model(source: Path, *, causal: bool) -> Any:
+def load_torch_model(source: Path, task: Task) -> Any:
     """The model in float32, ready to run; code that comes with a model is never run."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM
+    import transformers
 
-    kind = AutoModelForCausalLM if causal else AutoModel
+    kind = getattr(transformers, task.auto)
     return kind.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
 
 
-def save_torch_reference(model: Any, file: Path, *, causal: bool) -> None:
+def save_torch_reference(model: Any, file: Path, output: str) -> None:
     """Write input_ids [batch, sequence] and the result of a full forward as .npz.
 
     Args:
         model: see `load_torch_model`.
-        file: gets int64 `input_ids` and float32 `logits` [batch, sequence, vocabulary] of a
-            decoder, or `last_hidden_state` [batch, sequence, hidden] of an encoder.
-        causal: a decoder.
+        file: gets int64 `input_ids` and, under its name, the float32 output.
+        output: logits of any kind of head, or last_hidden_state.
     """
     import torch
 
@@ -37,5 +38,4 @@ def save_torch_reference(model: Any, file: Path, *, causal: bool) -> None:
     tensor = torch.from_numpy(ids)
     with torch.no_grad():
         done = model(input_ids=tensor, attention_mask=torch.ones_like(tensor))
-    name = "logits" if causal else "last_hidden_state"
-    np.savez(file, input_ids=ids, **{name: done[name].numpy()})
+    np.savez(file, input_ids=ids, **{output: done[output].numpy()})

@@ -1,7 +1,7 @@
 """The process that exports: python -m fptq_onnx.exporting.worker JOB.json RESULT.json.
 
 It alone imports torch. What the exporters print goes where this process's output goes; how it ended
-is written to the result file: {"causal": bool, "architecture": str}, or {"error": sentence}.
+is written to the result file: what `export` returned, or {"error": sentence}.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.exporting.tasks import CAUSAL, task_of
 from fptq_onnx.session import first_line
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,7 +32,8 @@ def export(source: str, exporter: str, folder: Path, reference: Path) -> dict[st
         reference: the .npz of `save_torch_reference`.
 
     Returns:
-        The folder of the Hugging Face model, its architecture, and whether it is a decoder.
+        The folder of the Hugging Face model, its architecture, whether it is a decoder, and the
+        output that the reference holds.
 
     Raises:
         FptqError: an architecture that the exporter cannot export.
@@ -51,6 +53,7 @@ def export(source: str, exporter: str, folder: Path, reference: Path) -> dict[st
         ) from error
     (architecture, *_) = config.architectures or [type(config).__name__]
     causal = architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    task = CAUSAL if causal else task_of(architecture)
     if not causal and exporter != "optimum":
         raise FptqError(
             f"{architecture} is not a causal language model, which is all that the exporter "
@@ -64,16 +67,18 @@ def export(source: str, exporter: str, folder: Path, reference: Path) -> dict[st
     elif exporter == "optimum":
         from fptq_onnx.exporting.optimum_exporter import export_with_optimum
 
-        export_with_optimum(local, folder, causal=causal)
+        export_with_optimum(local, folder, task.name)
     else:
         from fptq_onnx.exporting.dynamo_exporter import export_with_dynamo
 
-        model = load_torch_model(local, causal=True)
+        model = load_torch_model(local, task)
         export_with_dynamo(model, folder)
     if model is None:
-        model = load_torch_model(local, causal=causal)
-    save_torch_reference(model, reference, causal=causal)
-    return {"folder": str(local), "architecture": architecture, "causal": causal}
+        model = load_torch_model(local, task)
+    save_torch_reference(model, reference, task.output)
+    return {
+        "folder": str(local), "architecture": architecture, "causal": causal, "output": task.output
+    }  # fmt: skip
 
 
 def _download(name: str) -> Path:

@@ -14,7 +14,7 @@ from fptq_onnx.generation.chat_template import ChatTemplate, load_chat_template
 from fptq_onnx.generation.engine import Engine
 from fptq_onnx.generation.open_rows import DEFAULT_LENGTH, GenerationModel, open_generation_model
 from fptq_onnx.model_configs import SpecialIds, find_model_file, read_special_ids
-from fptq_onnx.text import check_vocabulary, load_tokenizer
+from fptq_onnx.text import check_bos, check_vocabulary, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class LanguageModel:
         model = open_generation_model(path, threads=threads)
         vocabulary = model.decoder.io.vocab_size or special.vocab_size
         check_vocabulary(tokenizer, vocabulary, "the model")
+        check_bos(special.bos, vocabulary)
         return cls(model, tokenizer, special, template)
 
     def engine(self, *, max_rows: int = 1, max_length: int | None = None) -> Engine:

@@ -38,7 +38,8 @@ class Block:
     """Where a linear is.
 
     role: one of ROLES.
-    layer: counted from 0 along the residual stream; None outside of layers.
+    layer: counted from 0 along the residual stream, an encoder's before its decoder's; None
+        outside of layers.
     """
 
     role: str

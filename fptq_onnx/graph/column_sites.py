@@ -3,6 +3,7 @@
     down(silu(gate) * up)        channel j of the product is linear in column j of up, which may be
                                  a part of a wider linear (gate and up in one)
     fc2(relu(fc1))               relu(z / s) = relu(z) / s
+    fc2(relu(fc1)^2)             the same with roots: relu(z / sqrt(s))^2 = relu(z)^2 / s
     o(attention(q, k, v))        see value_sites.py
 
 Dividing the activation's channels by s is dividing the columns (and bias) of up, fc1 or v by s:
@@ -22,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fptq_onnx.graph.column_spans import picks_others
-from fptq_onnx.graph.constants import scalar_ints
+from fptq_onnx.graph.constants import constant_of, scalar_ints
 from fptq_onnx.graph.fold_sites import passes_through, readers_of
 from fptq_onnx.graph.linears import Linear
 from fptq_onnx.graph.value_sites import Columns, columns_of, value_source
@@ -40,6 +41,7 @@ class ColumnSite:
     n: columns of the linear that takes it.
     spread: the column behind each channel of the activation, int64 [K].
     through_attention: whether the cache holds the divided values.
+    squared: whether the activation is the square of what the columns make.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ColumnSite:
     n: int
     spread: Columns = field(repr=False)
     through_attention: bool = False
+    squared: bool = False
 
     def tied(self, sizes: Floats) -> Floats:
         """The largest [K] of channels made by the same column, which have one divisor."""
@@ -57,7 +60,7 @@ class ColumnSite:
     def divisors(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
         """S [K] of the activation as divisors [N] of columns; 1 where a column makes no channel."""
         found = np.ones(self.n, np.float32)
-        found[self.spread] = scale
+        found[self.spread] = np.sqrt(scale) if self.squared else scale
         return found
 
 
@@ -85,7 +88,8 @@ def _site_of(
     linear: Linear, by_node: Mapping[int, Linear], by_output: Mapping[int, Linear]
 ) -> ColumnSite | None:
     value = _before_casts(linear.x)
-    found = _elementwise_source(linear, value, by_output)
+    root = _squared_source(linear, value, by_output)
+    found = root or _elementwise_source(linear, value, by_output)
     columns = np.arange(linear.k)
     attention = found is None
     if found is None:
@@ -99,7 +103,7 @@ def _site_of(
     if isinstance(readers, str) or any(reader.k != linear.k for reader in readers):
         return None
     names = tuple(reader.name for reader in readers)
-    return ColumnSite(found.name, names, found.n, columns, attention)
+    return ColumnSite(found.name, names, found.n, columns, attention, root is not None)
 
 
 def _elementwise_source(
@@ -118,6 +122,38 @@ def _elementwise_source(
         if _leads_only_to(source.output, node) and _last_size(operand, source) == source.n:
             return source
     return None
+
+
+def _squared_source(
+    linear: Linear, value: ir.Value, by_output: Mapping[int, Linear]
+) -> Linear | None:
+    """The linear whose output, through a relu or not, is squared to the value."""
+    node = value.producer()
+    if node is None or node.domain not in ("", "ai.onnx") or not _squares(node):
+        return None
+    root = node.inputs[0]
+    if root is None or root.is_graph_output() or any(use.node is not node for use in root.uses()):
+        return None
+    target, inner = node, _before_casts(root)
+    maker = inner.producer()
+    if maker is not None and (maker.op_type, maker.domain) == ("Relu", "") and maker.inputs[0]:
+        if inner is not root and not _leads_only_to(inner, node):
+            return None
+        target, root = maker, maker.inputs[0]
+        inner = _before_casts(root)
+    source = by_output.get(id(inner))
+    if source is None or source.n != linear.k or _last_size(root, source) != source.n:
+        return None
+    if inner is not root or target is not node:
+        return source if _leads_only_to(inner, target) else None
+    return source
+
+
+def _squares(node: ir.Node) -> bool:
+    if node.op_type == "Mul":
+        return node.inputs[0] is node.inputs[1]
+    exponent = constant_of(node.inputs[1]) if node.op_type == "Pow" else None
+    return exponent is not None and exponent.shape in ((), (1,)) and exponent.load().item() == 2
 
 
 def _part_of_linear(

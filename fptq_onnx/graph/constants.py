@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.constant_math import in_float32, power, root_of_squares
+
 Array = NDArray[np.generic]
 
 
@@ -137,6 +139,42 @@ def _arithmetic(op: Callable[[Array, Array], Array]) -> _Rule:
     return rule
 
 
+def _unary(op: Callable[[Array], Array]) -> _Rule:
+    def rule(node: ir.Node, operands: list[Constant], index: int) -> Constant:
+        (operand,) = operands
+        return replace(operand, load=lambda: in_float32(op, operand.load()))
+
+    return rule
+
+
+def _matmul(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
+    """A product of two matrices: a low-rank addition to a weight."""
+    left, right = operands
+    if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
+        return None
+    sources = tuple(dict.fromkeys(left.sources + right.sources))
+    shape = (left.shape[0], right.shape[1])
+    load = lambda: in_float32(np.matmul, left.load(), right.load())  # noqa: E731
+    return Constant(shape, left.dtype, sources, load)
+
+
+def _reduce(op: Callable[..., Array]) -> _Rule:
+    """Sums along axes, which stay with length 1: the norm of each row of a weight."""
+
+    def rule(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
+        source, rank = operands[0], len(operands[0].shape)
+        given = node.attributes.get("axes")
+        found = operands[1].load() if operands[1:] else given.as_ints() if given else range(rank)
+        if len(found) == 0 or not _attribute(node, "keepdims", 1):
+            return None
+        axes = tuple(int(axis) % rank for axis in found)
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(source.shape))
+        load = lambda: in_float32(lambda a: op(a, axis=axes, keepdims=True), source.load())  # noqa: E731
+        return replace(source, shape=shape, load=load)
+
+    return rule
+
+
 def _reshaped(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
     """Reshape, Squeeze and Unsqueeze: the same elements in another shape."""
     source = operands[0]
@@ -247,4 +285,13 @@ _RULES: dict[str, _Rule] = {
     "Sub": _arithmetic(np.subtract),
     "Mul": _arithmetic(np.multiply),
     "Div": _arithmetic(np.divide),
+    "Pow": _arithmetic(power),
+    "Neg": _unary(np.negative),
+    "Abs": _unary(np.abs),
+    "Sqrt": _unary(np.sqrt),
+    "Exp": _unary(np.exp),
+    "Reciprocal": _unary(np.reciprocal),
+    "ReduceSum": _reduce(np.sum),
+    "ReduceL2": _reduce(root_of_squares),
+    "MatMul": _matmul,
 }

@@ -10,7 +10,23 @@ from fptq_onnx.graph.constants import constant_of
 MICROSOFT = "com.microsoft"
 _STANDARD = ("", "ai.onnx")
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_EXPERTS = ("MoE", "QMoE")
+_EXPERTS = ("MoE", "QMoE", "MoEPacked")
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+# ONNX Runtime's ops that read matrices without multiplying by them (tables of embeddings and of
+# angles, masks, biases), and convolutions. Of ops that are not here a matrix is taken for a weight.
+_NO_PRODUCT = {
+    "GroupQueryAttention", "MultiHeadAttention", "PackedMultiHeadAttention", "PagedAttention",
+    "DecoderMaskedMultiHeadAttention", "SparseAttention", "LinearAttention", "GatedDeltaNet",
+    "RotaryEmbedding", "MRotaryEmbedding", "GemmaRotaryEmbedding", "RMSNormRotary",
+    "EmbedLayerNormalization", "TorchEmbedding", "RelativePositionBias", "GatherND",
+    "BiasGelu", "BiasAdd", "BiasSoftmax", "BiasSplitGelu", "BiasDropout", "FastGelu", "Gelu",
+    "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "GroupNorm",
+    "SkipGroupNorm", "GatedRMSNorm", "GatedAdd", "BranchwiseRMSNorm", "SwiGLU", "Pad", "Trilu",
+    "Conv", "NhwcConv", "FusedConv", "NhwcFusedConv", "ConvTransposeWithDynamicPads",
+    "CausalConvWithState", "VarlenCausalConvWithState", "WordConvEmbedding", "ExpandDims",
+    "Unique", "ComplexMul", "ComplexMulConj", "BeamSearch", "GreedySearch", "Sampling",
+    "WhisperBeamSearch", "GatherBlockQuantized", "Attention", "FusedMatMul", "FusedGemm",
+}  # fmt: skip
 
 
 def held_weights(node: ir.Node) -> str:
@@ -27,11 +43,28 @@ def held_weights(node: ir.Node) -> str:
     if node.domain == MICROSOFT and node.op_type == "Attention":
         obstacle = attention_obstacle(node)
         return f"its weight is inside the attention op, {obstacle}" if obstacle else ""
-    if node.domain in _STANDARD and node.op_type == "Einsum":
-        held = [constant_of(value) for value in node.inputs]
-        if any(constant is not None and len(constant.shape) > 1 for constant in held):
+    if node.domain in _STANDARD:
+        if node.op_type == "Einsum" and _holds_matrix(node):
             return "its weight is inside an Einsum that is no plain product of rows with a matrix"
+        return ""
+    if node.domain == MICROSOFT:
+        if node.op_type not in _NO_PRODUCT and _holds_matrix(node):
+            return f"its weight is inside {node.op_type}, which is not taken apart"
+        return ""
+    if _holds_matrix(node):
+        return f"its matrix is read by {node.op_type} of the domain {node.domain}, an unknown op"
     return ""
+
+
+def _holds_matrix(node: ir.Node) -> bool:
+    """Whether an input is a float constant of two dimensions or more that are not 1."""
+    held = [constant_of(value) for value in node.inputs]
+    return any(
+        constant is not None
+        and constant.dtype in _FLOATS
+        and sum(size != 1 for size in constant.shape) > 1
+        for constant in held
+    )
 
 
 def attention_obstacle(node: ir.Node) -> str:

@@ -8,6 +8,7 @@ norm) is on its level, one after it on the next. What the levels hold repeats fr
     attention and mlp, attention and mlp            one
     attention, attention, mlp, ...                  three, in a decoder with cross-attention
 
+An encoder and its decoder are numbered one after the other: the encoder's layers, then the others.
 Where nothing repeats, numbers in names are taken if they fit the levels; else a layer ends where
 attention follows an MLP.
 """
@@ -41,6 +42,46 @@ class Unit:
 
 def layer_of_units(flow: LinearFlow, units: Sequence[Unit]) -> dict[str, int]:
     """The layer of every linear in a unit, by name."""
+    encoder = _encoder(flow, units)
+    if not encoder:
+        return _of_stream(flow, units)
+    first = _of_stream(flow, [units[index] for index in sorted(encoder)])
+    rest = [unit for index, unit in enumerate(units) if index not in encoder]
+    after = max(first.values()) + 1
+    return first | {name: after + layer for name, layer in _of_stream(flow, rest).items()}
+
+
+def _encoder(flow: LinearFlow, units: Sequence[Unit]) -> set[int]:
+    """Indices of the units that attention in another stream takes keys and values from."""
+    closing = {name: index for index, unit in enumerate(units) for name in unit.closing}
+    open_cores = {unit.core: index for index, unit in enumerate(units)
+                  if unit.kind == "attention" and not unit.closing}  # fmt: skip
+    last = {id(linear.nodes[-1]): linear for linear in flow.linears}
+    before: dict[int, int] = {}  # by value: a bit for each unit it is computed from
+    for node in flow.graph:
+        bits = 0
+        for value in node.inputs:
+            bits |= before.get(id(value), 0)
+        linear = last.get(id(node))
+        if linear is not None and linear.name in closing:
+            bits |= 1 << closing[linear.name]
+        for value in node.outputs:
+            core = flow.cores.results.get(id(value), -1)
+            before[id(value)] = bits | (1 << open_cores[core] if core in open_cores else 0)
+    inputs = {linear.name: before.get(id(linear.x), 0) for linear in flow.linears}
+    parts = {linear.name: flow.attention_inputs(linear)[0] for linear in flow.linears}
+    found = 0
+    for unit in units if len(units) > 1 else ():
+        queries = [inputs[name] for name in unit.opening if parts[name] == "q"]
+        others = [inputs[name] for name in unit.opening if "q" not in parts[name] and parts[name]]
+        for query in queries:
+            for other in others:
+                if other & ~query and query & ~other:
+                    found |= other & ~query
+    return {index for index in range(len(units)) if found >> index & 1}
+
+
+def _of_stream(flow: LinearFlow, units: Sequence[Unit]) -> dict[str, int]:
     levels = _levels(flow, units)
     kinds: dict[int, set[str]] = {}
     names: dict[int, list[str]] = {}

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import Array, Constant, constant_of
 from fptq_onnx.graph.held_weights import held_weights
+from fptq_onnx.graph.run_time_weights import why_computed
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 MATMUL_LIKE = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
@@ -108,7 +109,7 @@ def find_linears(model: ir.Model) -> LinearScan:
             others.append(NotLinear(node.name or "", node.op_type, reason))
     main = set(map(id, model.graph))
     for node in model.graph.all_nodes():
-        if id(node) not in main and node.op_type in MATMUL_LIKE:
+        if id(node) not in main and (node.op_type in MATMUL_LIKE or held_weights(node)):
             reason = "it is inside a subgraph (If, Loop or Scan)"
             others.append(NotLinear(node.name or "", node.op_type, reason))
     return LinearScan(tuple(linears), tuple(others))
@@ -126,7 +127,7 @@ def _view(node: ir.Node) -> Linear | str:
         operand = node.inputs[1]
         if operand is not None and operand.is_graph_input() and operand.const_value is not None:
             return "its weight is also an input of the model, which a caller may override"
-        return "both operands are computed (attention, or another activation product)"
+        return why_computed(operand)
     if len(weight.shape) != 2:
         return f"its constant has rank {len(weight.shape)}, a linear's weight has rank 2"
     if constant_of(x) is not None:
@@ -170,9 +171,10 @@ def _gemm_view(node: ir.Node, x: ir.Value, weight: Constant) -> Linear | str:
     bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant_of(node.inputs[2])
-        if bias is None or bias.shape not in ((weight.shape[1],), (1, weight.shape[1])):
-            return "its Gemm adds something that is not a constant bias of N values"
-        bias = replace(bias, shape=(weight.shape[1],), load=_flattened(bias.load))
+        n = weight.shape[1]
+        if bias is None or bias.shape not in ((n,), (1, n), (1,), (), (1, 1)):
+            return "its Gemm adds something that is not a constant bias of N values, or of one"
+        bias = replace(bias, shape=(n,), load=_of_columns(bias.load, n))
     path = _path(node, weight)
     return Linear(node.name or "", path, x, weight, bias, node.outputs[0], (node,))
 
@@ -182,8 +184,9 @@ def _transposed(weight: Constant) -> Constant:
     return replace(weight, shape=weight.shape[::-1], load=lambda: np.transpose(load()))
 
 
-def _flattened(load: Callable[[], Array]) -> Callable[[], Array]:
-    return lambda: load().reshape(-1)
+def _of_columns(load: Callable[[], Array], n: int) -> Callable[[], Array]:
+    """The bias of each of n columns; one number serves all of them."""
+    return lambda: np.broadcast_to(load().reshape(-1), (n,))
 
 
 def _path(node: ir.Node, weight: Constant) -> str:

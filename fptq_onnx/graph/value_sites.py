@@ -60,8 +60,9 @@ class _Layout:
     groups: heads of values; None where their width tells.
     before: columns in front of the values.
     part, parts: values are part `part` of `parts` of every head.
-    repeated: whether nodes repeat heads of values.
+    repeats: query heads of each head of values where nodes repeat those; 0 where an op does.
     cache: the cached values, where a node joins them.
+    sliced: channels of all parts of a head where a Slice takes one of them.
     """
 
     heads: int
@@ -70,8 +71,9 @@ class _Layout:
     before: int = 0
     part: int = 0
     parts: int = 1
-    repeated: bool = False
+    repeats: int = 1
     cache: ir.Value | None = None
+    sliced: int | None = None
 
     def columns(self, width: int) -> Columns | None:
         """The column behind each channel [heads * size]; None where `width` is another."""
@@ -80,8 +82,10 @@ class _Layout:
             return None
         if width != self.before + groups * self.size * self.parts:
             return None
-        if self.groups is None and not self.repeated and groups not in (1, self.heads):
-            return None
+        # A reshape may have merged other than all heads of a token.
+        if self.groups is None and self.repeats and groups * self.repeats != self.heads:
+            if groups != 1 or self.repeats != 1:  # one head serves any number
+                return None
         head = np.arange(self.heads, dtype=np.int64) // (self.heads // groups)
         first = self.before + (head * self.parts + self.part) * self.size
         return (first[:, None] + np.arange(self.size)).reshape(-1)
@@ -116,7 +120,10 @@ def value_source(
         return None
     source, first, width = found
     columns = layout.columns(width)
-    if columns is None or not walk.leads_only_here(picks_others(source.n), layout.cache):
+    if layout.sliced is not None and width != source.n:
+        return None  # a Slice of columns before the one in heads
+    others = picks_others(layout.sliced or source.n)
+    if columns is None or not walk.leads_only_here(others, layout.cache):
         return None
     return source, columns + first
 
@@ -162,15 +169,15 @@ def _through_heads(walk: WalkBack, k: int) -> _Layout | None:
         if not _owns_cache(node, _OPS["", "Attention"]) or "q_num_heads" in node.attributes:
             return None
         walk.take("Attention", _VALUE)
-        repeated: bool | None = True  # by the op
+        repeats: int | None = 0
     else:
         split = walk.take("Reshape")  # after a product in three dimensions: batch and heads as one
         if split is not None:
             heads = dimension(split.inputs[1], 1)
         if not walk.take("MatMul", 1):
             return None
-        repeated = _repeat(walk, merged=split is not None)
-    if repeated is None:
+        repeats = _repeat(walk, merged=split is not None)
+    if repeats is None:
         return None
     joined = walk.value.producer()
     past = joined.inputs[0] if joined is not None and joined.op_type == "Concat" else None
@@ -184,19 +191,19 @@ def _through_heads(walk: WalkBack, k: int) -> _Layout | None:
     found = _size_of_heads(walk)
     if found is None:
         return None
-    size, part, parts = found
+    size, part, parts, sliced = found
     if k % size or heads not in (None, k // size):
         return None
-    return _Layout(k // size, size, None, 0, part, parts, repeated, cache)
+    return _Layout(k // size, size, None, 0, part, parts, repeats, cache, sliced)
 
 
-def _size_of_heads(walk: WalkBack) -> tuple[int, int, int] | None:
-    """From [batch, heads, tokens, size] to channels: size, and which of how many parts of a head.
+def _size_of_heads(walk: WalkBack) -> tuple[int, int, int, int | None] | None:
+    """From [batch, heads, tokens, size] to channels: size, which part of how many, and `sliced`.
 
     Parts: of [batch, tokens, heads, parts, size], or of [batch, heads, tokens, parts * size].
     """
     value = walk.value
-    cut = walk.take("Split")
+    cut = walk.take("Split") or walk.take("Slice")
     if not _swap_heads(walk):
         return None
     picked = walk.take("Gather") if cut is None else None
@@ -204,18 +211,23 @@ def _size_of_heads(walk: WalkBack) -> tuple[int, int, int] | None:
     last = dimension(shaped.inputs[1], -1) if shaped is not None else None
     if shaped is None or last is None or last <= 0:
         return None
+    if cut is not None and cut.op_type == "Slice":
+        first, end = span_of(cut, last) or (0, 0)
+        size = end - first
+        whole = size > 0 and last % size == 0 and first % size == 0
+        return (size, first // size, last // size, last) if whole else None
     if cut is not None:
         sizes = scalar_ints(input_of(cut, 1)) or [last // len(cut.outputs)] * len(cut.outputs)
         if int_of(cut, "axis") not in (-1, 3) or len(set(sizes)) != 1 or sum(sizes) != last:
             return None
-        return sizes[0], [id(output) for output in cut.outputs].index(id(value)), len(sizes)
+        return sizes[0], [id(output) for output in cut.outputs].index(id(value)), len(sizes), None
     if picked is not None:
         index = scalar_ints(picked.inputs[1])
         parts = dimension(shaped.inputs[1], -2) or 0
         if int_of(picked, "axis") != 3 or index is None or not 0 <= index[0] < parts:
             return None
-        return last, index[0], parts
-    return last, 0, 1
+        return last, index[0], parts, None
+    return last, 0, 1, None
 
 
 def _swap_heads(walk: WalkBack) -> bool:
@@ -228,15 +240,25 @@ def _swap_heads(walk: WalkBack) -> bool:
     )
 
 
-def _repeat(walk: WalkBack, *, merged: bool) -> bool | None:
-    """Whether heads are repeated; None where the nodes do something else."""
+def _repeat(walk: WalkBack, *, merged: bool) -> int | None:
+    """How often heads are repeated; None where the nodes do something else."""
     if not walk.take("Reshape"):
-        return None if merged else False
-    if not walk.take("Expand"):
+        return None if merged else 1
+    expand = walk.take("Expand")
+    if expand is None:
         # Only batch and heads become one, undone by the reshape after the product.
-        return False if merged else None
+        return 1 if merged else None
     node = walk.take("Unsqueeze")
-    return True if node is not None and scalar_ints(input_of(node, 1)) == [2] else None
+    if node is None or scalar_ints(input_of(node, 1)) != [2]:
+        return None
+    sizes = input_of(expand, 1)
+    maker = None if sizes is None else sizes.producer()
+    while maker is not None and maker.op_type in ("Where", "Reshape"):
+        # TorchScript asks whether any of the sizes is -1, and takes 1 for those.
+        sizes = input_of(maker, 2 if maker.op_type == "Where" else 0)
+        maker = None if sizes is None else sizes.producer()
+    count = dimension(sizes, 2)
+    return count if count is not None and count > 0 else None
 
 
 def columns_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:

@@ -78,6 +78,43 @@ def test_random_tokens_stay_inside_the_smaller_vocabulary(tmp_path: Path) -> Non
         tokens("random", vocab_size=None, model_folder=tmp_path)
 
 
+@pytest.mark.parametrize("spec", ["random", "text"])
+def test_a_bos_beyond_the_vocabulary_is_refused(tmp_path: Path, spec: str) -> None:
+    """A lookup of it would fail deep inside ONNX Runtime."""
+    (tmp_path / "config.json").write_text('{"bos_token_id": 7, "vocab_size": 7}')
+    if spec == "text":
+        spec = str(tmp_path / "a.txt")
+        Path(spec).write_text("hello")
+    with pytest.raises(FptqError, match=r"token 7 is beyond the model's 7 tokens: correct bos_"):
+        tokens(spec, vocab_size=None, model_folder=tmp_path)
+    (tmp_path / "config.json").write_text('{"bos_token_id": 6, "vocab_size": 7}')
+    assert tokens("random", vocab_size=None, model_folder=tmp_path).windows[0][0] == 6
+
+
+def test_random_floats_for_a_model_without_tokens(tmp_path: Path) -> None:
+    image = TensorSpec("pixels", "float32", ("b", 3, 8, 8))
+    opened = source("random", inputs=[image], model_folder=tmp_path, max_samples=5)
+    samples = np.stack([sample["pixels"] for sample in opened.samples])
+    assert samples.shape == (5, 1, 3, 8, 8) and samples.dtype == np.float32
+    assert abs(samples.mean()) < 0.2 and abs(samples.std() - 1) < 0.1
+    (held_out, *_) = opened.verification
+    assert (
+        len(opened.verification) == 8
+        and (held_out["pixels"] != samples).any(axis=(1, 2, 3, 4)).all()
+    )
+    again = source("random", inputs=[image], model_folder=tmp_path, max_samples=5)
+    np.testing.assert_array_equal(again.samples[0]["pixels"], samples[0])
+    for spec in (
+        TensorSpec("x", "float32", ("b", "frames", 8)),
+        TensorSpec("x", "int64", ("b", 8)),
+        TensorSpec("x", "float32", None),
+    ):
+        with pytest.raises(FptqError, match=r"cannot draw x .* at random"):
+            source("random", inputs=[spec], model_folder=tmp_path)
+    with pytest.raises(FptqError, match=r"no input_ids.*or --calibration random for normal"):
+        source("generated", inputs=[image], model_folder=tmp_path)
+
+
 def test_windows_of_a_text_are_spread_disjoint_and_repeatable() -> None:
     opened = tokens(HELDOUT)
     everything = [tuple(w) for w in opened.windows + opened.heldout]

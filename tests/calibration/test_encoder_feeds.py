@@ -9,6 +9,7 @@ from fptq_onnx import Samples, convert
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.feeds import Feeds
+from fptq_onnx.errors import FptqError
 from fptq_onnx.tensor_spec import TensorSpec
 
 IDS = TensorSpec("input_ids", "int64", ("b", "s"))
@@ -16,6 +17,8 @@ MASK = TensorSpec("attention_mask", "int32", ("b", "s"))
 TYPES = TensorSpec("token_type_ids", "int64", ("b", "s"))
 PAST = TensorSpec("past_key_values.0.key", "float32", ("b", 1, "p", 4))
 LOGITS = TensorSpec("logits", "float32", ("b", "s", 9))
+LABELS = TensorSpec("logits", "float32", ("b", "s", 5))  # of each token; one has the id 5
+CLASSES = TensorSpec("logits", "float32", ("b", 3))
 HIDDEN = TensorSpec("last_hidden_state", "float32", ("b", "s", 8))
 WINDOWS = TokenWindows([np.array([3, 1, 4]), np.array([1, 5])], 0, [np.array([9])])
 
@@ -26,6 +29,9 @@ WINDOWS = TokenWindows([np.array([3, 1, 4]), np.array([1, 5])], 0, [np.array([9]
         ([IDS, MASK], [HIDDEN], True),
         ([IDS, MASK, TYPES], [LOGITS], True),
         ([IDS, MASK], [LOGITS], False),
+        ([IDS, MASK], [CLASSES], True),
+        ([IDS, MASK], [LABELS], True),
+        ([IDS, MASK, PAST], [CLASSES], False),
         ([IDS, MASK, PAST], [HIDDEN], False),
         ([MASK], [HIDDEN], False),
     ],
@@ -66,3 +72,41 @@ def test_an_encoder_converts_with_defaults(tmp_path, rng):
     assert samples.kind == "random" and isinstance(samples._opened, Feeds)
     (output,) = result.reports["custom"].verification["outputs"]
     assert output["name"] == "last_hidden_state" and output["sqnr_db"] > 10
+
+
+def test_a_classifier_converts_with_defaults(tmp_path, rng):
+    text = """g (int64[B, S] input_ids, int64[B, S] attention_mask) => (float[B, 3] logits) {
+        x = Gather(table, input_ids) n = LayerNormalization(x, gain) h = MatMul(n, up) r = Relu(h)
+        p = ReduceMean<keepdims = 0>(r, axes) logits = MatMul(p, classes) }"""
+    weights = {
+        "table": rng.standard_normal((50, 32)), "gain": np.ones(32),
+        "up": rng.standard_normal((32, 64)), "classes": rng.standard_normal((64, 3)),
+    }  # fmt: skip
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+    model = build(text, arrays | {"axes": np.array([1])})
+    ir.save(model, tmp_path / "model.onnx")
+    samples = Samples(max_samples=4, max_seq_len=16)
+    result = convert(tmp_path / "model.onnx", tmp_path / "out", samples=samples, quiet=True)
+    (output,) = result.reports["custom"].verification["outputs"]
+    assert output["name"] == "logits" and output["sqnr_db"] > 8
+
+
+def test_a_classifier_with_a_cache_is_refused_at_the_start(tmp_path, rng):
+    """It can be fed neither as a decoder nor as an encoder."""
+    text = """g (int64[B, S] input_ids, float[B, 1, P, 4] past_key) =>
+      (float[B, 3] logits, float[B, 1, Q, 4] present_key) {
+        x = Gather(table, input_ids) h = MatMul(x, up) p = ReduceMean<keepdims = 0>(h, axes)
+        logits = MatMul(p, classes) present_key = Identity(past_key) }"""
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in (("table", (50, 32)), ("up", (32, 64)), ("classes", (64, 3)))
+    }
+    model = build(text, arrays | {"axes": np.array([1])})
+    ir.save(model, tmp_path / "model.onnx")
+    said = []
+    with pytest.raises(FptqError, match=r"logits .* is not \[batch, sequence, vocabulary\]"):
+        convert(
+            tmp_path / "model.onnx", tmp_path / "out", samples=Samples(max_samples=4),
+            say=said.append,
+        )  # fmt: skip
+    assert not [line for line in said if line.startswith("calibration")]

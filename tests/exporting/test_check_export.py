@@ -65,7 +65,14 @@ def test_an_encoder(tmp_path: Path) -> None:
     ir.save(build(text, {"table": table, "last": np.array([-1])}), tmp_path / "model.onnx")
     ids = np.arange(16).reshape(2, 8)
     np.savez(tmp_path / "r.npz", input_ids=ids, last_hidden_state=table[ids])
-    assert check_export(tmp_path / "model.onnx", tmp_path / "r.npz", causal=False) == 0
+    assert (
+        check_export(
+            tmp_path / "model.onnx", tmp_path / "r.npz", causal=False, output="last_hidden_state"
+        )
+        == 0
+    )
     np.savez(tmp_path / "r.npz", input_ids=ids, last_hidden_state=table[ids[::-1]])
     with pytest.raises(FptqError, match="the export is wrong"):
-        check_export(tmp_path / "model.onnx", tmp_path / "r.npz", causal=False)
+        check_export(
+            tmp_path / "model.onnx", tmp_path / "r.npz", causal=False, output="last_hidden_state"
+        )

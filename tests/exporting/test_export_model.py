@@ -170,6 +170,33 @@ def test_an_encoder(tmp_path: Path) -> None:
     assert 0 < error < 0.03  # int4 weights: some 1 % of the energy, wrong ones near 200 %
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("BertForMaskedLM", (1, 24, 2048)), ("BertForSequenceClassification", (1, 2)),
+     ("BertForTokenClassification", (1, 24, 2))],
+)  # fmt: skip
+def test_an_encoder_keeps_its_head(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    folder = small_bert(tmp_path / "bert", kind)
+    done = command("export", folder, "-o", tmp_path / "out", "--exporter", "optimum")
+    assert done.returncode == 0, done.stderr
+    ids = np.full((1, 24), 7)
+    feeds = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    (got,) = open_session(tmp_path / "out" / "model.onnx", threads=1).run(["logits"], feeds)
+    assert got.shape == shape
+    done = command("convert", tmp_path / "out", "-o", tmp_path / "w", *FEW)
+    assert done.returncode == 0, done.stderr
+    assert "worst output logits" in done.stdout
+
+
+def test_a_head_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    folder = small_bert(tmp_path / "bert", "BertForNextSentencePrediction")
+    refused(
+        "export", folder, "-o", tmp_path / "o", "--exporter", "optimum",
+        saying="BertForNextSentencePrediction is neither a causal language model nor an encoder",
+    )  # fmt: skip
+    assert leftovers(tmp_path) == ["bert"]
+
+
 def test_an_architecture_that_an_exporter_does_not_know(tmp_path: Path) -> None:
     folder = small_gpt2(tmp_path / "gpt2")
     refused(

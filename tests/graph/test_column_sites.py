@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from gated import FOLDABLE, NOT_FOLDABLE, M, gated_model
+from gated import FOLDABLE, FOLDABLE_ROOTS, NOT_FOLDABLE, M, gated_model
 from tiny_graphs import run
 
 from fptq_onnx.graph.column_sites import find_column_sites
@@ -71,13 +71,13 @@ def test_every_layer_has_its_own(rng: np.random.Generator) -> None:
     assert {name: site.name for name, site in sites.items()} == {"down": "up", "z": "g2"}
 
 
-@pytest.mark.parametrize("name", FOLDABLE)
+@pytest.mark.parametrize("name", [*FOLDABLE, *FOLDABLE_ROOTS])
 def test_folding_keeps_the_function(rng: np.random.Generator, name: str) -> None:
     """Exact but for rounding: columns, bias and rows are rounded once more each, 3 2^-24, and so
 
     are 6-term and 8-term sums, 14 2^-23: 2e-6 of sum|x||w|, below 8 times the largest output.
     """
-    model = gated_model(rng, FOLDABLE[name])
+    model = gated_model(rng, (FOLDABLE | FOLDABLE_ROOTS)[name])
     s = np.exp(2 * rng.standard_normal(M)).astype(np.float32)
     after = model.clone()
     assert fold_scales(after, {"up": s}) == ("up",)

@@ -21,6 +21,7 @@ INTS = {
     "unit": [1],
     "last": [-1],
     "end": [2**31],
+    "square": [2],
 }
 
 
@@ -63,6 +64,15 @@ def operand_of(node_text: str, weights: dict[str, np.ndarray], inputs: str = "")
         ("c = Slice(W, i_unit, i_end, i_last)", W[:, 1:]),
         ("c = Concat<axis = 0>(W, W)", np.concatenate([W, W])),
         ("c = Concat<axis = -1>(W, W)", np.concatenate([W, W], -1)),
+        ("c = Neg(W)", -W),
+        ("n = Neg(W) c = Abs(n)", W),
+        ("c = Sqrt(W)", np.sqrt(W)),
+        ("c = Reciprocal(W)", 1 / W),
+        ("c = Pow(W, i_square)", W * W),
+        ("t = Transpose(W) c = MatMul(W, t)", W @ W.T),
+        ("c = ReduceSum(W, i_last)", W.sum(-1, keepdims=True)),
+        ("c = ReduceSum(W)", W.sum(keepdims=True)),
+        ("c = ReduceL2(W, i_nil)", np.sqrt((W * W).sum(0, keepdims=True))),
         ("c = Constant<value_ints = [3, 4]>()", np.array([3, 4])),
         ("c = Constant<value_float = 0.5>()", np.array(0.5, np.float32)),
     ],
@@ -116,6 +126,7 @@ def test_nothing_is_read_before_load(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "c = Identity(x)",
         "c = Relu(W)",
+        "c = ReduceSum<keepdims = 0>(W)",
         "c = Add(W, x)",
         "c = Cast<to = 9>(W)",
         'c = Constant<value_string = "a">()',
@@ -155,3 +166,12 @@ def test_many_paths_to_one_value_are_followed_once() -> None:
     assert constant_of(value) is None
     constant = constant_of(operand_of(f"v0 = Add(W, W) {sums} c = Mul(v59, W)", {"W": W}))
     assert constant is not None and constant.shape == W.shape
+
+
+def test_half_floats_are_summed_in_float32() -> None:
+    """In float16 the squares of these overflow, the norm does not."""
+    w = np.full((2, 8), 300, np.float16)
+    constant = constant_of(operand_of("c = ReduceL2<axes = [1]>(W)", {"W": w}))
+    assert constant is not None and constant.dtype == ir.DataType.FLOAT16
+    expected = np.full((2, 1), np.sqrt(8) * 300).astype(np.float16)
+    np.testing.assert_array_equal(constant.load(), expected)

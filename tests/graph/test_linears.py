@@ -48,6 +48,8 @@ GEMMS = {
     "gemm": ("y = Gemm(x, W)", [KN], False, 1),
     "gemm_bias": ("y = Gemm(x, W, b)", [KN, BIAS], True, 1),
     "gemm_row_bias": ("y = Gemm(x, W, b)", [KN, ("b", (1, N))], True, 1),
+    "gemm_bias_of_one": ("y = Gemm(x, W, b)", [KN, ("b", (1,))], True, 1),
+    "gemm_bias_of_one_one": ("y = Gemm(x, W, b)", [KN, ("b", (1, 1))], True, 1),
     "gemm_trans_b": ("y = Gemm<transB = 1>(x, W, b)", [NK, BIAS], True, 1),
     "gemm_trans_b_0": ("y = Gemm<transB = 0, alpha = 1.0>(x, W, b)", [KN, BIAS], True, 1),
     "gemm_twice_transposed": (

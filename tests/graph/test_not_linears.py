@@ -76,6 +76,17 @@ CASES = {
         {"W": (4, 3)},
         "not a standard op",
     ),
+    "an expert's": (
+        f"g ({X}, int64[B] e) => (float[B, A, 3] y) {{ w = Gather(W, e) y = MatMul(x, w) }}",
+        {"W": (2, 4, 3)},
+        "picked from W while the model runs",
+    ),
+    "an op that is not looked through": (
+        f"g ({X}) => (float[A, 3] y) {{ a = Constant<value = int64 {{0}}>() w = CumSum(W, a)"
+        " v = Neg(w) y = MatMul(x, v) }",
+        {"W": (4, 3)},
+        "made by CumSum",
+    ),
     "empty": (f"g ({X}) => (float[A, 0] y) {{ y = MatMul(x, W) }}", {"W": (4, 0)}, "empty"),
 }
 
@@ -91,6 +102,68 @@ def test_left_out_with_a_reason(rng: np.random.Generator, case: str) -> None:
     assert len(scan.others) == 1
     assert reason in scan.others[0].reason
     assert scan.coverage == "0 of 1 MatMul-like nodes are linears"
+
+
+MICROSOFT = {
+    "PackedAttention": ("x, W, b, i, i", {"W": (4, 9), "b": (9,)}),
+    "LongformerAttention": (
+        "x, W, b, x, V, c, i",
+        {"W": (4, 12), "b": (12,), "V": (4, 12), "c": (12,)},
+    ),
+    "DecoderAttention": ("x, x, W, V, b", {"W": (4, 4), "V": (4, 8), "b": (12,)}),
+    "DecoderMaskedSelfAttention": ("x, W, b", {"W": (4, 12), "b": (12,)}),
+    "GemmFastGelu": ("x, W, b", {"W": (4, 3), "b": (3,)}),
+    "FusedMatMulActivation": ("x, W", {"W": (4, 3)}),
+    "NotYetKnown": ("x, W", {"W": (4, 3)}),
+}
+
+
+@pytest.mark.parametrize("op", MICROSOFT)
+def test_weights_inside_ops_of_onnxruntime(rng: np.random.Generator, op: str) -> None:
+    inputs, shapes = MICROSOFT[op]
+    text = f"g ({X}, int32[A] i) => (float[A, 3] y) {{ y = com.microsoft.{op}({inputs}) }}"
+    arrays = {name: weight(rng, *shape) for name, shape in shapes.items()}
+    (other,) = find_linears(build(text, arrays, microsoft=True)).others
+    assert other.reason == f"its weight is inside {op}, which is not taken apart"
+
+
+def test_weights_inside_ops_of_others(rng: np.random.Generator) -> None:
+    model = build(
+        f"g ({X}) => (float[A, 3] y) {{ y = own.Product(x, W) }}", {"W": weight(rng, 4, 3)}
+    )
+    (other,) = find_linears(model).others
+    assert (other.op_type, other.reason) == (
+        "Product",
+        "its matrix is read by Product of the domain own, an unknown op",
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [("com.microsoft.BiasGelu", (4,)), ("com.microsoft.NotYetKnown", (1, 4)),
+     ("com.microsoft.RelativePositionBias", (8, 4))],
+)  # fmt: skip
+def test_tables_and_vectors_are_no_weights(
+    rng: np.random.Generator, op: str, shape: tuple[int, ...]
+) -> None:
+    text = f"g ({X}) => (float[A, 4] y) {{ y = {op}(x, W) }}"
+    assert not find_linears(build(text, {"W": weight(rng, *shape)}, microsoft=True)).others
+
+
+def test_a_low_rank_addition_belongs_to_the_weight(rng: np.random.Generator) -> None:
+    """LoRA left unmerged: the sum is the weight, as the graph computes it."""
+    shapes = {"W": (4, 3), "A": (4, 2), "B": (2, 3)}
+    weights = {name: weight(rng, *shape) for name, shape in shapes.items()}
+    model = build(
+        f"g ({X}) => (float[A, 3] y) {{ d = MatMul(A, B) n = Neg(d) w = Sub(W, n)"
+        " y = MatMul(x, w) }",
+        weights,
+    )
+    scan = find_linears(model)
+    (linear,) = scan.linears
+    expected = weights["W"] + weights["A"] @ weights["B"]
+    np.testing.assert_allclose(linear.weight.load(), expected, rtol=0, atol=1e-6)
+    assert [other.reason for other in scan.others] == ["both operands are constant"]
 
 
 @pytest.mark.parametrize(("onnx_type", "dtype"), [("int32", np.int32), ("double", np.float64)])

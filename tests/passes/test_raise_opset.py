@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from tiny_graphs import build, run, weight
@@ -10,6 +11,7 @@ from tiny_graphs import build, run, weight
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.passes.raise_opset import raise_opset
+from fptq_onnx.pipeline import convert
 
 # ReduceMean has its axes as an attribute up to opset 17, as an input from 18 on.
 BODY = {
@@ -142,3 +144,58 @@ def test_ops_that_only_onnxruntime_has_in_the_default_domain(rng: np.random.Gene
     ]
     x = rng.standard_normal((2, 8)).astype(np.float32)
     np.testing.assert_array_equal(run(raised, {"x": x})["y"], run(model, {"x": x})["y"])
+
+
+def test_weights_in_files_that_branches_hold(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Both branches call theirs alike; big ones are carried over unread, small ones too."""
+    branch = "{at} () => (float[A, 48] {at}y) {{ {at}p = MatMul(x, V) {at}y = Add({at}p, b) }}"
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>'
+        "g_ (bool c, float[A, 64] x) => (float[A, 48] y) { y = If(c) <"
+        f"then_branch = {branch.format(at='t')}, else_branch = {branch.format(at='e')}> }}"
+    )
+    for attribute in proto.graph.node[0].attribute:
+        for name, shape in (("V", BIG), ("b", (48,))):
+            held_by = attribute.g.initializer
+            held_by.append(onnx.numpy_helper.from_array(weight(rng, *shape), name))
+    model = ir.from_proto(proto)
+    ir.save(model, tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+    loaded = ir.load(tmp_path / "m.onnx")
+    held = {
+        (graph.name, name): value.const_value
+        for graph in loaded.graphs()
+        for name, value in graph.initializers.items()
+    }
+    assert all(isinstance(tensor, ir.ExternalTensor) for tensor in held.values())
+    assert len(held) == 4
+    raised = raise_opset(loaded, 21)
+    assert raised.opset_imports[""] == 21
+    for graph in raised.graphs():
+        for name, value in graph.initializers.items():
+            assert (value.const_value is held[graph.name, name]) == (name == "V")
+            value.const_value = ir.tensor(value.const_value.numpy(), name=name)
+    x = weight(rng, 5, 64)
+    for c in (True, False):
+        feeds = {"x": x, "c": np.array(c)}
+        np.testing.assert_array_equal(run(raised, feeds)["y"], run(model, feeds)["y"])
+
+
+def test_an_op_that_changed_its_meaning_is_named(rng: np.random.Generator, tmp_path: Path) -> None:
+    """The converter would let it pass; several targets: the one that fails is named, early."""
+    weights = {"s": weight(rng, 2), "b": weight(rng, 2), "W": weight(rng, *BIG)}
+    model = build(
+        "g (float[A, 4, 64] x) => (float[A, 4, 48] y)"
+        " { n = GroupNormalization<num_groups = 2>(x, s, b) y = MatMul(n, W) }",
+        weights,
+        opset=18,
+    )
+    with pytest.raises(FptqError, match="n: GroupNormalization changed"):
+        raise_opset(model, 21)
+    ir.save(model, tmp_path / "m.onnx")
+    said: list[str] = []
+    with pytest.raises(FptqError, match=r"^target qdq: cannot bring .* leave this target out"):
+        convert(
+            tmp_path / "m.onnx", targets=("custom", "qdq"), samples=[{"x": weight(rng, 2, 4, 64)}],
+            say=said.append,
+        )  # fmt: skip
+    assert not [line for line in said if "calibration" in line]

@@ -53,6 +53,10 @@ FOLDABLE = {
     "split in heads": f"{_P} qkv = MatMul(x, W3) v4 = Reshape(qkv, by_triples)"
     " vt = Transpose<perm = [0, 2, 1, 3]>(v4) a, b, vh = Split<axis = -1>(vt, twos)"
     f" {_END}",
+    "slices in heads": f"{_P} qkv = MatMul(x, W3) v4 = Reshape(qkv, by_triples)"
+    " vt = Transpose<perm = [0, 2, 1, 3]>(v4) a = Slice(vt, begin, less, minus)"
+    " vh = Slice(vt, two_sizes, end, minus) y = Exp(a)"
+    f" {_END}",
     "three dimensions": f"{_P} v = MatMul(x, Wv) {_SPLIT} v3 = Reshape(vh, as_batch)"
     " p3 = Reshape(p, as_batch_p) h3 = MatMul(p3, v3) h = Reshape(h3, by_all)"
     f" {_MERGE}",
@@ -88,6 +92,13 @@ NOT_FOLDABLE = {
     f" vh = Transpose<perm = [0, 3, 1, 2]>(v4) {_END}",
     "overlapping slices": f"{_P} qkv = MatMul(x, W3) a = Slice(qkv, one_k, end, two)"
     f" v = Slice(qkv, two_k, end, two) y = Exp(a) {_SPLIT} {_END}",
+    "overlapping slices in heads": f"{_P} qkv = MatMul(x, W3) v4 = Reshape(qkv, by_triples)"
+    " vt = Transpose<perm = [0, 2, 1, 3]>(v4) a = Slice(vt, one_size, end, minus)"
+    f" vh = Slice(vt, two_sizes, end, minus) y = Exp(a) {_END}",
+    "slices in heads of some columns": f"{_P} qkv = MatMul(x, W6)"
+    " part = Slice(qkv, begin, three_k, two) other = Slice(qkv, two_sizes, three_k, two)"
+    " y = Exp(other) v4 = Reshape(part, by_triples) vt = Transpose<perm = [0, 2, 1, 3]>(v4)"
+    f" vh = Slice(vt, two_sizes, end, minus) {_END}",
     "a slice within": f"{_P} qkv = MatMul(x, W3) a = Slice(qkv, late, end, two)"
     f" v = Slice(qkv, two_k, end, two) y = Exp(a) {_SPLIT} {_END}",
     "the same part twice": f"{_P} qkv = MatMul(x, W3) v5 = Reshape(qkv, by_parts)"
@@ -104,6 +115,10 @@ NOT_FOLDABLE = {
     "the op's cache read elsewhere": "qkv = MatMul(x, W4)"
     f" m, pk, present = {_GQA}(qkv, , , past_k, past, lengths, total) o = MatMul(m, Wo)"
     " y = Exp(present)",
+    "half the heads merged": f"{_P} v = MatMul(x, Wg) {_GROUPED} {_REPEAT}"
+    f" {_END.replace('merged', 'halves').replace('Wo', 'Wh')}",
+    "heads of two tokens merged": f"{_P} v = MatMul(x, Wg) {_GROUPED} {_REPEAT}"
+    f" {_END.replace('merged', 'doubled').replace('Wo', 'W2')}",
     "the op's bias": "q = MatMul(x, Wv) k = MatMul(x, Wv2) v = MatMul(x, Wv3)"
     " m = com.microsoft.MultiHeadAttention<num_heads = 4>(q, k, v, b3) o = MatMul(m, Wo)",
 }  # fmt: skip
@@ -114,8 +129,9 @@ def attention_model(rng: np.random.Generator, text: str) -> ir.Model:
     batch = 1 if _GQA in text else 2
     shapes: Mapping[str, tuple[int, ...]] = {
         "Wv": (K, K), "Wv2": (K, K), "Wv3": (K, K), "Wg": (K, GROUPS * SIZE),
-        "Wg2": (K, GROUPS * SIZE), "W1": (K, SIZE), "W3": (K, 3 * K),
-        "W4": (K, K + 2 * GROUPS * SIZE), "Wo": (K, 5), "bv": (K,), "b3": (3 * K,),
+        "Wg2": (K, GROUPS * SIZE), "W1": (K, SIZE), "W3": (K, 3 * K), "W6": (K, 6 * K),
+        "W4": (K, K + 2 * GROUPS * SIZE), "Wo": (K, 5), "Wh": (K // 2, 5), "W2": (2 * K, 5),
+        "bv": (K,), "b3": (3 * K,),
     }  # fmt: skip
     arrays: dict[str, NDArray[np.generic]] = {
         name: weight(rng, *shape) for name, shape in shapes.items()
@@ -125,12 +141,16 @@ def attention_model(rng: np.random.Generator, text: str) -> ir.Model:
         "by_one": np.array([2, TOKENS, 1, SIZE]), "by_size": np.array([2, TOKENS, SIZE, HEADS]),
         "by_parts": np.array([2, TOKENS, HEADS, 3, SIZE]), "merged": np.array([2, TOKENS, -1]),
         "by_triples": np.array([2, TOKENS, HEADS, 3 * SIZE]), "rows": np.array([-1, K]),
+        "halves": np.array([2, 2 * TOKENS, -1]), "doubled": np.array([TOKENS, -1]),
         "by_all": np.array([2, HEADS, -1, SIZE]), "as_batch": np.array([2 * HEADS, -1, SIZE]),
         "as_batch_p": np.array([2 * HEADS, TOKENS, -1]), "wide": np.array([2, TOKENS, 3 * K]),
         "five": np.array([1, 1, HEADS // GROUPS, 1, 1]), "two": np.array([2]),
         "thirds": np.array([K, K, K]), "twos": np.array([SIZE] * 3), "begin": np.array([0]),
         "late": np.array([2 * K + SIZE]),
-        "one_k": np.array([K]), "two_k": np.array([2 * K]), "end": np.array([1 << 40]),
+        "one_k": np.array([K]), "two_k": np.array([2 * K]),
+        "one_size": np.array([SIZE]), "two_sizes": np.array([2 * SIZE]), "minus": np.array([-1]),
+        "less": np.array([-SIZE]),
+        "three_k": np.array([3 * K]), "end": np.array([1 << 40]),
         "index0": np.array(0), "index2": np.array(2), "zero": np.zeros((1, 1, 1, 1), np.float32),
         "old": np.array([2, HEADS, TOKENS, PAST]),
         "lengths": np.full(batch, PAST + TOKENS - 1, np.int32),

@@ -24,6 +24,8 @@ FOLDABLE = {
     " down = Gemm<transB = 1>(p, Wdt, c)",
     "Gemm with a bias of a row": f"{_IN} up = Gemm<transB = 1>(n, Wut, b1) p = Mul(a, up)"
     " down = Gemm(p, Wd)",
+    "Gemm with one number for a bias": f"{_IN} up = Gemm(n, Wu, b0) p = Mul(a, up)"
+    " down = Gemm(p, Wd, b0)",
     "Transpose": f"{_IN} wt = Transpose<perm = [1, 0]>(Wut) up = MatMul(n, wt) p = Mul(a, up)"
     " down = MatMul(p, Wd)",
     "casts": f"{_IN} up = MatMul(n, Wu) uu = Cast<to = 1>(up) p = Mul(a, uu) q = Identity(p)"
@@ -43,6 +45,15 @@ FOLDABLE = {
     " down = Gemm(q, Wd, c)",
     "one weight of both": "n = Tanh(x) g = MatMul(n, Wu) s = Sigmoid(g) up = MatMul(n, Wu)"
     " p = Mul(s, up) down = MatMul(p, Wd)",
+}
+
+# Name -> text; the columns of `up` take the roots.
+FOLDABLE_ROOTS = {
+    "relu squared": "n = Tanh(x) up = Gemm(n, Wu, b) r = Relu(up) p = Mul(r, r)"
+    " down = MatMul(p, Wd)",
+    "relu to the power of two": "n = Tanh(x) up = MatMul(n, Wu) u = Cast<to = 1>(up) r = Relu(u)"
+    " rr = Cast<to = 1>(r) p = Pow(rr, power2) down = MatMul(p, Wd)",
+    "squared": "n = Tanh(x) up = MatMul(n, Wu) p = Mul(up, up) down = MatMul(p, Wd)",
 }
 
 _PARTS = "s = Sigmoid(g) a = Mul(g, s) p = Mul(a, u) down = MatMul(p, Wd)"
@@ -81,6 +92,14 @@ NOT_FOLDABLE_PARTS = {
     "counted from another value": f"{_SPLIT} e = Concat<axis = -1>(both, both)"
     f" {_HALF.replace('both', 'e')} h = Div(half, two) g = Slice(both, begin, h, last)"
     f" u = Slice(both, h, half, last) {_PARTS} z = Identity(e)",
+    "relu cubed": "n = Tanh(x) up = MatMul(n, Wu) r = Relu(up) p = Pow(r, power3)"
+    " down = MatMul(p, Wd)",
+    "a squared relu feeds others": "n = Tanh(x) up = MatMul(n, Wu) r = Relu(up) p = Mul(r, r)"
+    " down = MatMul(p, Wd) z = Exp(r)",
+    "what is squared feeds others": "n = Tanh(x) up = MatMul(n, Wu) p = Mul(up, up)"
+    " down = MatMul(p, Wd) z = Exp(up)",
+    "a relu to be squared that is cast for others": "n = Tanh(x) up = MatMul(n, Wu) r = Relu(up)"
+    " rr = Cast<to = 1>(r) p = Mul(rr, rr) down = MatMul(p, Wd) z = Exp(r)",
     "up feeds others": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}"
     " z = Exp(u)",
     "all feeds others": f"{_SPLIT} g, u = Split<axis = -1, num_outputs = 2>(both) {_PARTS}"
@@ -97,7 +116,6 @@ NOT_FOLDABLE_PARTS = {
 
 # Name -> text in which nothing may be folded in front of `down`.
 NOT_FOLDABLE = {
-    "squared": "n = Tanh(x) up = MatMul(n, Wu) p = Mul(up, up) down = MatMul(p, Wd)",
     "squared through a cast": "n = Tanh(x) up = MatMul(n, Wu) uu = Cast<to = 1>(up)"
     " p = Mul(up, uu) down = MatMul(p, Wd)",
     "swish of itself": "n = Tanh(x) up = MatMul(n, Wu) s = Sigmoid(up) p = Mul(s, up)"
@@ -132,7 +150,7 @@ def gated_model(
     shapes: Mapping[str, tuple[int, ...]] = {
         "Wg": (K, M), "Wu": (K, M), "Wu2": (K, M), "Wut": (M, K), "Wd": (M, N), "Wdt": (N, M),
         "W2": (K, 2 * M), "b2": (2 * M,), "We": (M, N), "Wone": (K, 1), "Wh": (K, 2), "b": (M,),
-        "b1": (1, M), "c": (N,),
+        "b1": (1, M), "b0": (1,), "c": (N,),
     }  # fmt: skip
     arrays: dict[str, NDArray[np.generic]] = {
         name: weight(rng, *shape, dtype=dtype) for name, shape in shapes.items()
@@ -140,7 +158,9 @@ def gated_model(
     arrays |= {
         "by_rows": np.array([-1, M]), "last": np.array([-1]), "minus2": np.array([-2]),
         "halves": np.array([M, M]), "begin": np.array([0]), "m": np.array([M]),
-        "end": np.array([1 << 40]), "one": np.array([1]), "two": np.array([2]),
+        "end": np.array([1 << 40]), "one": np.array([1]),
+        "power2": np.array(2, np.float32), "power3": np.array([3], np.float32),
+        "two": np.array([2]),
         "m1": np.array([M + 1]), "by_pairs": np.array([-1, M]),
         "first": np.array([0]), "heads_g": np.array([-1, 2, 1]), "heads_u": np.array([-1, 2, 4]),
     }  # fmt: skip

@@ -35,20 +35,20 @@ def small_llama(folder: Path, **settings: object) -> Path:
     return with_tokenizer(folder)
 
 
-def small_bert(folder: Path) -> Path:
-    """An encoder of two layers."""
+def small_bert(folder: Path, kind: str = "BertModel") -> Path:
+    """An encoder of two layers; kind: the class, which may have a head."""
     import torch
-    from transformers import BertConfig, BertModel
+    import transformers
 
     torch.manual_seed(7)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=2048,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
     )
-    BertModel(config).save_pretrained(folder)
+    getattr(transformers, kind)(config).save_pretrained(folder)
     return with_tokenizer(folder)
 
 

@@ -29,6 +29,7 @@ SPELLINGS = {
     "bias_first": "p = MatMul(x, W) y = Add(b, p)",
     "transposed": "w = Transpose<perm = [1, 0]>(WT) y = MatMul(x, w)",
     "gemm": "y = Gemm(x, W, b)",
+    "gemm_bias_of_one": "y = Gemm(x, W, b0)",
     "gemm_no_bias": "y = Gemm(x, W)",
     "gemm_trans_b": "y = Gemm<transB = 1>(x, WT, b)",
     "gemm_trans_b_no_bias": "y = Gemm<transB = 1>(x, WT)",
@@ -76,7 +77,7 @@ def spelled(
 ) -> ir.Model:
     """A model that is one linear [.., k] -> [.., n]."""
     text = SPELLINGS.get(spelling, spelling)
-    shapes = {"W": (k, n), "WT": (n, k), "b": (n,)}
+    shapes = {"W": (k, n), "WT": (n, k), "b": (n,), "b0": (1,)}
     weights = {
         name: weight(rng, *shape, dtype=dtype)
         for name, shape in shapes.items()

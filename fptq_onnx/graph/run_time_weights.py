@@ -1,0 +1,67 @@
+"""Why the right operand of a product is no constant: computed from inputs alone, or from a weight.
+
+MatMul(q, k)                     both are computed: attention
+MatMul(x, Gather(W, expert))     a weight is chosen while the model runs: one expert's
+MatMul(x, CumSum(W, axis))       made of constants by an op that is not followed
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fptq_onnx.graph.constants import constant_of
+
+_STANDARD = ("", "ai.onnx")
+_PICKS = ("Gather", "GatherND", "GatherElements", "Slice")
+_KEEPS = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose")
+_READS_SHAPE_ONLY = ("Shape", "Size")
+
+
+def why_computed(value: ir.Value | None) -> str:
+    """The reason a product's operand is no weight, for people.
+
+    Args:
+        value: the operand, which `constant_of` finds no constant behind.
+    """
+    picked = _picked_from(value)
+    if picked:
+        return f"its weight is picked from {picked} while the model runs (one expert's, or a table)"
+    maker = _made_of_constants(value)
+    if maker is not None:
+        return f"its weight is made by {maker.op_type}, which is not looked through"
+    return "both operands are computed (attention, or another activation product)"
+
+
+def _picked_from(value: ir.Value | None) -> str:
+    """The name of the weight that rows or matrices are picked from; ''."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in _PICKS + _KEEPS or node.domain not in _STANDARD:
+            return ""
+        value = node.inputs[0]
+        table = constant_of(value)
+        if table is not None:
+            return table.name if len(table.shape) > 1 else ""
+    return ""
+
+
+def _made_of_constants(value: ir.Value | None) -> ir.Node | None:
+    """The first node, from the constants on, that `constant_of` does not follow; or None.
+
+    None as well where anything but constants is among what the value is computed from.
+    """
+    seen, pending, unknown = {id(value)}, [value], None
+    while pending:
+        current = pending.pop()
+        if current is None or constant_of(current) is not None:
+            continue
+        node = current.producer()
+        if node is None or not node.inputs:
+            return None
+        if node.op_type in _READS_SHAPE_ONLY:
+            continue
+        unknown = node
+        for operand in node.inputs:
+            if id(operand) not in seen:
+                seen.add(id(operand))
+                pending.append(operand)
+    return unknown
