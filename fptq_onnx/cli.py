@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--verify-samples", type=int, default=8, help="samples to compare on, 0 for none (8)"
     )
     convert.add_argument(
-        "--no-fuse", action="store_true", help="one op per linear, whatever they share (custom)"
+        "--no-fuse",
+        action="store_true",
+        help="one op per linear, attention left to ONNX Runtime (custom)",
     )
     convert.add_argument(
         "--max-kl", type=float, metavar="NATS", help="write nothing if the KL is larger"
