@@ -7,7 +7,7 @@ EXPORT_VENV := .venv-export
 PACKAGE_VENV := .venv-package
 RAY_VENV := .venv-ray
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 test-ray clean
+.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
@@ -98,7 +98,7 @@ $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)
 	$(EXPORT_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(EXPORT_VENV)/bin/python -m pip install --quiet torch==2.13.0
-	$(EXPORT_VENV)/bin/python -m pip install --quiet --editable '.[export]' 'pytest>=8'
+	$(EXPORT_VENV)/bin/python -m pip install --quiet --editable '.[export,serve]' 'openai>=2,<4' 'pytest>=8'
 	touch $@
 
 # Packages for Triton, served by KServe and called by Triton's client: in an own environment, since
@@ -120,19 +120,30 @@ library-aarch64: $(STAMP)
 	  -DCMAKE_TOOLCHAIN_FILE=native/toolchains/aarch64-linux-gnu.cmake
 	$(BIN)/cmake --build build/linux-aarch64 --parallel 2 --target fptq_ort_ops
 
-# The aarch64 package under qemu-user, with the ONNX Runtime out of the wheel for Arm of the version
-# installed here.
-test-package-aarch64: library-aarch64
-	@command -v qemu-aarch64 >/dev/null || \
-	  { echo "test-package-aarch64 needs the Debian package qemu-user"; exit 1; }
-	rm -rf build/linux-aarch64/*.whl build/linux-aarch64/runtime
+# The ONNX Runtime out of the wheel for Arm of the version installed here.
+runtime-aarch64: $(STAMP)
+	mkdir -p build/linux-aarch64 && rm -rf build/linux-aarch64/*.whl build/linux-aarch64/runtime
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: \
 	  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --dest build/linux-aarch64 \
 	  "onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
 	cd build/linux-aarch64 && $(CURDIR)/$(BIN)/python -m zipfile -e onnxruntime-*.whl runtime
-	FPTQ_AARCH64_LIBRARY=$(CURDIR)/build/linux-aarch64/libfptq_ort_ops.so \
-	  FPTQ_AARCH64_RUNTIME=$$(ls $(CURDIR)/build/linux-aarch64/runtime/onnxruntime/capi/libonnxruntime.so*) \
-	  OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/packaging/test_edge_aarch64.py
+
+ARM := FPTQ_AARCH64_LIBRARY=$(CURDIR)/build/linux-aarch64/libfptq_ort_ops.so \
+  FPTQ_AARCH64_RUNTIME=$$(ls $(CURDIR)/build/linux-aarch64/runtime/onnxruntime/capi/libonnxruntime.so* 2>/dev/null)
+
+# The aarch64 package under qemu-user.
+test-package-aarch64: library-aarch64 runtime-aarch64
+	@command -v qemu-aarch64 >/dev/null || \
+	  { echo "test-package-aarch64 needs the Debian package qemu-user"; exit 1; }
+	$(ARM) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/packaging/test_edge_aarch64.py
+
+# One converted model writes the same tokens by the command, the server, onnxruntime-genai, in batches,
+# and from the packages for x86-64 and aarch64; what is not here (cross compiler, qemu) is left out.
+test-same-tokens: $(EXPORT_VENV)/.installed
+	if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then \
+	  $(MAKE) library-aarch64 runtime-aarch64; \
+	fi
+	$(ARM) OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q tests/packaging/test_same_tokens.py
 
 # The server as a Ray Serve deployment, on a local cluster of two nodes: in an own environment.
 test-ray: $(RAY_VENV)/.installed

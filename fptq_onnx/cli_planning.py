@@ -114,7 +114,8 @@ def planning(
         for name in ("weights", "equalization", "policy", "bits_budget", "embedding_bits")
         if (value := getattr(options, name)) is not None
     }
-    decided = [*given, *(name for name in ("policy", "equalization") if name in methods)]
+    in_plan = ("policy", "equalization", "weights", "embedding_bits")
+    decided = [*given, *(name for name in in_plan if name in methods)]
     if options.plan is not None and decided:
         names = ", ".join(
             "--asymmetric" if name == "symmetric" else f"--{name.replace('_', '-')}"

@@ -11,6 +11,7 @@ from fptq_onnx.numerics.group_weights import PER_CHANNEL
 TARGETS = ("custom", "matmulnbits", "qdq")
 WEIGHTS = ("gptq", "mse", "rtn")
 EQUALIZATIONS = ("search", "lae", "smoothquant", "none")
+EMBEDDING_BITS = (8, 4, 32)
 POLICIES = ("measured", "thresholds", "static", "per_token", "float")
 BLOCK_SIZES = (32, 64, 128, 256, PER_CHANNEL)
 
@@ -88,7 +89,7 @@ class Config:
                 raise FptqError(f"{option} {value!r} is not one of {', '.join(known)}")
         if self.weight_bits not in (4, 8):
             raise FptqError(f"weights have 4 or 8 bits, not {self.weight_bits}")
-        if self.embedding_bits not in (4, 8, 32):
+        if self.embedding_bits not in EMBEDDING_BITS:
             raise FptqError(
                 f"--embedding-bits must be 8, 4, or 32 to leave them, got {self.embedding_bits}"
             )

@@ -163,7 +163,7 @@ def _tokens(source: _Source, settings: EvalSettings) -> NDArray[np.int64]:
         bos=source.bos,
         text_field=settings.text_field,
     )
-    if len(ids) < 2:
+    if np.count_nonzero(ids != source.bos) < 2:  # nothing of the text before what is predicted
         raise FptqError(f"{settings.data} has no text to predict; give a longer one")
     return ids
 

@@ -82,7 +82,8 @@ def convert(
         config: thresholds, groups and what to leave alone.
         stats: statistics to use instead of calibrating; one path that does not exist yet is
             calibrated for and written, several are merged.
-        plan: a plan to replay instead of deciding.
+        plan: a plan to replay instead of deciding; what it says of the whole model goes before
+            `config`.
         overwrite: replace an output folder this tool wrote before.
         dry_run: stop when everything is decided; nothing is written.
         measure_errors: walk through the model even where the decisions do not need it.
@@ -107,6 +108,10 @@ def convert(
     if gate.closed and not verify_samples:
         raise FptqError("--max-kl and --min-top1 need samples to compare on: --verify-samples")
     _check_targets(targets)
+    if plan is not None and not isinstance(plan, Plan):
+        plan = Plan.load(plan)
+    if plan is not None:
+        config = plan.applied(config)
     if "qdq" in targets and config.embedding_bits == 4:
         raise FptqError("standard ops have no lookup in 4 bits: --embedding-bits 8 for target qdq")
     source = Path(model)
@@ -175,7 +180,7 @@ def _check_targets(targets: Sequence[str]) -> None:
 
 
 def _decide(
-    scan: LinearScan, stats: ActivationStats, config: Config, plan: Path | Plan | None
+    scan: LinearScan, stats: ActivationStats, config: Config, plan: Plan | None
 ) -> tuple[Plan, tuple[str, ...]]:
     if plan is None:
         return choose_schemes(scan, stats, config), ()
@@ -187,5 +192,4 @@ def _decide(
         raise FptqError(
             "--w8 and --plan cannot be combined: give the linear weight_bits 8 in the plan"
         )
-    loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
-    return complete_plan(loaded, scan, stats)
+    return complete_plan(plan, scan, stats)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.config import BLOCK_SIZES
+from fptq_onnx.config import BLOCK_SIZES, EMBEDDING_BITS, WEIGHTS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.numerics.fold_scales import LAE, NONE
@@ -61,11 +61,22 @@ class LinearPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for a whole model, in graph order."""
+    """The decisions for a whole model, linears in graph order.
+
+    v0, v1: the thresholds they were made with.
+    weights, embedding_bits: see Config; None in plans that do not say.
+    """
 
     v0: float
     v1: float
     linears: tuple[LinearPlan, ...]
+    weights: str | None = None
+    embedding_bits: int | None = None
+
+    def applied(self, config: Config) -> Config:
+        """The configuration with what the plan decides for the whole model."""
+        said = {"weights": self.weights, "embedding_bits": self.embedding_bits}
+        return replace(config, **{k: v for k, v in said.items() if v is not None})  # type: ignore[arg-type]
 
     def by_name(self) -> dict[str, LinearPlan]:
         """The entries keyed by node name."""
@@ -93,7 +104,10 @@ class Plan:
     def to_json(self) -> str:
         """One object; one line per linear, so that it can be edited and compared by hand."""
         rows = ",\n".join("    " + json.dumps(asdict(entry)) for entry in self.linears)
-        head = json.dumps({"format": _FORMAT, "v0": self.v0, "v1": self.v1})[:-1]
+        said = {"v0": self.v0, "v1": self.v1, "weights": self.weights,
+                "embedding_bits": self.embedding_bits}  # fmt: skip
+        known = {key: value for key, value in said.items() if value is not None}
+        head = json.dumps({"format": _FORMAT, **known})[:-1]
         return f'{head},\n  "linears": [\n{rows}\n  ]\n}}\n'
 
     @staticmethod
@@ -118,7 +132,17 @@ class Plan:
             v0, v1 = float(data["v0"]), float(data["v1"])
         except (KeyError, TypeError, ValueError) as error:
             raise FptqError(f"the plan {path} has no thresholds v0 and v1") from error
-        return Plan(v0, v1, tuple(_entry(row, path) for row in rows))
+        whole = {"weights": WEIGHTS, "embedding_bits": EMBEDDING_BITS}
+        for name, allowed in whole.items():
+            value = data.get(name)
+            fits = type(value) is type(allowed[0]) and value in allowed
+            if value is not None and not fits:
+                raise FptqError(
+                    f"the plan {path} has the {name} {value!r}: use one of "
+                    f"{', '.join(map(str, allowed))}"
+                )
+        said = {name: data.get(name) for name in whole}
+        return Plan(v0, v1, tuple(_entry(row, path) for row in rows), **said)
 
     def check_against(self, scan: LinearScan) -> None:
         """Refuse a plan that was made for another model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help=f"tokens at most ({_DEFAULT_TOKENS}; in a chat, what the context holds)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
+    parser.add_argument(
+        "--ids", action="store_true", help="write the ids of the new tokens instead of text"
+    )
     chat = parser.add_argument_group("chat, for models with a chat template")
     chat.add_argument("--raw", action="store_true", help="no chat template: go on from the text")
     chat.add_argument("--system", metavar="TEXT", help="a system message")
@@ -89,6 +93,8 @@ def run_command(options: argparse.Namespace) -> None:
         raise FptqError("--system needs a model with a chat template, and no --raw")
     common: dict[str, Any] = {"sampling": settings, "stop": tuple(options.stop)}
     if prompt is None:
+        if options.ids:
+            raise FptqError("--ids needs a prompt: give one, or pipe it in")
         from fptq_onnx.generation.interactive import interact
 
         limit = options.max_tokens or (None if chats else _DEFAULT_TOKENS)
@@ -97,8 +103,11 @@ def run_command(options: argparse.Namespace) -> None:
     limit = options.max_tokens or _DEFAULT_TOKENS
     request = _request(model, prompt, options.system, chats, max_tokens=limit, **common)
     engine = model.engine(max_length=len(request.prompt) + limit)
-    echo = prompt if not chats else ""
-    stats = write_text(engine, request, sys.stdout, before=echo)
+    if options.ids:
+        stats = write_text(engine, request, io.StringIO())
+        sys.stdout.write(" ".join(map(str, stats.generation.tokens)))
+    else:
+        stats = write_text(engine, request, sys.stdout, before="" if chats else prompt)
     sys.stdout.write("\n")
     sys.stdout.flush()
     print(stats.line(), file=sys.stderr)

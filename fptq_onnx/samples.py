@@ -21,6 +21,7 @@ from fptq_onnx.decoder_io import INPUT_IDS_NAMES
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.model_configs import read_special_ids
+from fptq_onnx.model_fingerprint import fingerprint
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.progress import track, tracker
 from fptq_onnx.session import open_session_in_memory
@@ -167,7 +168,7 @@ class Samples:
             say: receives a line for people.
 
         Raises:
-            FptqError: a file is missing or damaged, or calibration fails.
+            FptqError: a file is missing, damaged or of another model, or calibration fails.
         """
         if isinstance(known, ActivationStats):
             return known
@@ -177,6 +178,11 @@ class Samples:
                 ActivationStats.merged, (ActivationStats.load(path) for path in paths)
             )
             names = ", ".join(str(path) for path in paths)
+            if merged.model not in ("", fingerprint(loaded.model)):
+                raise FptqError(
+                    f"the statistics in {names} are of another model: measure them for this one, "
+                    f"with --stats and the name of a new file"
+                )
             say(f"calibration  not run: statistics of {merged.samples} samples from {names}")
             return merged
         started = time.monotonic()

@@ -60,7 +60,10 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
         else entry
         for entry in entries
     ]
-    return Plan(config.v0, config.v1, mark_shared_folds(tuple(entries), sites))
+    return Plan(
+        config.v0, config.v1, mark_shared_folds(tuple(entries), sites),
+        config.weights, config.embedding_bits,
+    )  # fmt: skip
 
 
 def mark_shared_folds(

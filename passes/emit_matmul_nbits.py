@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
+from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count, group_length
 from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
 from fptq_onnx.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
@@ -113,7 +113,7 @@ def matmul_nbits_node(
             f"{name}.scales",
             dtype,
             (n, blocks),
-            lambda: _by_column(get().scales, blocks).astype(dtype.numpy()),
+            lambda: _by_column(_scales(get()), blocks).astype(dtype.numpy()),
         ),
     ]
     if not symmetric:
@@ -151,6 +151,19 @@ def pack_blocks(weights: GroupWeights, block: int) -> NDArray[np.uint8]:
         return padded.reshape(n, blocks, block)
     pairs = padded.reshape(n, blocks, block // 2, 2)
     return (pairs[..., 0] | (pairs[..., 1] << 4)).astype(np.uint8)
+
+
+def _scales(weights: GroupWeights) -> NDArray[np.float32]:
+    """The scales [G, N], 0 for groups that are all zeros.
+
+    ONNX Runtime sums code * x and takes zero_point * sum(x) off in float: of a group of zeros,
+    whose scale could be any, that left 1e-5 of it.
+    """
+    k = len(weights.codes)
+    starts = np.arange(0, k, group_length(k, weights.block_size))
+    low, high = (f.reduceat(weights.codes, starts, axis=0) for f in (np.minimum, np.maximum))
+    zero = weights.middle if weights.zero_points is None else weights.zero_points
+    return np.where((low == zero) & (high == zero), np.float32(0), weights.scales)
 
 
 def _by_column(values: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -165,6 +166,25 @@ def test_statistics_are_saved_and_reused(tmp_path):
     spoken = ("calibration", "warning")  # of the samples, which the second run does not see
     strip = [line for line in first.stdout.splitlines() if not line.startswith(spoken)]
     assert strip == [line for line in again.stdout.splitlines() if "calibration  " not in line]
+
+
+def test_a_plan_says_how_weights_and_embeddings_are_rounded(tmp_path):
+    """Replayed by the default recipe, the plan of another one gives the same weights."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    options = ("--calibration", "random", *RANDOM_FEW)
+    done = command("convert", MODEL, "-o", first, "--recipe", "paper", *options)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((first / "plan.json").read_text())
+    assert (plan["weights"], plan["embedding_bits"]) == ("rtn", 32)
+    done = command("convert", MODEL, "-o", again, "--plan", first / "plan.json", *options)
+    assert done.returncode == 0, done.stderr
+    weights = []
+    for folder in (first, again):
+        graph = ir.load(folder / "model.onnx").graph
+        weights.append({name: v.const_value.numpy() for name, v in graph.initializers.items()})
+    assert set(weights[0]) == set(weights[1])
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
 
 
 def test_ignore_keeps_a_linear_in_float(tmp_path):

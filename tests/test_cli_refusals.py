@@ -228,9 +228,26 @@ def test_full_standard_output(tmp_path, arguments):
 
 
 def test_options_that_a_plan_decides(tmp_path):
-    for option in (("--v0", "3"), ("--policy", "static"), ("--equalization", "none")):
+    for option in (
+        ("--v0", "3"), ("--policy", "static"), ("--equalization", "none"), ("--weights", "rtn"),
+        ("--embedding-bits", "4"),
+    ):  # fmt: skip
         saying = f"{option[0]} cannot be combined with --plan"
         refused("convert", MODEL, "--plan", "plan.json", *option, saying=saying)
+
+
+def test_statistics_of_another_model(tmp_path):
+    stats = tmp_path / "stats.npz"
+    assert command("convert", MODEL, "--dry-run", "--stats", stats, *RANDOM_FEW).returncode == 0
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    shutil.copytree(MODEL, copy)
+    done = command("convert", copy, "--dry-run", "--stats", stats, *RANDOM_FEW)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(MODEL, other)
+    data = np.fromfile(other / "model.onnx.data", np.uint8)
+    data[::2] ^= 1  # the last bit of each float16
+    data.tofile(other / "model.onnx.data")
+    refused("convert", other, "--dry-run", "--stats", stats, saying="are of another model")
 
 
 def test_missing_statistics_among_several(tmp_path):

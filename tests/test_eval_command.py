@@ -60,6 +60,9 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n<|endoftext|>\n")
     refused("eval", MODEL, "--data", empty, saying="has no text to predict")
+    one = tmp_path / "one.txt"
+    one.write_text("a")  # a token, predicted from the beginning of a text alone
+    refused("eval", MODEL, "--data", one, saying="has no text to predict")
     refused("eval", MODEL, "--data", empty, "--tasks", "lastword", saying="no text to predict")
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"text": "word"}\n')

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from tiny_graphs import build, weight
 
+from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
@@ -62,6 +63,18 @@ def test_json_is_one_line_per_linear() -> None:
 def test_an_empty_plan_round_trips(tmp_path: Path) -> None:
     empty = Plan(1, 2, ())
     assert Plan.load(written(tmp_path, empty.to_json())) == empty
+
+
+def test_what_is_said_of_the_whole_model(tmp_path: Path) -> None:
+    plan = replace(PLAN, weights="mse", embedding_bits=4)
+    assert Plan.load(written(tmp_path, plan.to_json())) == plan
+    config = plan.applied(Config(v0=3))
+    assert (config.weights, config.embedding_bits, config.v0) == ("mse", 4, 3)
+    assert PLAN.applied(Config(weights="rtn")) == Config(weights="rtn")
+    for name, value in (("weights", "best"), ("weights", ["rtn"]), ("embedding_bits", 8.0)):
+        text = json.dumps({**json.loads(plan.to_json()), name: value})
+        with pytest.raises(FptqError, match=f"has the {name} .*use one of"):
+            Plan.load(written(tmp_path, text))
 
 
 def test_counts_and_sites() -> None:

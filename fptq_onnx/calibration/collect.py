@@ -12,6 +12,7 @@ from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.decoder import Cache, Decoder, find_io
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.model_fingerprint import fingerprint
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.passes.tap_activations import Tap, tap_activations
 from fptq_onnx.session import open_session_in_memory
@@ -71,7 +72,7 @@ def collect(
             ranges[tap.activation] = channel if known is None else known.merged(channel)
     if not samples:
         raise FptqError("the calibration data held no sample: give at least one")
-    return ActivationStats(ranges, samples, description)
+    return ActivationStats(ranges, samples, description, fingerprint(loaded.model))
 
 
 def _observe(tap: Tap, observed: Observed, linears: Sequence[Linear], sample: int) -> ChannelRange:

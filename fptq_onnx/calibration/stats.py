@@ -49,18 +49,22 @@ class ActivationStats:
     ranges: activation (value) name -> ChannelRange.
     samples: number of samples seen.
     source: what the samples were, for the report.
+    model: fingerprint of the model they are of; "" where it is not known.
     """
 
     ranges: Mapping[str, ChannelRange]
     samples: int = 0
     source: str = ""
+    model: str = ""
 
     def merged(self, other: ActivationStats) -> ActivationStats:
         """Statistics over both sets of data; activations of either are kept.
 
         Raises:
-            FptqError: an activation has another number of channels in the other statistics.
+            FptqError: they are of different models.
         """
+        if self.model and other.model and self.model != other.model:
+            raise FptqError("the statistics are of different models: merge those of one model only")
         ranges = dict(self.ranges)
         for name, channel in other.ranges.items():
             known = ranges.get(name)
@@ -72,7 +76,10 @@ class ActivationStats:
             ranges[name] = channel if known is None else known.merged(channel)
         sources = [text for text in (self.source, other.source) if text]
         return ActivationStats(
-            ranges, self.samples + other.samples, " + ".join(dict.fromkeys(sources))
+            ranges,
+            self.samples + other.samples,
+            " + ".join(dict.fromkeys(sources)),
+            self.model or other.model,
         )
 
     def save(self, path: Path) -> None:
@@ -87,6 +94,7 @@ class ActivationStats:
             "activations": names,
             "samples": self.samples,
             "source": self.source,
+            "model": self.model,
         }
         arrays: dict[str, NDArray[np.generic]] = {"about": np.array(json.dumps(about))}
         for index, name in enumerate(names):
@@ -125,7 +133,9 @@ class ActivationStats:
                     )
                     for index, name in enumerate(about["activations"])
                 }
-                return ActivationStats(ranges, int(about["samples"]), str(about["source"]))
+                return ActivationStats(
+                    ranges, int(about["samples"]), str(about["source"]), str(about.get("model", ""))
+                )
         except Exception as error:  # damage makes zipfile, zlib and NumPy raise a dozen types
             raise FptqError(
                 f"{path} is not a statistics file of fptq-onnx (or it is damaged): make it again"

@@ -19,6 +19,7 @@ quantized layers before it. Steps, all exact or descending in that error:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,8 @@ _BLOCK = 64  # rows that a matrix product serves at once, before each adds its n
 # Output columns do not depend on each other: this many numbers of [K, columns] at a time keep the
 # temporaries small whatever N is, and a block of rows in the cache.
 _CHUNK = 1 << 23
+# Weights, and sums of squares of inputs: the largest product of both over 10^5 channels is 1e29.
+_HUGE = 1e12
 
 Rows = NDArray[np.float32]
 
@@ -80,6 +83,13 @@ def quantize_gptq(
         raise ValueError(f"moments of {moments.xx.shape[0]} channels for a weight of {k}")
     if moments.tokens < 1 or not damping > 0:
         raise ValueError("GPTQ needs at least one token and a positive damping")
+    # Both only where they are huge: products of what is left stay far from the end of float32.
+    unit, square = _unit(max(w.max(), -w.min())), _unit(np.diag(moments.xx).max())
+    if square != 1:
+        cross = moments.x_float
+        moments = SecondMoments(
+            moments.xx / square, None if cross is None else cross / square, moments.tokens
+        )
     diagonal = np.diag(moments.xx)
     added = damping * float(diagonal.mean())
     if not added > 0:
@@ -98,15 +108,21 @@ def quantize_gptq(
     width = max(1, _CHUNK // k)
     for start in range(0, n, width):
         part = slice(start, min(start + width, n))
-        error = _target(w[:, part], moments, factor, order)  # becomes what rounding leaves of it
+        columns = w[:, part] if unit == 1 else w[:, part] / unit
+        error = _target(columns, moments, factor, order)  # becomes what rounding leaves of it
         scale, zero = search_grid(error, importance, block_size, symmetric=symmetric, bits=bits)
         code = _round_with_feedback(error, factor, order, scale, zero, group, bits)
         for _ in range(rounds):
             _refine(h, code, scale, zero, error, block_size, bits)
-        codes[:, part], scales[:, part], zeros[:, part] = code, scale, zero
+        codes[:, part], scales[:, part], zeros[:, part] = code, scale * unit, zero
         if left is not None:
-            left[:, part] = error
+            np.multiply(error, unit, out=left[:, part])
     return as_weights(codes, scales, zeros, block_size, symmetric=symmetric, bits=bits)
+
+
+def _unit(largest: np.floating[Any]) -> np.float32:
+    """1, or for what is huge a power of two as large: dividing by it changes no digit."""
+    return np.float32(2.0 ** (np.frexp(largest)[1] - 1) if largest > _HUGE else 1)
 
 
 @dataclass(frozen=True)

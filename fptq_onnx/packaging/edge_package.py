@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fptq_onnx.decoder import open_decoder
+from fptq_onnx.decoder import find_io
 from fptq_onnx.generation.shared_rows import can_share
 from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_save import MODEL_FILE
@@ -28,6 +28,7 @@ from fptq_onnx.packaging.package_parts import (
 )
 from fptq_onnx.packaging.smoke_tokens import smoke_prompt, smoke_tokens
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
+from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
 SMOKE_FILE = "smoke_tokens.txt"
 
@@ -54,21 +55,22 @@ def write_edge_package(
     if converted.needs_library:
         libraries.mkdir()
         copied = copy_library(target, library, libraries)
-    decoder = open_decoder(converted.main.file, threads=1)
+    graph = converted.main.model.graph
+    io = find_io(converted.main.file, graph_inputs(graph), graph_outputs(graph))
     special = read_special_ids(converted.main.folder)
     has_portable = write_graphs(converted, model, fallback=fallback)
     text = decoder_text(
-        decoder.io,
+        io,
         graph=MODEL_FILE,
         portable=PORTABLE_FILE if has_portable else None,
         library=f"../lib/{copied.name}" if copied is not None else None,
-        shared_cache=can_share(converted.main.model.graph, decoder.io),
+        shared_cache=can_share(graph, io),
         context_length=special.context_length,
         end=special.eos,
     )
     (model / DECODER_FILE).write_text(text, encoding="utf-8")
     copy_tokenizer_and_report(converted, model)
-    prompt = smoke_prompt(converted.main.folder, decoder.io.vocab_size or special.vocab_size)
+    prompt = smoke_prompt(converted.main.folder, io.vocab_size or special.vocab_size)
     tokens = smoke_tokens(model / MODEL_FILE, prompt)
     if has_portable:
         smoke_tokens(model / PORTABLE_FILE, prompt)  # that it runs; its rounding is another

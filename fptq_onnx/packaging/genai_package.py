@@ -59,6 +59,9 @@ def write_genai_package(
         _write_config(folder / PORTABLE_CONFIG, config, PORTABLE_FILE, None)
     _write_config(folder / GENAI_CONFIG, config, MODEL_FILE, copied)
     values = {"name": converted.name, "target": target}
+    bos = read_special_ids(converted.main.folder).bos
+    if bos is not None:
+        values["bos"] = str(bos)
     if has_portable:
         values["portable"] = PORTABLE_CONFIG
     write_readme(folder, "genai", values)

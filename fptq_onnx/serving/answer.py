@@ -35,11 +35,12 @@ class Answer(Response):
             service: the model.
             request: checked.
             form: what it looks like.
-            asked: whether it is streamed, and with counts at the end.
+            asked: whether it is streamed, with counts at the end, and with token ids.
         """
         super().__init__()
         self._service, self._request, self._form = service, request, form
         self._stream, self._include_usage = asked.stream, asked.include_usage
+        self._with_ids = asked.token_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate and send.
@@ -52,13 +53,12 @@ class Answer(Response):
                 with anyio.move_on_after(self._service.settings.timeout + _GRACE):
                     await self._send_events(ticket, send)
                 return
-            parts: list[str] = []
-            finish: str | None = None
-            while finish is None:
-                for delta in await self._take(ticket):
-                    parts.append(delta.text)
-                    finish = delta.finish_reason
-            whole = self._form.whole("".join(parts), finish, ticket)
+            deltas: list[Delta] = []
+            while not deltas or deltas[-1].finish_reason is None:
+                deltas += await self._take(ticket)
+            text, finish = "".join(delta.text for delta in deltas), deltas[-1].finish_reason
+            assert finish is not None
+            whole = self._form.whole(text, finish, self._ids(deltas), ticket)
         await JSONResponse(whole)(scope, receive, send)
 
     @asynccontextmanager
@@ -71,6 +71,11 @@ class Answer(Response):
         finally:
             watch.cancel()
             self._service.release(ticket)
+
+    def _ids(self, deltas: list[Delta]) -> list[int] | None:
+        if not self._with_ids:
+            return None
+        return [delta.token for delta in deltas if delta.token is not None]
 
     async def _take(self, ticket: Ticket) -> list[Delta]:
         try:
@@ -93,8 +98,9 @@ class Answer(Response):
             while finish is None:
                 text = "".join(delta.text for delta in deltas)
                 finish = deltas[-1].finish_reason if deltas else None
-                if text or finish is not None:
-                    body += _event(self._form.part(text, finish))
+                ids = self._ids(deltas)
+                if text or ids or finish is not None:
+                    body += _event(self._form.part(text, finish, ids))
                 if finish is None:
                     if body:
                         await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -28,14 +28,14 @@ class CompletionFormat:
         """What a stream begins with."""
         return None
 
-    def part(self, text: str, finish_reason: str | None) -> Object:
-        """Some text of a stream."""
-        choice = self._choice(self._delta(text), finish_reason)
+    def part(self, text: str, finish_reason: str | None, ids: list[int] | None) -> Object:
+        """Some text of a stream; ids chosen in the meantime, where they are wanted."""
+        choice = self._choice(self._delta(text), finish_reason, ids)
         return {**self._head, "object": self._part, "choices": [choice]}
 
-    def whole(self, text: str, finish_reason: str, ticket: Ticket) -> Object:
-        """All text at once."""
-        choice = self._choice(self._message(text), finish_reason)
+    def whole(self, text: str, finish_reason: str, ids: list[int] | None, ticket: Ticket) -> Object:
+        """All text at once, and the ids it was made of, where they are wanted."""
+        choice = self._choice(self._message(text), finish_reason, ids)
         return {
             **self._head, "object": self._whole, "choices": [choice], "usage": usage(ticket),
         }  # fmt: skip
@@ -44,8 +44,11 @@ class CompletionFormat:
         """The part of a stream that has nothing but the counts."""
         return {**self._head, "object": self._part, "choices": [], "usage": usage(ticket)}
 
-    def _choice(self, said: Object, finish_reason: str | None) -> Object:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(
+        self, said: Object, finish_reason: str | None, ids: list[int] | None = None
+    ) -> Object:
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        return choice if ids is None else {**choice, "token_ids": ids}
 
     def _delta(self, text: str) -> Object:
         return {"text": text}

@@ -19,7 +19,7 @@ _IGNORED = {
 _COMMON = {
     "model", "stream", "stream_options", "temperature", "top_p", "seed", "stop", "max_tokens",
     "n", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty",
-    "top_k", "repetition_penalty", "ignore_eos",
+    "top_k", "repetition_penalty", "ignore_eos", "return_token_ids",
 }  # fmt: skip
 _COMPLETION = {"prompt", "best_of", "echo", "suffix"}
 _CHAT = {
@@ -47,6 +47,7 @@ class Asked:
         stream: piece by piece.
         include_usage: a last piece with the counts.
         ignore_eos: go on after the end token.
+        token_ids: the answer's ids, beside its text.
     """
 
     sampling: SamplingSettings
@@ -55,6 +56,7 @@ class Asked:
     stream: bool
     include_usage: bool
     ignore_eos: bool
+    token_ids: bool
 
 
 def read_completion(fields: Mapping[str, Any]) -> tuple[Asked, str | tuple[int, ...]]:
@@ -152,6 +154,7 @@ def _asked(fields: Mapping[str, Any], *, default_tokens: int | None) -> Asked:
     return Asked(
         sampling=sampling, max_tokens=limit, stop=_stops(fields), stream=stream,
         include_usage=_flag(options or {}, "include_usage"), ignore_eos=_flag(fields, "ignore_eos"),
+        token_ids=_flag(fields, "return_token_ids"),
     )  # fmt: skip
 
 

@@ -55,6 +55,15 @@ def test_statistics_of_different_models_do_not_merge() -> None:
         one.merged(two)
 
 
+def test_the_model_they_are_of_is_kept(tmp_path: Path) -> None:
+    known, unknown = ActivationStats({}, 1, "a", "one"), ActivationStats({}, 1, "b")
+    known.save(tmp_path / "stats.npz")
+    assert ActivationStats.load(tmp_path / "stats.npz").model == "one"
+    assert known.merged(unknown).model == unknown.merged(known).model == "one"
+    with pytest.raises(FptqError, match="of different models"):
+        known.merged(ActivationStats({}, 1, "c", "two"))
+
+
 def test_saving_and_loading_is_exact(rng: np.random.Generator, tmp_path: Path) -> None:
     names = ["/model/norm/Mul_1_output_0", "a b", "\u03b1", "about", "low_0"]
     stats = ActivationStats(

@@ -49,6 +49,20 @@ def test_prompt_as_argument_option_and_pipe() -> None:
         assert piped.stdout == given.stdout
 
 
+def test_ids_instead_of_text() -> None:
+    import tokenizers
+
+    text = "Once upon a time"
+    done = command("run", MODEL, text, "--ids", "--max-tokens", 12)
+    ids = [int(word) for word in done.stdout.split()]
+    assert len(ids) == 12
+    assert "decode 12 tokens" in done.stderr
+    tokenizer = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    before = tokenizer.encode(text, add_special_tokens=False).ids
+    whole = command("run", MODEL, text, "--max-tokens", 12).stdout
+    assert tokenizer.decode(before + ids).strip() == whole.strip()
+
+
 def test_sampling_and_stop() -> None:
     def said(*options: object) -> str:
         done = command("run", MODEL, "Once", "--max-tokens", 20, *options)

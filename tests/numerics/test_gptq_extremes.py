@@ -182,3 +182,27 @@ def test_memory_is_what_the_docstring_says(
     allowed = square if many else (2 + 1 + 1) * square
     assert peak <= result + allowed + 10 * 4 * chunk
     assert 10 * 4 * chunk < w.nbytes  # less than one array of all columns
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("weights", "inputs"), [(1e37, 1), (1e17, 1e10), (1, 1e16), (1e14, 1e16)])
+def test_huge_weights_and_inputs(
+    rng: np.random.Generator, w: np.ndarray, weights: float, inputs: float, symmetric: bool
+) -> None:
+    """Squares of inputs times weights would be beyond float32: the codes are as good as ever."""
+    x = correlated(rng, 300, K)
+    x8 = x + np.float32(0.02) * correlated(rng, 300, K)
+    usual, huge = SecondMoments.empty(K), SecondMoments.empty(K)
+    usual.add(x8, x)
+    huge.add(x8 * np.float32(inputs), x * np.float32(inputs))
+    left = np.empty_like(w)
+    with np.errstate(all="raise", under="ignore"):
+        found = quantize_gptq(w * np.float32(weights), huge, 16, symmetric=symmetric, left=left)
+    expected = quantize_gptq(w, usual, 16, symmetric=symmetric)
+    # Scaled inputs round in other last bits, which may turn a code round.
+    assert (found.codes == expected.codes).mean() > 0.98
+    np.testing.assert_allclose(
+        np.abs(dequantize(found) / np.float32(weights) - w).mean(),
+        np.abs(dequantize(expected) - w).mean(), rtol=0.01,
+    )  # fmt: skip
+    assert np.isfinite(left).all() and np.abs(left).max() < weights

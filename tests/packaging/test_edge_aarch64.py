@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from command_line import command
 from edge_tools import compile_runner, opened, run_tokens
-from qemu_sysroot import make_sysroot
 
 from fptq_onnx.decoder import open_decoder
 from fptq_onnx.generate import generate
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 LIBRARY, RUNTIME = os.environ.get("FPTQ_AARCH64_LIBRARY"), os.environ.get("FPTQ_AARCH64_RUNTIME")
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 40
 
@@ -47,14 +47,19 @@ def package(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sysroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sysroot(tmp_path_factory.mktemp("sysroot") / "root")
+def sysroots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By the name of the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        from qemu_sysroot import CPUS, make_sysroot
+    place = tmp_path_factory.mktemp("sysroot")
+    return {cpu: make_sysroot(place / cpu, cpu) for cpu in CPUS}
 
 
-def test_its_own_test_passes(package: Path, sysroot: Path) -> None:
+def test_its_own_test_passes(package: Path, sysroots: dict[str, Path]) -> None:
     done = subprocess.run(
         [package / "smoke_test.sh", RUNTIME],
-        env={**os.environ, "CXX": COMPILER, "RUN": f"{EMULATOR} -L {sysroot}"},
+        env={**os.environ, "CXX": COMPILER, "RUN": f"{EMULATOR} -L {sysroots['max']}"},
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -65,10 +70,10 @@ def test_its_own_test_passes(package: Path, sysroot: Path) -> None:
 # All instructions, without i8mm, and without dot products: another kernel each.
 @pytest.mark.parametrize("cpu", ["max", "cortex-a76", "cortex-a72"])
 def test_the_tokens_that_x86_writes(
-    package: Path, sysroot: Path, both: Path, tmp_path: Path, cpu: str
+    package: Path, sysroots: dict[str, Path], both: Path, tmp_path: Path, cpu: str
 ) -> None:
     runner = compile_runner(package, tmp_path, compiler=COMPILER)
-    emulated = (EMULATOR, "-cpu", cpu, "-L", sysroot, runner)
+    emulated = (EMULATOR, "-cpu", cpu, "-L", sysroots[cpu], runner)
     options = ("--onnxruntime", RUNTIME, "--model", package / "model", "--threads", 1)
     tokens, told = run_tokens(*emulated, *options, "--tokens", NEW, *PROMPT)
     assert "portable" not in told

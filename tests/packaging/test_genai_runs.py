@@ -18,6 +18,7 @@ genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai
 
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 40
+PROMPT_LENGTH = 5  # of "Once upon a time", with the token that begins a text
 
 
 def ours(folder: Path) -> list[int]:
@@ -87,8 +88,13 @@ def test_the_readme_reads_text(both: Path, tmp_path: Path) -> None:
         exec(compile(program, "README.md", "exec"), namespace)
     finally:
         os.chdir(here)
-    tokens = namespace["generator"].get_sequence(0)  # type: ignore[attr-defined]
-    assert len(tokens) > 20
+    tokens = [int(one) for one in namespace["generator"].get_sequence(0)]  # type: ignore[attr-defined]
+    written = command(
+        "run", package, "Once upon a time", "--ids", "--max-tokens", 64 - PROMPT_LENGTH
+    )
+    expected = [int(word) for word in written.stdout.split()]
+    assert tokens[PROMPT_LENGTH:][: len(expected)] == expected
+    assert len(expected) > 20
 
 
 def test_without_the_library_it_says_so(both: Path, tmp_path: Path) -> None:

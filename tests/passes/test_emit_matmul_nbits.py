@@ -133,3 +133,21 @@ def test_packing_by_hand() -> None:
     w = quantize_rtn(np.array([[-3], [0], [12]], np.float32), -1, symmetric=False)
     assert w.codes[:, 0].tolist() == [0, 3, 15]
     assert pack_blocks(w, 4).tolist() == [[[0x30, 0x3F]]]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block_size", [32, -1])
+def test_zeros_stay_exact(
+    rng: np.random.Generator, tmp_path: Path, symmetric: bool, block_size: int
+) -> None:
+    """A column of zeros gives 0, not what rounding leaves of its inputs' sum."""
+    w = weight(rng, 96, 64)
+    w[:, 3] = 0
+    w[32:64, 5:40] = 0
+    model = build("g (float[A, 96] x) => (float[A, 64] y) { y = MatMul(x, W) }", {"W": w})
+    made = quantized(model, tmp_path, block_size=block_size, symmetric=symmetric)
+    x = weight(rng, 7, 96)
+    check(made, x)
+    y = run(made.emitted(emit_matmul_nbits), {"x": x})["y"]
+    assert (y[:, 3] == 0).all()
+    assert np.abs(np.delete(y, 3, axis=1)).max(axis=0).min() > 0

@@ -120,6 +120,33 @@ def test_token_ids_as_a_prompt(client: openai.OpenAI, chat_model: Path) -> None:
         assert done.choices[0].text == complete(client, PROMPTS[1], 20)
 
 
+def test_token_ids_of_an_answer(client: openai.OpenAI, chat_model: Path) -> None:
+    written = command("run", chat_model, PROMPTS[1], "--raw", "--ids", "--max-tokens", 20)
+    ids = [int(word) for word in written.stdout.split()]
+    assert len(ids) == 20
+    common = {"model": NAME, "prompt": PROMPTS[1], "max_tokens": 20, "temperature": 0}
+    wanted = {"extra_body": {"return_token_ids": True}}
+    whole = client.completions.create(**common, **wanted).choices[0]  # type: ignore[call-overload]
+    assert whole.token_ids == ids
+    assert whole.text == complete(client, PROMPTS[1], 20)
+    parts = list(client.completions.create(**common, **wanted, stream=True))  # type: ignore[call-overload]
+    assert [token for part in parts for token in part.choices[0].token_ids] == ids
+    assert "".join(part.choices[0].text for part in parts) == whole.text
+    plain = client.completions.create(**common)  # type: ignore[call-overload]
+    assert "token_ids" not in plain.choices[0].model_dump()
+
+
+def test_the_end_token_is_not_among_the_ids(client: openai.OpenAI) -> None:
+    done = client.completions.create(
+        model=NAME, prompt=PROMPTS[0], max_tokens=250, temperature=0,
+        extra_body={"return_token_ids": True},
+    )  # fmt: skip
+    assert done.choices[0].finish_reason == "stop"
+    assert 2 not in done.choices[0].token_ids  # type: ignore[attr-defined]
+    assert done.usage is not None
+    assert done.usage.completion_tokens == len(done.choices[0].token_ids)  # type: ignore[attr-defined]
+
+
 def test_chat_uses_the_template(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}]
     settings = {"model": NAME, "messages": messages, "temperature": 0}
