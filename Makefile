@@ -61,6 +61,7 @@ native-arm: $(STAMP)
 	for cpu in max cortex-a76 cortex-a53; do \
 	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_kernels || exit 1; \
 	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_threads || exit 1; \
+	  qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu build/arm/fptq_test_attention || exit 1; \
 	done
 
 # Our kernels against stock ONNX Runtime and this machine's limits; half an hour on a quiet machine.

@@ -168,6 +168,17 @@ def _phase(
     return Phase(name, seconds[name], by_operator, rest / repeats)
 
 
+def read_rate(limits: Path | None, threads: int) -> float:
+    """GB/s that so many threads read now; 0 if it is not to be measured.
+
+    Machines that others share change their mind within seconds, so it is taken before and after.
+    """
+    if limits is None:
+        return 0.0
+    done = subprocess.run([limits, str(threads)], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["read"])
+
+
 def print_phase(phase: Phase) -> None:
     """A table of a phase, the dearest operator first; what is below a hundredth is one line."""
     total = sum(phase.operators.values()) + phase.rest
@@ -196,6 +207,7 @@ def main() -> int:
         graph = load_model(options.model, allow_quantized=True).model
         for threads in options.threads:
             print(f"\n{threads} thread{'s' if threads > 1 else ''}")
+            before = read_rate(options.limits, threads)
             phases = profile(
                 options.model, tokens=options.prefill, depth=options.depth,
                 steps=options.steps, threads=threads,
@@ -206,9 +218,7 @@ def main() -> int:
             rate = needed / phases[-1].seconds * 1e-9
             print(f"  a step must read {needed * 1e-6:.0f} MB: {rate:.1f} GB/s", end="")
             if options.limits:
-                command = [str(options.limits), str(threads)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                most = json.loads(done.stdout)["read"]
+                most = (before + read_rate(options.limits, threads)) / 2
                 print(f", {rate / most:.2f} of the {most:.1f} GB/s that can be read", end="")
             print()
     except FptqError as error:

@@ -148,8 +148,13 @@ def probe(model: Path, load: Load) -> Figures:
 
 
 def probe_command(model: Path, load: Load) -> list[str]:
-    """The command of this module's text."""
-    return [sys.executable, "-m", "fptq_onnx.bench_probe", str(model), json.dumps(asdict(load))]
+    """A command that measures as this module's text says, and imports what this process has.
+
+    `python -m` would import a package of this name that lies in the current folder first: in a
+    checkout that is the source, without the library of the installed one.
+    """
+    start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; sys.exit(main())"
+    return [sys.executable, "-c", start, str(model), json.dumps(asdict(load))]
 
 
 def read_load(text: str) -> Load:

@@ -96,7 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         "--verify-samples", type=int, default=8, help="samples to compare on, 0 for none (8)"
     )
     convert.add_argument(
-        "--no-fuse", action="store_true", help="one op per linear, whatever they share (custom)"
+        "--no-fuse",
+        action="store_true",
+        help="one op per linear, attention left to ONNX Runtime (custom)",
+    )
+    convert.add_argument(
+        "--no-clean-up", action="store_true", help="leave attention and norms as they were exported"
     )
     convert.add_argument(
         "--max-kl", type=float, metavar="NATS", help="write nothing if the KL is larger"
@@ -175,7 +180,8 @@ def _convert(options: argparse.Namespace) -> None:
             f"--recipe fp16 only changes the type of floats: leave {', '.join(unused)} out"
         )
     quantize, fuse = not options.equalize_only, not options.no_fuse
-    decisions = {} if half else planning(options, quantize=quantize, fuse=fuse)
+    tidy = not options.no_clean_up
+    decisions = {} if half else planning(options, quantize=quantize, fuse=fuse, clean_up=tidy)
     with onnx_of(options, output, say=say) as model:
         if half:
             convert_float16(

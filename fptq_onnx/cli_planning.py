@@ -86,7 +86,11 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
 
 
 def planning(
-    options: argparse.Namespace, *, quantize: bool = True, fuse: bool = True
+    options: argparse.Namespace,
+    *,
+    quantize: bool = True,
+    fuse: bool = True,
+    clean_up: bool = True,
 ) -> dict[str, Any]:
     """Arguments of `convert` from the options of `add_planning`.
 
@@ -124,6 +128,7 @@ def planning(
             ignore=tuple(options.ignore),
             w8=tuple(options.w8),
             fuse=fuse,
+            clean_up=clean_up,
             quantize=quantize,
         ),
         "samples": samples_of(options),
@@ -137,9 +142,9 @@ def planning(
 def unused_in_float16(options: argparse.Namespace) -> list[str]:
     """The options given that a conversion to float16 has no use for."""
     names = (
-        "target", "dry_run", "plan", "no_fuse", "equalize_only", "stats", "v0", "v1", "block_size",
-        "asymmetric", "ignore", "w8", "weights", "equalization", "policy", "bits_budget",
-        "embedding_bits",
+        "target", "dry_run", "plan", "no_fuse", "no_clean_up", "equalize_only", "stats", "v0", "v1",
+        "block_size", "asymmetric", "ignore", "w8", "weights", "equalization", "policy",
+        "bits_budget", "embedding_bits",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in names}
     return [

@@ -27,6 +27,8 @@ class Config:
     symmetric: zero point fixed in the middle rather than one per group.
     w8: like `ignore`; matching linears get 8-bit weights instead of 4-bit.
     fuse: put linears that share an input into one op of ours (target custom).
+    clean_up: respell attention and norms that exporters decomposed, where that is faster
+        (clean_up.py).
     ignore: linears that stay in float: `role:down`, `layer:0`, `layer:0-3`, or a regular expression
         found in the node name, module path or weight name (linear_selector.py).
     weights: one of WEIGHTS: how weights are rounded.
@@ -48,6 +50,7 @@ class Config:
     ignore: tuple[str, ...] = ()
     w8: tuple[str, ...] = ()
     fuse: bool = True
+    clean_up: bool = True
     weights: str = "gptq"
     equalization: str = "search"
     policy: str = "measured"

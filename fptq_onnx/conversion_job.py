@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.check_clean_up import check_clean_up
+from fptq_onnx.clean_up import clean_up
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.block_view import find_blocks
@@ -50,6 +52,7 @@ class Prepared:
     folded: tuple[str, ...]
     errors: tuple[LinearErrors, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,18 @@ class Job:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
-        return Prepared(model, plan, store, folded, errors, warnings)
+        return Prepared(model, plan, store, folded, errors, warnings, self._clean_up(model))
+
+    def _clean_up(self, model: ir.Model) -> tuple[str, ...]:
+        """Rewrite in place what gives the same outputs in the original; notes."""
+        if not self.config.clean_up:
+            return ()
+        checked = check_clean_up(
+            self.loaded, lambda: self.samples.open(self.loaded), threads=self.threads
+        )
+        checked = replace(checked, done=clean_up(model, checked.names))
+        say_all(self.say, checked.lines)
+        return checked.notes
 
     def write(self, prepared: Prepared, target: str, folder: Path) -> Report:
         """Write one target's folder, and compare it with the original."""
@@ -115,7 +129,7 @@ class Job:
             errors=tuple(
                 {**item.to_dict(), **asdict(blocks[item.name])} for item in prepared.errors
             ),
-            notes=(*prepared.warnings, *emitted.notes),
+            notes=(*prepared.warnings, *prepared.notes, *emitted.notes),
             bits_per_weight=bits_per_weight(plan, emitted.model),
         )
         budget = self.config.bits_budget

@@ -122,9 +122,9 @@ class Decoder:
             past + sequence, batch, {tensor.past: results[tensor.present] for tensor in io.cache}
         )
         return Step(
-            np.asarray(_array(results[io.logits.name]), np.float32) if logits else None,
+            np.asarray(array_of(results[io.logits.name]), np.float32) if logits else None,
             new_cache,
-            {name: _array(results[name]) for name in outputs},
+            {name: array_of(results[name]) for name in outputs},
         )
 
     def _check(self, ids: NDArray[np.int64], cache: Cache | None) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def token_feeds(
     }
 
 
-def _array(value: ort.OrtValue) -> NDArray[Any]:
+def array_of(value: ort.OrtValue) -> NDArray[Any]:
     """The array in an OrtValue, which itself refuses to give out bfloat16."""
     if value.element_type() != _ONNX_BFLOAT16:
         array: NDArray[Any] = value.numpy()

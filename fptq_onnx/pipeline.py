@@ -1,6 +1,7 @@
 """The conversion, from an exported model to a W4A8 folder: the whole flow on one screen.
 
-load -> normalize -> calibrate -> plan -> equalize -> quantize -> emit(target) -> save + verify
+load -> normalize -> calibrate -> plan -> equalize -> quantize -> clean up -> emit(target)
+-> save + verify
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
+from fptq_onnx.passes.emit_attention import emit_attention
 from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
 from fptq_onnx.passes.emit_qdq import MINIMUM_OPSET, emit_qdq
@@ -70,8 +71,10 @@ def _custom(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> 
         return Emitted(model)
     shared = fuse_shared_inputs(model)
     gated, declined = fuse_gated_mlp(model)
+    attentions, left = emit_attention(model)
     line = f"fused        {shared} ops hold the linears of one input, {gated} with their gate"
-    return Emitted(model, (line,), declined)
+    lines = (line, f"attention    {attentions} in our library") if attentions else (line,)
+    return Emitted(model, lines, (*declined, *left))
 
 
 def _float(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "attention.h"
+
 namespace fptq {
 
 // The weight layout, version 1 (fptq_onnx/numerics/panels.py, docs/kernels.md). A line is one step
@@ -96,6 +98,8 @@ struct Kernel {
   void (*quantize)(const QuantizeArgs&, Range rows);
   void (*matmul)(const MatMulArgs&, Range rows, Range panels);
   void (*gate)(const GateArgs&);
+  void (*rotate)(const RotateArgs&);
+  void (*attention)(const AttentionTask&);
 };
 
 // The scale of a row whose largest |x|, as the bits of a float32, is given (a NaN counts as the

@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "linear_op.h"
+#include "node_info.h"
 
 namespace fptq {
 
@@ -28,34 +29,6 @@ constexpr int64_t max_group_length(int64_t bits, bool zero_points) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// Names longer than this are cut in messages, which are of limited length themselves.
-constexpr size_t kShownName = 120;
-
-std::string node_name(const ort::Functions& f, const ort::KernelInfo* info, OpKind kind) {
-  size_t size = 0;  // with the terminating zero
-  check(f, f.KernelInfo_GetNodeName(info, nullptr, &size));
-  std::string name(size, '\0');
-  check(f, f.KernelInfo_GetNodeName(info, &name[0], &size));
-  name.resize(size == 0 ? 0 : size - 1);
-  if (name.size() > kShownName) {
-    size_t end = kShownName;
-    while (end > 0 && (name[end] & 0xc0) == 0x80) --end;  // between characters of UTF-8
-    name = name.substr(0, end) + "...";
-  }
-  return std::string("fptq::") + kind.name() + " '" + name + "'";
-}
-
-int64_t int_attribute(const ort::Functions& f, const ort::KernelInfo* info, const char* name,
-                      const std::string& node) {
-  int64_t value = 0;
-  ort::Status* status = f.KernelInfoGetAttribute_int64(info, name, &value);
-  if (status != nullptr) {
-    f.ReleaseStatus(status);
-    throw error("%s: the integer attribute %s is missing", node.c_str(), name);
-  }
-  return value;
-}
-
 std::vector<int64_t> ints_attribute(const ort::Functions& f, const ort::KernelInfo* info,
                                     const char* name, const std::string& node) {
   int64_t values[kMaxParts];
@@ -67,16 +40,6 @@ std::vector<int64_t> ints_attribute(const ort::Functions& f, const ort::KernelIn
                 kMaxParts);
   }
   return {values, values + count};
-}
-
-// Whether the node has input `index`: trailing ones may be left out, others have an empty name.
-bool has_input(const ort::Functions& f, const ort::KernelInfo* info, size_t index) {
-  size_t count = 0;
-  check(f, f.KernelInfo_GetInputCount(info, &count));
-  if (index >= count) return false;
-  size_t size = 0;
-  check(f, f.KernelInfo_GetInputName(info, index, nullptr, &size));
-  return size > 1;  // the terminating zero counts
 }
 
 // Whether the node has an attribute, be it a text of any length, a number or integers.
@@ -104,7 +67,7 @@ bool has_attribute(const ort::Functions& f, const ort::KernelInfo* info, const c
 }  // namespace
 
 LinearOp::LinearOp(const ort::Functions& f, const ort::KernelInfo* info, OpKind kind)
-    : f_(f), kind_(kind), node_(node_name(f, info, kind)) {
+    : f_(f), kind_(kind), node_(node_name(f, info, kind.name())) {
   read_shape_attributes(info);
   read_activation_attributes(info);
   read_gate(info);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "session_work.h"
+
 namespace fptq {
 
 using ort::check;
@@ -22,36 +24,6 @@ constexpr int64_t kGatedRows = 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Calls fn(i) for i in 0..count-1 on the session's threads.
-template <class Fn>
-void parallel_for(const ort::Functions& f, const ort::KernelContext* context, int64_t count,
-                  const Fn& fn) {
-  if (count <= 1) {
-    if (count == 1) fn(size_t{0});
-    return;
-  }
-  const auto call = [](void* data, size_t index) { (*static_cast<const Fn*>(data))(index); };
-  check(f, f.KernelContext_ParallelFor(context, call, static_cast<size_t>(count), 0,
-                                       const_cast<Fn*>(&fn)));
-}
-
-// Memory for one call, from the session's own allocator: its arena makes that cheap.
-class Workspace {
- public:
-  Workspace(ort::Allocator* allocator, size_t bytes)
-      : allocator_(allocator), data_(static_cast<uint8_t*>(allocator->Alloc(allocator, bytes))) {
-    if (data_ == nullptr) throw error("fptq: out of memory for %zu bytes of activations", bytes);
-  }
-  ~Workspace() { allocator_->Free(allocator_, data_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  uint8_t* data() const { return data_; }
-
- private:
-  ort::Allocator* allocator_;
-  uint8_t* data_;
-};
 
 QuantizedRows rows_from(const QuantizedRows& rows, int64_t first, int64_t groups) {
   return {rows.codes + first * rows.stride, rows.group_sums + first * groups, rows.scales + first,

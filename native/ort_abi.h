@@ -31,6 +31,7 @@ enum ElementType : int {
   kUndefined = 0,
   kFloat = 1,
   kUint8 = 2,
+  kInt32 = 6,
   kFloat16 = 10,
 };
 enum AttrType : int { kAttrInt = 1, kAttrInts = 2 };

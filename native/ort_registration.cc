@@ -2,6 +2,7 @@
 #include <climits>
 #include <mutex>
 
+#include "attention_op.h"
 #include "linear_op.h"
 #include "ort_wrappers.h"
 
@@ -71,12 +72,46 @@ void fill(Op& op, const ort::Functions& f, OpKind kind) {
   op.GetEndVersion = [](const ort::CustomOp*) { return INT_MAX; };
 }
 
+// Attention, in float32.
+struct AttentionNode {
+  const ort::Functions& f;
+  AttentionOp op;
+};
+
+ort::Status* create_attention(const ort::CustomOp* op, const ort::Api*, const ort::KernelInfo* info,
+                              void** kernel) {
+  const Op& o = self(op);
+  return ort::guarded(o.f, [&] { *kernel = new AttentionNode{o.f, {o.f, info}}; });
+}
+
+ort::Status* compute_attention(void* kernel, ort::KernelContext* context) {
+  const AttentionNode& node = *static_cast<const AttentionNode*>(kernel);
+  return ort::guarded(node.f, [&] { node.op.compute(context); });
+}
+
+void fill_attention(Op& op, const ort::Functions& f) {
+  fill(op, f, {});
+  op.CreateKernelV2 = create_attention;
+  op.KernelComputeV2 = compute_attention;
+  op.KernelDestroy = [](void* kernel) { delete static_cast<AttentionNode*>(kernel); };
+  op.InferOutputShapeFn = nullptr;  // what the exporter wrote about shapes holds
+  op.GetName = [](const ort::CustomOp*) { return AttentionOp::kName; };
+  op.GetInputTypeCount = [](const ort::CustomOp*) { return AttentionOp::kInputs; };
+  op.GetInputType = [](const ort::CustomOp*, size_t index) { return AttentionOp::input_type(index); };
+  op.GetInputCharacteristic = [](const ort::CustomOp*, size_t index) {
+    return AttentionOp::required(index) ? ort::kRequired : ort::kOptional;
+  };
+  op.GetOutputTypeCount = [](const ort::CustomOp*) { return AttentionOp::kOutputs; };
+  op.GetOutputType = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+}
+
 // The ops as one ONNX Runtime sees them. Sessions keep pointers to these, and no call tells when the
 // last one is gone, so they live as long as the process; the list keeps them reachable. A process
 // may hold several ONNX Runtimes, each with its own table of functions.
 struct Runtime {
   const ort::Api* api;
-  Op ops[4];
+  Op ops[5];
   ort::CustomOpDomain* domain;
   Runtime* next;
 };
@@ -93,6 +128,7 @@ ort::CustomOpDomain* domain_for(const ort::Api* api, const ort::Functions& f) {
   fill(r->ops[1], f, {4, ort::kFloat16});
   fill(r->ops[2], f, {8, ort::kFloat});
   fill(r->ops[3], f, {8, ort::kFloat16});
+  fill_attention(r->ops[4], f);
   ort::CustomOpDomain* domain = nullptr;
   ort::check(f, f.CreateCustomOpDomain(kDomain, &domain));
   for (const Op& op : r->ops) ort::check(f, f.CustomOpDomain_Add(domain, &op));

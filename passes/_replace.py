@@ -68,3 +68,41 @@ def replace_linear(linear: Linear, node: ir.Node, *, keep_bias: bool) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name = None
     graph.remove(list(reversed(old_nodes)), safe=True)
+
+
+def remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
+    """Remove the nodes that make a value nobody reads any more, and what was made for them alone.
+
+    Args:
+        graph: the main graph; its inputs, outputs and initializers stay.
+        value: where to begin.
+    """
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        node = current.producer() if current is not None else None
+        if node is None or node.graph is not graph:
+            continue
+        if any(made.uses() or made.is_graph_output() for made in node.outputs):
+            continue
+        pending += [read for read in node.inputs if read is not None]
+        graph.remove(node, safe=True)
+
+
+def follow_with(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
+    """Let a node that reads `value` take its place for all other readers, and its name.
+
+    Args:
+        graph: the main graph.
+        value: what a node of the graph makes; renamed.
+        node: new, with one output of the same type.
+    """
+    maker, (new,) = value.producer(), node.outputs
+    assert maker is not None  # callers replace what nodes make
+    name, new.shape, new.type = value.name, value.shape, value.type
+    value.replace_all_uses_with(new, replace_graph_outputs=True)
+    for index, read in enumerate(node.inputs):
+        if read is new:
+            node.replace_input_with(index, value)
+    value.name, new.name, value.shape = f"{name}/before_{node.op_type}", name, None
+    graph.insert_after(maker, node)

@@ -2,6 +2,7 @@
 
     q, k, v = MatMulW4A8(x, [Wq Wk Wv])        ->  three MatMulNBits(x, W)  (+ Add bias)
     y = MatMulW4A8(x, [Wg Wu], gate=silu)      ->  y = Mul(Mul(g, Sigmoid(g)), u)
+    fptq.GroupQueryAttention                   ->  com.microsoft.GroupQueryAttention
 
 Weights are unpacked and packed again, not rounded. Activations are quantized as MatMulNBits does it
 (accuracy_level 4), so the scales of static linears are dropped.
@@ -27,6 +28,7 @@ from fptq_onnx.numerics.panels import (
     unpack_group_values,
 )
 from fptq_onnx.passes._replace import lazy_initializer
+from fptq_onnx.passes.emit_attention import OP_TYPE as ATTENTION
 from fptq_onnx.passes.emit_custom import DOMAIN, OP_TYPES
 from fptq_onnx.passes.emit_matmul_nbits import DOMAIN as STOCK_DOMAIN
 from fptq_onnx.passes.emit_matmul_nbits import matmul_nbits_node
@@ -48,10 +50,14 @@ def make_portable(model: ir.Model) -> None:
         FptqError: an op, an attribute or a layout that this pass does not know.
     """
     for node in model.graph.all_nodes():
-        if node.domain == DOMAIN:
+        if node.domain == DOMAIN and node.op_type != ATTENTION:
             _check(node)
     for node in list(model.graph):
-        if node.domain == DOMAIN:
+        if node.domain != DOMAIN:
+            continue
+        if node.op_type == ATTENTION:  # the same operator, see emit_attention
+            node.domain = STOCK_DOMAIN
+        else:
             _replace(model, node)
     del model.opset_imports[DOMAIN]
     model.graph.opset_imports[STOCK_DOMAIN] = 1

@@ -56,26 +56,33 @@ def test_custom_target_adds_only_our_op(converted):
     before = [node.op_type for node in ir.load(MODEL / "model.onnx").graph]
     after = [node.op_type for node in ir.load(converted[0] / "custom" / "model.onnx").graph]
     assert set(after) - set(before) == {"MatMulW4A8", "Reshape"}  # the embedding
+    domains = {node.domain for node in ir.load(converted[0] / "custom" / "model.onnx").graph}
+    assert domains == {"", "com.microsoft", "fptq"}
     # Per layer: fused qkv of the export, o, gate and up together, down; and the head.
     assert after.count("MatMulW4A8") == 6 * 4 + 1 and "MatMul" not in after
     assert "Sigmoid" in before and "Sigmoid" not in after
 
 
-def test_fused_and_unfused_write_the_same_text(converted, tmp_path):
-    stats = converted[0] / "custom" / "plan.json"
-    arguments = ("--plan", stats, "--no-fuse", *RANDOM_FEW)
+def test_threads_do_not_change_the_text_and_fusing_hardly_the_model(converted, tmp_path):
+    plan = converted[0] / "custom" / "plan.json"
+    arguments = ("--plan", plan, "--no-fuse", *RANDOM_FEW)
     result = command("convert", MODEL, "-o", tmp_path / "out", *arguments)
     assert result.returncode == 0, result.stderr
     nodes = [node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph]
     assert nodes.count("MatMulW4A8") == 31
-    texts = set()
+    # Fused attention and gates round otherwise, and int8 codes after them can flip.
+    divergences = []
     for folder in (converted[0] / "custom", tmp_path / "out"):
+        texts = set()
         for threads in ("1", "2"):
             arguments = ("--prompt", "Once upon a time", "--max-new-tokens", "60")
             done = command("run", folder, *arguments, "--threads", threads)
             assert done.returncode == 0, done.stderr
             texts.add(done.stdout)
-    assert len(texts) == 1
+        assert len(texts) == 1
+        report = json.loads((folder / "report.json").read_text())
+        divergences.append(report["verification"]["kl"])
+    assert divergences[0] == pytest.approx(divergences[1], rel=0.1)
 
 
 def test_8_bit_weights_for_some(tmp_path):

@@ -34,7 +34,7 @@ def whole_feeds(loaded: LoadedModel, source: Source) -> list[Feed]:
         ]  # fmt: skip
     graph = loaded.model.graph
     io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
-    alone = io.position_ids is None and _rotates_one_row(loaded)
+    alone = io.position_ids is None and rotates_one_row(loaded)
     feeds = []
     for ids in _batches(source.windows, 1 if alone else io.fixed_batch, io.fixed_sequence):
         feed = token_feeds(io, ids, 0, ids.shape[1])
@@ -48,7 +48,7 @@ def whole_feeds(loaded: LoadedModel, source: Source) -> list[Feed]:
     return feeds
 
 
-def _rotates_one_row(loaded: LoadedModel) -> bool:
+def rotates_one_row(loaded: LoadedModel) -> bool:
     """Whether rotary embeddings are applied from tables made for a batch of one.
 
     ONNX's RotaryEmbedding without positions wants tables of the batch's size. torch exports make

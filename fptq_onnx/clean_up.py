@@ -1,0 +1,82 @@
+"""What exporters spell out at length, spelled so that it runs faster; in standard ops.
+
+The rewrites are made after calibration and folding, on what is written: linears are found, folded
+and compared in the graph that the exporter wrote. Each was checked by running that graph before and
+after (check_clean_up.py). Why these, and what is left to ONNX Runtime: docs/decisions/0005.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fptq_onnx.passes.divide_norms import divide_norms
+from fptq_onnx.passes.group_heads import group_heads
+from fptq_onnx.passes.guard_after_product import guard_after_product
+from fptq_onnx.passes.plain_transposes import plain_transposes
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One pass of the clean-up.
+
+    name: for reports.
+    what: what its count counts, for people.
+    apply: rewrites a model in place; how many places, and why not others that looked like one.
+    """
+
+    name: str
+    what: str
+    apply: Callable[[ir.Model], tuple[int, tuple[str, ...]]]
+
+
+# In this order: a transpose must be plain for the heads behind it to be found.
+REWRITES = (
+    Rewrite("plain_transposes", "plain transposes of keys", plain_transposes),
+    Rewrite("guard_after_product", "guards after the product", guard_after_product),
+    Rewrite("group_heads", "products of grouped heads", group_heads),
+    Rewrite("divide_norms", "norms for the optimizer", divide_norms),
+)
+ALL = tuple(rewrite.name for rewrite in REWRITES)
+
+
+@dataclass(frozen=True)
+class CleanedUp:
+    """What was done.
+
+    counts: by name of the rewrite, without those that found nothing.
+    declined: of each place that looked like one and was left, why.
+    """
+
+    counts: dict[str, int]
+    declined: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """For people: '12 guards after the product, 24 products of grouped heads'."""
+        return ", ".join(
+            f"{self.counts[rewrite.name]} {rewrite.what}"
+            for rewrite in REWRITES
+            if rewrite.name in self.counts
+        )
+
+
+def clean_up(model: ir.Model, names: Collection[str] = ALL) -> CleanedUp:
+    """Rewrite in place.
+
+    Args:
+        model: normalized.
+        names: the rewrites to make.
+    """
+    counts: dict[str, int] = {}
+    declined: list[str] = []
+    for rewrite in REWRITES:
+        if rewrite.name not in names:
+            continue
+        count, reasons = rewrite.apply(model)
+        declined += reasons
+        if count:
+            counts[rewrite.name] = count
+    return CleanedUp(counts, tuple(declined))

@@ -1,0 +1,54 @@
+// What an attention kernel file implements and what the op calls. Types only, like kernel.h.
+#pragma once
+
+#include <cstdint>
+
+namespace fptq {
+
+// Keys are worked on this many at a time; so many columns a matrix product has at least.
+constexpr int64_t kAttentionKeys = 64;
+constexpr int64_t kAttentionLanes = 16;
+
+// One vector of a head with its rotary embedding: output = scale * rotated(input).
+// fptq_onnx/numerics/attention.py defines it.
+struct RotateArgs {
+  const float* input;
+  float* output;     // may be the input
+  const float* cos;  // [rotary / 2] of the position, or null: not rotated
+  const float* sin;
+  int64_t size, rotary;  // elements of the head, and how many of them are rotated
+  bool interleaved;      // pairs are neighbours; else they are rotary / 2 apart
+  float scale;
+};
+
+// Causal attention of the query heads that share one key and value head, for a range of positions.
+// Row r is head r % group of position r / group, and sees the first `seen + r / group` keys.
+struct AttentionTask {
+  const float* q;      // [rows, size], rotated and scaled
+  const float* k;      // [at least the keys of the last row, size]
+  const float* v;      // the same
+  float* output;       // row r at (r / group) * output_stride + (r % group) * size
+  float* scratch;      // attention_scratch(rows, size) floats, aligned to 64 bytes
+  int64_t rows, group, size, seen;
+  int64_t output_stride;
+};
+
+constexpr int64_t attention_padded(int64_t size) {
+  return (size + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
+}
+
+// Transposed keys, values with padded rows, and a sum for every row.
+constexpr int64_t attention_scratch(int64_t rows, int64_t size) {
+  return kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows + 32;
+}
+
+void rotate_scalar(const RotateArgs& args);
+void rotate_avx2(const RotateArgs& args);
+void rotate_avx512(const RotateArgs& args);
+void rotate_neon(const RotateArgs& args);
+void attention_scalar(const AttentionTask& task);
+void attention_avx2(const AttentionTask& task);
+void attention_avx512(const AttentionTask& task);
+void attention_neon(const AttentionTask& task);
+
+}  // namespace fptq

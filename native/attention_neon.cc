@@ -1,0 +1,18 @@
+// Attention with NEON: see attention_tiles.h.
+#include <cstdint>
+
+namespace fptq {
+namespace {
+constexpr int kLanes = 4;  // floats of a register
+}
+}  // namespace fptq
+
+#include "attention_tiles.h"
+
+namespace fptq {
+
+void attention_neon(const AttentionTask& task) { attend(task); }
+
+void rotate_neon(const RotateArgs& args) { rotated(args); }
+
+}  // namespace fptq

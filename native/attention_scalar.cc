@@ -1,0 +1,18 @@
+// Attention with what every CPU of its kind has: see attention_tiles.h.
+#include <cstdint>
+
+namespace fptq {
+namespace {
+constexpr int kLanes = 4;  // floats of a register
+}
+}  // namespace fptq
+
+#include "attention_tiles.h"
+
+namespace fptq {
+
+void attention_scalar(const AttentionTask& task) { attend(task); }
+
+void rotate_scalar(const RotateArgs& args) { rotated(args); }
+
+}  // namespace fptq

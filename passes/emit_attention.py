@@ -1,0 +1,78 @@
+"""Let our library compute attention, too (target custom).
+
+    com.microsoft.GroupQueryAttention  ->  fptq.GroupQueryAttention
+
+The inputs, outputs and meaning are the same; ours computes softmax on the way, skips the keys that
+causality hides, and reads every key once for all heads that share it. What the library does not
+know (local windows, soft caps, sinks, biases, quantized caches, float16) stays what it is.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fptq_onnx.passes.emit_custom import DOMAIN
+
+STOCK_DOMAIN = "com.microsoft"
+OP_TYPE = "GroupQueryAttention"
+VERSION = 1
+_INPUTS, _OUTPUTS = 9, 3
+_PAST = (3, 4)
+_KEPT = {"num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved"}
+# Attributes of the stock operator that change nothing when they have these values.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "local_window_size": (-1,),
+    "softcap": (0.0,),
+    "smooth_softmax": (-1, 0),
+    "qk_output": (0,),
+    "k_quant_type": ("NONE",),
+    "v_quant_type": ("NONE",),
+    "kv_cache_bit_width": (0,),
+}
+
+
+def emit_attention(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+    """Change the operators in place.
+
+    Args:
+        model: any decoder.
+
+    Returns:
+        How many are ours now, and for each that is not, why.
+    """
+    taken = 0
+    declined = []
+    for node in model.graph:
+        if (node.domain, node.op_type) != (STOCK_DOMAIN, OP_TYPE):
+            continue
+        reason = _reason_against(node)
+        if reason:
+            declined.append(f"{node.name}: attention is left to ONNX Runtime: {reason}")
+            continue
+        for name in ("do_rotary", "rotary_interleaved"):  # the library wants them written down
+            value = node.attributes.get_int(name, 0)
+            node.attributes[name] = ir.AttrInt64(name, value)
+        for name in set(node.attributes) - _KEPT:
+            del node.attributes[name]
+        node.domain = DOMAIN
+        taken += 1
+    if taken:
+        model.graph.opset_imports[DOMAIN] = VERSION
+    return taken, tuple(declined)
+
+
+def _reason_against(node: ir.Node) -> str | None:
+    for name, attribute in node.attributes.items():
+        if name not in _KEPT and attribute.value not in _NEUTRAL.get(name, ()):
+            return f"the library knows no {name} {attribute.value}"
+    if any(value is not None for value in node.inputs[_INPUTS:]):
+        return "it has inputs the library does not know (positions, a bias, sinks or scales)"
+    if len(node.outputs) != _OUTPUTS:
+        return f"it has {len(node.outputs)} outputs, not {_OUTPUTS}"
+    if len(node.inputs) < _INPUTS and node.attributes.get_int("do_rotary", 0) != 0:
+        return "its rotary tables are missing"
+    past = [node.inputs[index] for index in _PAST]
+    types = [value.dtype for value in (*past, *node.outputs) if value is not None and value.dtype]
+    if not types or set(types) != {ir.DataType.FLOAT}:
+        return "the library computes attention in float32, and this is not known to be"
+    return None
