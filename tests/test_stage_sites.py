@@ -52,7 +52,7 @@ def test_columns_read_through_a_cast_by_one_of_two(rng: np.random.Generator) -> 
 
 
 def test_no_site_has_a_reason(rng: np.random.Generator) -> None:
-    found = sites_of(gated_model(rng, NOT_FOLDABLE["squared"]))
+    found = sites_of(gated_model(rng, NOT_FOLDABLE["squared through a cast"]))
     assert isinstance(found["p"], str) and "which has no gain to fold into" in found["p"]
 
 
