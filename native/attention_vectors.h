@@ -12,6 +12,7 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t FourInts __attribute__((vector_size(16)));
 
@@ -46,9 +47,9 @@ inline __attribute__((always_inline)) Floats exponential(Floats x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  Ints bits;
+  Words bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits << 23) + (127 << 23);  // only the integer's low bits are left: 2^n
+  bits = (bits << 23) + (127u << 23);  // only the integer's low bits are left: 2^n
   Floats power;
   std::memcpy(&power, &bits, sizeof(power));
   const Floats zero = {};
