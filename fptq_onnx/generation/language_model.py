@@ -100,5 +100,9 @@ class LanguageModel:
     def _ids(self, text: str) -> list[int]:
         # `encode` alone would keep the interpreter's lock: seconds for a text of a megabyte, in
         # which a server could answer nobody.
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of a command line that are no text
+            raise FptqError("the prompt is not valid UTF-8; give it as text") from None
         ids: list[int] = self.tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
         return ids

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 
+# Bounds of temperature and repetition penalty: beyond them float32 has no numbers for logits.
+_LEAST, _MOST = 0.001, 1000.0
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -38,15 +41,18 @@ class SamplingSettings:
         Raises:
             FptqError: a number out of its range.
         """
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise FptqError(f"the temperature must be at least 0, got {self.temperature}")
+        if self.temperature != 0 and not _LEAST <= self.temperature <= _MOST:
+            raise FptqError(
+                f"the temperature must be 0, or from {_LEAST} to {_MOST:g}, got {self.temperature}"
+            )
         if self.top_k < 0:
             raise FptqError(f"top-k must be at least 0 (0 for all tokens), got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise FptqError(f"top-p must be above 0 and at most 1, got {self.top_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+        if not _LEAST <= self.repetition_penalty <= _MOST:
             raise FptqError(
-                f"the repetition penalty must be above 0, got {self.repetition_penalty}"
+                f"the repetition penalty must be from {_LEAST} to {_MOST:g}, "
+                f"got {self.repetition_penalty}"
             )
         if self.seed is not None and self.seed < 0:
             raise FptqError(f"the seed must be at least 0, got {self.seed}")

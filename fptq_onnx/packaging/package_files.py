@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 from zlib import error as ZlibError
@@ -20,7 +21,9 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.packaging.manifest import is_plain
 
 # What is wrong with an archive that is cut short or damaged, and not merely changed.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, ZlibError, ValueError, RuntimeError)
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, ZlibError, LZMAError, ValueError, RuntimeError,
+)  # fmt: skip
 
 Files = Iterator[tuple[str, IO[bytes], bool]]
 

@@ -95,11 +95,11 @@ def _message(message: object, where: str) -> dict[str, str]:
         raise wrong(where, f'{where} must be {{"role": ..., "content": ...}}')
     content = message.get("content")
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        kinds = {part.get("type") for part in content if isinstance(part, dict)}
-        if len(texts) != len(content) or kinds != {"text"}:
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [text for part in parts if isinstance(text := part.get("text"), str)]
+        if not texts or len(texts) != len(content):
             raise wrong(f"{where}.content", f"{where}.content must be text: no images or audio")
-        content = "".join(text if isinstance(text, str) else "" for text in texts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise wrong(f"{where}.content", f"{where}.content must be text")
     role = "system" if message["role"] == "developer" else message["role"]

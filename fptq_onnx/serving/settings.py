@@ -40,6 +40,8 @@ class ServerSettings:
             value = getattr(self, name)
             if value is not None and not value >= lowest:
                 raise FptqError(f"{name.replace('_', ' ')} must be at least {lowest}, got {value}")
+        if self.drain == float("inf"):
+            raise FptqError("drain must be a number of seconds, got inf")
         if not self.timeout > 0:
             raise FptqError(f"the timeout must be above 0 seconds, got {self.timeout}")
         if self.api_key is not None and not self.api_key.strip():

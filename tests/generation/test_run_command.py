@@ -91,6 +91,12 @@ def test_refusals(options: tuple[str, ...], saying: str) -> None:
     assert refused("run", MODEL, *options, saying=saying).stdout == ""
 
 
+def test_bytes_that_are_no_text() -> None:
+    done = command("run", MODEL, "Once \udcff")  # how Python hands on a byte ff
+    assert done.returncode == 2 and "the prompt is not valid UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
         shutil.copy(MODEL / name, tmp_path)

@@ -74,6 +74,7 @@ def test_nan_is_an_error() -> None:
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0},
         {"top_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": -1},
+        {"temperature": 1e-320}, {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e300},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, float]) -> None:

@@ -45,7 +45,7 @@ def server() -> Iterator[Server]:
         ({"max_tokens": 1.5}, "max_tokens", "must be an integer"),
         ({"max_tokens": "9"}, "max_tokens", "must be an integer"),
         ({"max_tokens": 10**30}, "max_tokens", "must be an integer"),
-        ({"temperature": -1}, None, "at least 0"),
+        ({"temperature": -1}, None, "from 0.001 to 1000"),
         ({"temperature": "hot"}, "temperature", "must be a number"),
         ({"temperature": True}, "temperature", "must be a number"),
         ({"temperature": 1e300}, "temperature", "must be a number"),
@@ -180,6 +180,8 @@ def test_chat_without_a_template(server: Server) -> None:
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content"),
         ([{"role": "user", "content": [5]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": [], "text": "a"}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
     ):
         status, error = chat(messages)
         assert (status, error["param"]) == (400, param)

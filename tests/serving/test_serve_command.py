@@ -140,6 +140,7 @@ def test_a_warning_beyond_loopback(options: tuple[str, ...], warned: bool) -> No
         (("--timeout", 0), "timeout must be above 0"),
         (("--timeout", "nan"), "timeout must be above 0"),
         (("--drain-seconds", -1), "drain must be at least 0"),
+        (("--drain-seconds", "inf"), "drain must be a number of seconds"),
         (("--api-key", ""), "the API key is empty"),
         (("--threads", -1), "--threads must be at least 0"),
         (("--host", "no such host"), "choose another --host"),
