@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -137,6 +138,22 @@ def test_without_the_library_the_portable_graph_runs(
     tokens, told = fptq_run(runner, package / "model", "--tokens", NEW, *PROMPT)
     assert "going on with the portable graph" in told
     assert tokens == ours(both / "matmulnbits")
+
+
+def test_a_library_that_does_not_load_fails_the_smoke_test(edge: Path, tmp_path: Path) -> None:
+    package = opened(edge, tmp_path)
+    (library,) = (package / "lib").iterdir()
+    library.write_bytes(b"of another machine")
+    sums = package / "SHA256SUMS"
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    lines = [
+        f"{digest}  {line.split('  ')[1]}" if line.endswith(library.name) else line
+        for line in sums.read_text().splitlines()
+    ]
+    sums.write_text("\n".join(lines) + "\n")
+    done = smoke_test(package)
+    assert done.returncode == 1 and "PASSED" not in done.stdout
+    assert "does not run here" in done.stderr
 
 
 def test_without_a_fallback(custom: Path, runner: Path, tmp_path: Path) -> None:
