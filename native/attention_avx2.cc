@@ -15,4 +15,6 @@ void attention_avx2(const AttentionTask& task) { attend(task); }
 
 void rotate_avx2(const RotateArgs& args) { rotated(args); }
 
+void encode_avx2(const EncodeArgs& args) { encoded(args); }
+
 }  // namespace fptq

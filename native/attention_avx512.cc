@@ -15,4 +15,6 @@ void attention_avx512(const AttentionTask& task) { attend(task); }
 
 void rotate_avx512(const RotateArgs& args) { rotated(args); }
 
+void encode_avx512(const EncodeArgs& args) { encoded(args); }
+
 }  // namespace fptq

@@ -15,4 +15,6 @@ void attention_neon(const AttentionTask& task) { attend(task); }
 
 void rotate_neon(const RotateArgs& args) { rotated(args); }
 
+void encode_neon(const EncodeArgs& args) { encoded(args); }
+
 }  // namespace fptq

@@ -15,4 +15,6 @@ void attention_scalar(const AttentionTask& task) { attend(task); }
 
 void rotate_scalar(const RotateArgs& args) { rotated(args); }
 
+void encode_scalar(const EncodeArgs& args) { encoded(args); }
+
 }  // namespace fptq

@@ -92,8 +92,8 @@ void scores_of_few(const float* q, const float* k, int64_t keys, int64_t size, f
 }
 
 // Fetches what comes next from memory; the rows of few queries are done before the hardware notices.
-inline void fetch(const float* from, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, 0, 2);
+inline void fetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // A block of keys and what is kept between blocks.
@@ -152,10 +152,54 @@ void meet(const AttentionTask& task, const Block& block, int64_t first) {
                            block.sums + first * padded, padded, padded, factor);
 }
 
+// The keys and values of a block: where they lie, or copies in the task's scratch memory.
+void find_block(const AttentionTask& task, int64_t all, float* keys, float* values, Block& block) {
+  const bool codes = task.v_scales != nullptr;
+  const int64_t element = codes ? 1 : static_cast<int64_t>(sizeof(float));
+  const uint8_t* k = static_cast<const uint8_t*>(task.k) + block.first * task.size * element;
+  const uint8_t* v = static_cast<const uint8_t*>(task.v) + block.first * task.size * element;
+  const int64_t count = block.count * task.size;
+  if (task.rows <= kFetchRows) {
+    const int64_t next = least(kAttentionKeys, all - block.first - block.count) * task.size;
+    fetch(k + count * element, next * element);
+    fetch(v + count * element, next * element);
+  }
+  block.keys = reinterpret_cast<const float*>(k);
+  block.values = reinterpret_cast<const float*>(v);
+  block.value_stride = task.size;
+  if (codes) {
+    float* wide = keys + kAttentionKeys * task.size;
+    widen(reinterpret_cast<const int8_t*>(k), count, wide);
+    block.keys = wide;
+  }
+  if (task.rows > kFew) {
+    transpose(block.keys, block.count, task.size, keys);
+    block.keys = keys;
+  }
+  const int64_t padded = attention_padded(task.size);
+  if (!codes && padded == task.size) return;
+  block.values = values;
+  block.value_stride = padded;
+  if (padded == task.size) {
+    widen(reinterpret_cast<const int8_t*>(v), count, values);
+    return;
+  }
+  fill(values, kAttentionKeys * padded, 0.0f);  // whole registers of a row must not read what follows
+  for (int64_t key = 0; key < block.count; ++key) {
+    float* to = values + key * padded;
+    const uint8_t* from = v + key * task.size * element;
+    if (codes) {
+      widen(reinterpret_cast<const int8_t*>(from), task.size, to);
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(task.size) * sizeof(float));
+    }
+  }
+}
+
 void attend(const AttentionTask& task) {
   const int64_t padded = attention_padded(task.size);
   float* keys = task.scratch;
-  float* values = keys + (kAttentionKeys * task.size + 15) / 16 * 16;
+  float* values = keys + (2 * kAttentionKeys * task.size + 15) / 16 * 16;
   Block block{nullptr, nullptr, 0, 0, 0, values + kAttentionKeys * padded, nullptr, nullptr};
   block.largest = block.sums + task.rows * padded;
   block.totals = block.largest + task.rows;
@@ -167,28 +211,7 @@ void attend(const AttentionTask& task) {
   const int64_t tiles = (task.rows + kRows - 1) / kRows;
   for (; block.first < all; block.first += kAttentionKeys) {
     block.count = least(kAttentionKeys, all - block.first);
-    block.keys = task.k + block.first * task.size;
-    block.values = task.v + block.first * task.size;
-    if (task.rows <= kFetchRows) {
-      const int64_t later = block.first + block.count;
-      const int64_t next = least(kAttentionKeys, all - later) * task.size;
-      fetch(task.k + later * task.size, next);
-      fetch(task.v + later * task.size, next);
-    }
-    if (task.rows > kFew) {
-      transpose(block.keys, block.count, task.size, keys);
-      block.keys = keys;
-    }
-    block.value_stride = task.size;
-    if (padded != task.size) {  // whole registers of a row must not read what follows the cache
-      fill(values, kAttentionKeys * padded, 0.0f);
-      for (int64_t key = 0; key < block.count; ++key) {
-        std::memcpy(values + key * padded, block.values + key * task.size,
-                    static_cast<size_t>(task.size) * sizeof(float));
-      }
-      block.values = values;
-      block.value_stride = padded;
-    }
+    find_block(task, all, keys, values, block);
     for (int64_t t = 0; t < tiles; ++t) {  // of equal height
       const int64_t first = t * task.rows / tiles;
       switch ((t + 1) * task.rows / tiles - first) {
@@ -206,6 +229,8 @@ void attend(const AttentionTask& task) {
     const float* sums = block.sums + r * padded;
     float* out = task.output + r / task.group * task.output_stride + r % task.group * task.size;
     for (int64_t d = 0; d < task.size; ++d) out[d] = sums[d] / total;
+    if (task.v_scales == nullptr) continue;
+    for (int64_t d = 0; d < task.size; ++d) out[d] *= task.v_scales[d];
   }
 }
 
@@ -225,6 +250,18 @@ void rotated(const RotateArgs& args) {
     }
   }
   for (int64_t i = 2 * half; i < args.size; ++i) args.output[i] = args.scale * args.input[i];
+  if (args.channels == nullptr) return;
+  for (int64_t i = 0; i < args.size; ++i) args.output[i] *= args.channels[i];
+}
+
+void encoded(const EncodeArgs& args) {
+  constexpr float kMagic = 12582912.0f;  // see exponential()
+  for (int64_t i = 0; i < args.count; ++i) {
+    float x = args.input[i] * args.reciprocals[i];
+    x = x < 127.0f ? x : 127.0f;
+    x = x > -128.0f ? x : -128.0f;
+    args.output[i] = static_cast<int8_t>((x + kMagic) - kMagic);
+  }
 }
 
 }  // namespace

@@ -72,6 +72,11 @@ inline __attribute__((always_inline)) float across(Floats v, const Combine& comb
   return v[0];
 }
 
+// Codes as floats, which hold them exactly.
+void widen(const int8_t* codes, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(codes[i]);
+}
+
 // [keys, size] -> [size, kAttentionKeys]; columns without a key become 0.
 void transpose(const float* k, int64_t keys, int64_t size, float* out) {
   int64_t key = 0;
