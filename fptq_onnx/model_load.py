@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
@@ -77,12 +78,24 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
         allow_quantized: accept a model that already holds quantized ops (to check an output).
 
     Raises:
-        FptqError: not an ONNX file, an opset outside 17..28, external data missing, truncated or
-            outside the folder, or a model that is already quantized.
+        FptqError: not an ONNX file, an opset outside 17..28, sparse weights, a value that nothing
+            makes, external data missing, truncated or outside the folder, or a model that is
+            already quantized.
     """
     file = find_model_file(path)
     try:
-        model = ir.load(file)
+        proto = onnx.load(file, load_external_data=False)
+        sparse = _sparse_weight(proto)
+        if sparse is not None:
+            raise FptqError(
+                f"{file} stores the weight {sparse!r} sparsely, which is not supported: store its "
+                f"zeros too (a dense initializer), or export the model again"
+            )
+        model = ir.from_proto(proto)
+        del proto
+        ir.external_data.set_base_dir(model.graph, file.parent)
+    except FptqError:
+        raise
     except (OSError, ValueError, TypeError, DecodeError) as error:
         raise FptqError(f"{file} is not a readable ONNX model: export it again") from error
     except Exception as error:  # onnx_ir wraps what its deserializer meets in its own types
@@ -96,6 +109,7 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
             f"{file} uses opset {opset}, supported are {OLDEST_OPSET} to {NEWEST_OPSET}: "
             f"export it again with one of these"
         )
+    _check_values(model, file)
     data_files = _check_external_data(model, file.parent)
     if not allow_quantized:
         for node in model.graph.all_nodes():
@@ -117,6 +131,40 @@ def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR:
                     yield attribute.as_tensor()
+
+
+def _sparse_weight(proto: onnx.ModelProto) -> str | None:
+    """The name of a weight stored sparsely, in a graph, subgraph or function; None.
+
+    onnx_ir drops sparse initializers without a word, so they are looked for before it reads.
+    """
+    graphs, nodes = [proto.graph], [node for function in proto.functions for node in function.node]
+    while graphs:
+        graph = graphs.pop()
+        for weight in graph.sparse_initializer:
+            return weight.values.name
+        nodes.extend(graph.node)
+        while nodes:
+            node = nodes.pop()
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                    return ", ".join(node.output)
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    graphs.append(attribute.g)
+    return None
+
+
+def _check_values(model: ir.Model, file: Path) -> None:
+    """Check that all that nodes read is an input, an initializer or made by a node."""
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is None or value.producer() is not None:
+                continue
+            if not (value.is_graph_input() or value.is_initializer()):
+                raise FptqError(
+                    f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
+                    f"which is no input, no weight and made by no node; export it again"
+                )
 
 
 def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:

@@ -191,6 +191,47 @@ def test_already_quantized(tmp_path: Path, text: str, op: str) -> None:
     assert load_model(file, allow_quantized=True).file == file
 
 
+def sparse_weight(name: str) -> onnx.SparseTensorProto:
+    """One number that is not zero in a matrix [4, 4]."""
+    values = onnx.numpy_helper.from_array(np.array([2], np.float32), name)
+    places = onnx.numpy_helper.from_array(np.array([3], np.int64))
+    return onnx.SparseTensorProto(values=values, indices=places, dims=[4, 4])
+
+
+@pytest.mark.parametrize("where", ["initializer", "branch", "constant", "function"])
+def test_sparse_weights(tmp_path: Path, where: str) -> None:
+    """Valid ONNX, which onnx_ir drops in silence."""
+    text = """<ir_version: 9, opset_import: ["" : 18, "own" : 1]>
+        g (float[2, 4] x, bool c) => (float[2, 4] y) {
+          y = If(c) <then_branch = t () => (float[2, 4] i) { i = MatMul(x, W) },
+                     else_branch = e () => (float[2, 4] j) { j = Neg(x) }> }
+        <domain: "own", opset_import: ["" : 18]> f (a) => (b) { b = Neg(a) }"""
+    proto = onnx.parser.parse_model(text)
+    constant = onnx.NodeProto(op_type="Constant", output=["W"])
+    attribute = constant.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.CopyFrom(sparse_weight(""))
+    if where == "initializer":
+        proto.graph.sparse_initializer.append(sparse_weight("W"))
+    elif where == "branch":
+        branch = next(a.g for a in proto.graph.node[0].attribute if a.name == "then_branch")
+        branch.sparse_initializer.append(sparse_weight("W"))
+    elif where == "constant":
+        proto.graph.node.insert(0, constant)
+    else:
+        proto.functions[0].node.append(constant)
+    onnx.save(proto, tmp_path / "model.onnx")
+    refused(tmp_path, "stores the weight 'W' sparsely, which is not supported")
+
+
+def test_a_value_that_nothing_makes(tmp_path: Path) -> None:
+    model = linear_model()
+    file = saved(tmp_path, model, external=None)
+    proto = onnx.load(file)
+    del proto.graph.initializer[0]
+    onnx.save(proto, file)
+    refused(file, "not a valid ONNX model: node .* reads 'W1', which is no input, no weight")
+
+
 def test_tensors_of_reaches_attributes_and_subgraphs() -> None:
     model = ir.from_onnx_text(
         """<ir_version: 8, opset_import: ["" : 18]>
