@@ -18,6 +18,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.int8_cache import check_cache
 from fptq_onnx.linear_errors import LinearErrors
+from fptq_onnx.linear_selector import select
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
@@ -129,6 +130,7 @@ def convert(
         raise FptqError(
             f"no linear layer found in {loaded.file} ({scan.coverage}): nothing to quantize"
         )
+    _check_names(scan, config, plan)
     if config.quantize:
         check_targets(targets, loaded.model)
         if config.kv_cache == "int8":
@@ -182,11 +184,12 @@ def _check_targets(targets: Sequence[str]) -> None:
         )
 
 
-def _decide(
-    scan: LinearScan, stats: ActivationStats, config: Config, plan: Plan | None
-) -> tuple[Plan, tuple[str, ...]]:
+def _check_names(scan: LinearScan, config: Config, plan: Plan | None) -> None:
+    """See before anything is measured that options and plan speak of linears of this model."""
     if plan is None:
-        return choose_schemes(scan, stats, config), ()
+        select(scan, "--ignore", config.ignore)
+        select(scan, "--w8", config.w8)
+        return
     if config.ignore:
         raise FptqError(
             "--ignore and --plan cannot be combined: give the linear scheme 'float' in the plan"
@@ -195,4 +198,12 @@ def _decide(
         raise FptqError(
             "--w8 and --plan cannot be combined: give the linear weight_bits 8 in the plan"
         )
+    plan.check_against(scan)
+
+
+def _decide(
+    scan: LinearScan, stats: ActivationStats, config: Config, plan: Plan | None
+) -> tuple[Plan, tuple[str, ...]]:
+    if plan is None:
+        return choose_schemes(scan, stats, config), ()
     return complete_plan(plan, scan, stats)

@@ -12,6 +12,9 @@ from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.linear_selector import select
+from fptq_onnx.pipeline import convert
+from fptq_onnx.plan import Plan
+from fptq_onnx.samples import Samples
 
 ALL = {f"l{i}_{role}" for i in range(3) for role in ("q", "k", "v", "o", "gate", "up", "down")}
 
@@ -110,3 +113,29 @@ def test_a_role_that_is_not_there_is_one_error(tmp_path):
     arguments = ("-o", tmp_path / "out", "--ignore", "role:fc1", *RANDOM_FEW)
     refused("convert", MODEL, *arguments, saying="'role:fc1' matches no linear: the roles here are")
     assert not list(tmp_path.iterdir())
+
+
+class NoCalibration(Samples):
+    """Samples that must not be asked for."""
+
+    def statistics(self, *given, **options):
+        raise AssertionError("calibrated before the names were checked")
+
+
+@pytest.mark.parametrize("option", ["ignore", "w8"])
+@pytest.mark.parametrize("expression", ["layer:7", "role:fc1", "no_such_name"])
+def test_what_matches_nothing_is_refused_before_calibration(tmp_path, option, expression):
+    config = Config(**{option: (expression,)})
+    with pytest.raises(FptqError, match=f"--{option} '{expression}' matches no linear"):
+        convert(MODEL, tmp_path / "out", samples=NoCalibration(), config=config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_another_model_is_refused_before_calibration(tmp_path):
+    given = {"samples": NoCalibration(), "plan": Plan(15, 150, ())}
+    with pytest.raises(FptqError, match="the plan lacks"):
+        convert(MODEL, tmp_path / "out", **given)
+    with pytest.raises(FptqError, match="--ignore and --plan cannot be combined"):
+        convert(MODEL, tmp_path / "out", config=Config(ignore=("role:down",)), **given)
+    with pytest.raises(FptqError, match="--w8 and --plan cannot be combined"):
+        convert(MODEL, tmp_path / "out", config=Config(w8=("role:down",)), **given)
