@@ -15,12 +15,21 @@ from fptq_onnx.decoder import Decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.output_difference import OutputDifference, compare_outputs, ratio
 from fptq_onnx.standard_errors import Estimate, exponential, ratio_of_sums
-from fptq_onnx.window_sums import WindowNll, WindowSums, window_logits, window_nll, window_sums
+from fptq_onnx.window_sums import (
+    WindowNll,
+    WindowSums,
+    gives_last_only,
+    last_logits,
+    window_logits,
+    window_nll,
+    window_sums,
+)
 
 __all__ = [
     "Comparison",
     "OutputDifference",
     "compare",
+    "compare_last_positions",
     "compare_outputs",
     "compare_windows",
     "measure_windows",
@@ -42,8 +51,9 @@ class Comparison:
         top1: share of positions where both have the same most likely token, 0..1.
         max_abs_diff: largest difference of two logits.
         max_rel_diff: that, divided by the largest absolute logit of the reference.
-        positions: positions compared (tokens fed).
+        positions: positions compared.
         predictions: positions that perplexity is taken over.
+        last_only: whether the last position of each window alone was compared.
     """
 
     perplexity_reference: float
@@ -55,6 +65,7 @@ class Comparison:
     max_rel_diff: float
     positions: int
     predictions: int
+    last_only: bool = False
 
     def to_dict(self) -> dict[str, float | int]:
         """Plain numbers by name, for JSON."""
@@ -67,7 +78,8 @@ def compare(
     """Feed both models the same windows and compare their logits, one window in memory at a time.
 
     Probabilities are taken in float64 from float32 logits; a model against itself has a KL of
-    exactly 0. A window is fed whole, with an empty cache.
+    exactly 0. A window is fed whole, with an empty cache. Where the models give logits of the last
+    token only, they are fed all but the last one, and compared on what comes next.
 
     Args:
         reference: the original.
@@ -78,7 +90,10 @@ def compare(
         FptqError: no window with a token to predict, a NaN or +infinity in either model's logits,
             or logits of different or unexpected shapes.
     """
-    parts = list(compare_windows(reference, candidate, windows))
+    windows = list(windows)
+    last_only = gives_last_only(reference, windows)
+    sums = compare_last_positions if last_only else compare_windows
+    parts = list(sums(reference, candidate, windows))
     positions = sum(part.positions for part in parts)
     predictions = [part.predictions for part in parts]
     return Comparison(
@@ -93,6 +108,7 @@ def compare(
         ),
         positions=positions,
         predictions=sum(predictions),
+        last_only=last_only,
     )
 
 
@@ -112,12 +128,38 @@ def compare_windows(
     for number, window in enumerate(windows, start=1):
         expected = window_logits(reference, window, f"the reference model on window {number}")
         actual = window_logits(candidate, window, f"the model on window {number}")
-        if expected.shape != actual.shape:
-            raise FptqError(
-                f"the two models' vocabularies differ: logits {expected.shape[1]} and "
-                f"{actual.shape[1]} wide; compare a model with one converted from it"
-            )
+        _check_widths(expected, actual)
         yield window_sums(expected, actual, window)
+
+
+def compare_last_positions(
+    reference: Decoder, candidate: Decoder, windows: Iterable[NDArray[np.int64]]
+) -> Iterator[WindowSums]:
+    """What `compare` sums of models that give logits of the last token only: one position each.
+
+    Args:
+        reference: the original.
+        candidate: the model to judge.
+        windows: int64 [n] each; those of one token are passed over.
+
+    Raises:
+        FptqError: as `compare_windows`.
+    """
+    for number, window in enumerate(windows, start=1):
+        if len(window) < 2:
+            continue
+        expected = last_logits(reference, window[:-1], f"the reference model on window {number}")
+        actual = last_logits(candidate, window[:-1], f"the model on window {number}")
+        _check_widths(expected, actual)
+        yield window_sums(expected, actual, window[-2:])
+
+
+def _check_widths(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> None:
+    if expected.shape != actual.shape:
+        raise FptqError(
+            f"the two models' vocabularies differ: logits {expected.shape[1]} and "
+            f"{actual.shape[1]} wide; compare a model with one converted from it"
+        )
 
 
 def perplexity(decoder: Decoder, windows: Iterable[NDArray[np.int64]]) -> float:

@@ -50,6 +50,8 @@ class Verification:
         what = f"on {self.samples} {'held-out ' if self.held_out else ''}{kind}"
         if self.comparison is not None:
             c = self.comparison
+            if c.last_only:
+                what += ", each at its last token alone: the model gives no other logits"
             perplexity = f"perplexity {c.perplexity_reference:.4g} -> {c.perplexity:.4g}, "
             return (
                 f"check        {'' if self.kind == RANDOM else perplexity}"

@@ -41,7 +41,7 @@ class WindowSums:
         agreed: positions where both have the same most likely token.
         max_abs_diff: largest difference of two logits.
         max_abs: largest absolute finite logit of the reference.
-        positions: tokens fed.
+        positions: positions with logits.
         predictions: tokens that the likelihoods are summed over.
     """
 
@@ -75,9 +75,9 @@ def window_sums(
     """Compare two models' logits on a window.
 
     Args:
-        expected: the reference's, [n, vocabulary].
+        expected: the reference's, [positions, vocabulary].
         actual: the candidate's, the same shape.
-        window: [n].
+        window: the tokens of these positions; one more where the token after them is known.
     """
     nll_reference = nll = kl_sum = kl_max = difference = largest = 0.0
     agreed = 0
@@ -100,7 +100,7 @@ def window_sums(
         agreed=agreed,
         max_abs_diff=difference,
         max_abs=largest,
-        positions=len(window),
+        positions=len(expected),
         predictions=len(window) - 1,
     )
 
@@ -132,7 +132,50 @@ def window_logits(decoder: Decoder, window: NDArray[np.int64], who: str) -> NDAr
             f"{who} gave logits {list(logits.shape)} for {length} tokens; export the model "
             "with logits for every position"
         )
-    first: NDArray[np.float32] = logits[0, : len(window)]
+    return _checked(logits[0, : len(window)], window, who)
+
+
+def gives_last_only(decoder: Decoder, windows: Iterable[NDArray[np.int64]]) -> bool:
+    """Whether a model gives logits of the last token alone (onnxruntime-genai's prune_lm_head).
+
+    Args:
+        decoder: the model.
+        windows: int64 [n] each; the first of several tokens is fed.
+
+    Raises:
+        FptqError: the model cannot be run.
+    """
+    window = next((window for window in windows if len(window) > 1), None)
+    if window is None or decoder.io.fixed_sequence is not None:
+        return False
+    logits = decoder.forward(window[None]).logits
+    return logits is not None and logits.ndim == 3 and logits.shape[1] == 1
+
+
+def last_logits(decoder: Decoder, window: NDArray[np.int64], who: str) -> NDArray[np.float32]:
+    """Logits of the last token of a window, of a model that gives no others.
+
+    Args:
+        decoder: the model.
+        window: int64 [n], n >= 1.
+        who: the model, for messages.
+
+    Returns:
+        float32 [1, vocabulary].
+
+    Raises:
+        FptqError: as `window_logits`.
+    """
+    logits = decoder.forward(window[None]).logits
+    assert logits is not None
+    if logits.ndim != 3 or logits.shape[:2] != (1, 1):
+        raise FptqError(f"{who} gave logits {list(logits.shape)} where [1, 1, ...] was expected")
+    return _checked(logits[0], window, who)
+
+
+def _checked(
+    first: NDArray[np.float32], window: NDArray[np.int64], who: str
+) -> NDArray[np.float32]:
     bad = np.isnan(first) | np.isposinf(first)
     if bad.any():
         position = int(np.argwhere(bad)[0][0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from bigrams import bigram, session
+from bigrams import bigram, bigram_text, session
 
 from fptq_onnx import window_sums
 from fptq_onnx.decoder import Decoder, open_decoder
@@ -207,3 +207,36 @@ def test_a_graph_that_demands_more_tokens_is_padded() -> None:
     assert compare(bigram(EVEN, "1, 4"), bigram(LEANING, "1, 4"), windows) == loose
     with pytest.raises(FptqError, match="exactly 2 tokens at a time, not 3"):
         perplexity(bigram(EVEN, "1, 2"), windows)
+
+
+def last_bigram(rows: list[list[float]]) -> Decoder:
+    """The same model with logits of the last token alone, as prune_lm_head exports have."""
+    text = bigram_text(rows).replace("[B, S, 2] logits", "[B, 1, 2] logits")
+    text = text.replace(
+        "logits = Gather(t, input_ids)",
+        "from = Constant<value_ints = [-1]>() to = Constant<value_ints = [2147483647]>()"
+        " along = Constant<value_ints = [1]>()"
+        " last = Slice(input_ids, from, to, along) logits = Gather(t, last)",
+    )
+    return Decoder(session(text))
+
+
+def test_models_with_logits_of_the_last_token_alone() -> None:
+    """One position of each window: after all tokens but the last, which is what comes next."""
+    windows = [np.array([1, 0, 0]), np.array([0]), np.array([0, 0, 1]), np.array([1, 1, 0])]
+    result = compare(last_bigram(EVEN), last_bigram(LEANING), windows)
+    assert (result.positions, result.predictions, result.last_only) == (3, 3, True)
+    row = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # KL at id 0; id 1 has none
+    assert result.kl == pytest.approx(2 * row / 3, rel=1e-6)
+    nll = -(math.log(0.75) + math.log(0.25) + math.log(0.5)) / 3
+    assert result.perplexity == pytest.approx(math.exp(nll), rel=1e-6)
+    assert result.perplexity_reference == pytest.approx(2.0, rel=1e-6)
+    assert not compare(bigram(EVEN), bigram(LEANING), windows).last_only
+
+
+def test_a_candidate_that_gives_more_or_less_than_the_reference_is_refused() -> None:
+    window = [np.array([0, 1, 0])]
+    with pytest.raises(FptqError, match=r"the model on window 1 gave logits \[1, 2, 2\] where"):
+        compare(last_bigram(EVEN), bigram(EVEN), window)
+    with pytest.raises(FptqError, match="export the model with logits for every position"):
+        compare(bigram(EVEN), last_bigram(EVEN), window)
