@@ -122,12 +122,10 @@ def _view(node: ir.Node) -> Linear | str:
     if x is None:
         return "it has no left operand"
     if weight is None:
-        if constant_of(x) is not None:
-            return "its constant is the left operand (a rotary table, or a transposed product)"
         operand = node.inputs[1]
         if operand is not None and operand.is_graph_input() and operand.const_value is not None:
             return "its weight is also an input of the model, which a caller may override"
-        return why_computed(operand)
+        return why_computed(x, operand)
     if len(weight.shape) != 2:
         return f"its constant has rank {len(weight.shape)}, a linear's weight has rank 2"
     if constant_of(x) is not None:

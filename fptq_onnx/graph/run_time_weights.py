@@ -3,6 +3,7 @@
 MatMul(q, k)                     both are computed: attention
 MatMul(x, Gather(W, expert))     a weight is chosen while the model runs: one expert's
 MatMul(x, CumSum(W, axis))       made of constants by an op that is not followed
+MatMul(Expand(W, sizes), p)      the constant is on the left: rotary frequencies times positions
 """
 
 from __future__ import annotations
@@ -14,21 +15,29 @@ from fptq_onnx.graph.constants import constant_of
 _STANDARD = ("", "ai.onnx")
 _PICKS = ("Gather", "GatherND", "GatherElements", "Slice")
 _KEEPS = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose")
-_READS_SHAPE_ONLY = ("Shape", "Size")
+_GIVE_SIZES = ("Shape", "Size")
+# Of these the first operand alone is in the result; the others say how large it is, or where.
+_TAKE_SIZES = ("Expand", "Reshape", "Slice", "Tile", "Split", "Squeeze", "Unsqueeze", "Pad")
+LEFT = "its constant is the left operand (a rotary table, or a transposed product)"
 
 
-def why_computed(value: ir.Value | None) -> str:
+def why_computed(left: ir.Value | None, value: ir.Value | None) -> str:
     """The reason a product's operand is no weight, for people.
 
     Args:
+        left: the other operand.
         value: the operand, which `constant_of` finds no constant behind.
     """
+    if constant_of(left) is not None:
+        return LEFT
     picked = _picked_from(value)
     if picked:
         return f"its weight is picked from {picked} while the model runs (one expert's, or a table)"
     maker = _made_of_constants(value)
     if maker is not None:
         return f"its weight is made by {maker.op_type}, which is not looked through"
+    if _made_of_constants(left) is not None:
+        return LEFT
     return "both operands are computed (attention, or another activation product)"
 
 
@@ -47,7 +56,9 @@ def _picked_from(value: ir.Value | None) -> str:
 def _made_of_constants(value: ir.Value | None) -> ir.Node | None:
     """The first node, from the constants on, that `constant_of` does not follow; or None.
 
-    None as well where anything but constants is among what the value is computed from.
+    None as well where anything but constants is among what the value is computed from: an input, or
+    the sizes of one (positions counted from them). Sizes alone that a constant is expanded to are
+    not in the value.
     """
     seen, pending, unknown = {id(value)}, [value], None
     while pending:
@@ -55,12 +66,10 @@ def _made_of_constants(value: ir.Value | None) -> ir.Node | None:
         if current is None or constant_of(current) is not None:
             continue
         node = current.producer()
-        if node is None or not node.inputs:
+        if node is None or not node.inputs or node.op_type in _GIVE_SIZES:
             return None
-        if node.op_type in _READS_SHAPE_ONLY:
-            continue
         unknown = node
-        for operand in node.inputs:
+        for operand in node.inputs[:1] if node.op_type in _TAKE_SIZES else node.inputs:
             if id(operand) not in seen:
                 seen.add(id(operand))
                 pending.append(operand)

@@ -9,6 +9,12 @@ from tiny_graphs import build, weight
 from fptq_onnx.graph.linears import find_linears
 
 X = "float[A, 4] x"
+# [1, 1, A]: 0, 1, 2 and so on, as many as x has rows.
+COUNTED = (
+    "rows = Shape<start = 0, end = 1>(x) at = Constant<value_int = 0>()"
+    " by = Constant<value_int = 1>() count = Squeeze(rows) i = Range(at, count, by) f = Cast<to = 1>(i)"
+    " axes = Constant<value_ints = [0, 1]>() p = Unsqueeze(f, axes)"
+)
 CASES = {
     "attention scores": (
         "g (float[A, B, 4] q, float[A, 4, B] k) => (float[A, B, B] y) { y = MatMul(q, k) }",
@@ -86,6 +92,33 @@ CASES = {
         " v = Neg(w) y = MatMul(x, v) }",
         {"W": (4, 3)},
         "made by CumSum",
+    ),
+    "a weight expanded to the size of a batch": (
+        "g (float[A, B, 4] x) => (float[A, B, 3] y) { s = Shape<start = 0, end = 1>(x)"
+        " rest = Constant<value_ints = [4, 3]>() to = Concat<axis = 0>(s, rest)"
+        " w = Expand(W, to) y = MatMul(x, w) }",
+        {"W": (1, 4, 3)},
+        "its weight is made by Expand, which is not looked through",
+    ),
+    "positions counted from sizes": (
+        f"g ({X}) => (float[B, 4, A] y) {{ {COUNTED} many = Constant<value_ints = [2, 4, 1]>()"
+        " w = Expand(W, many) y = MatMul(w, p) }",
+        {"W": (1, 4, 1)},
+        "left operand",
+    ),
+    "rotary table expanded to a batch, times positions counted from sizes": (
+        f"g ({X}) => (float[B, 4, A] y) {{ {COUNTED} n = Shape<start = 0, end = 1>(x)"
+        " rest = Constant<value_ints = [4, 1]>() to = Concat<axis = 0>(n, rest)"
+        " w = Expand(W, to) y = MatMul(w, p) }",
+        {"W": (1, 4, 1)},
+        "left operand",
+    ),
+    "positions counted from sizes times what is computed": (
+        f"g ({X}) => (float[1, A, A] y) {{ {COUNTED} t = Constant<value_ints = [0]>()"
+        " u = Unsqueeze(x, t) a = ReduceSum(u, t) m = Constant<value_ints = [2]>()"
+        " v = ReduceSum(a, m) y = MatMul(v, p) }",
+        {},
+        "both operands are computed",
     ),
     "empty": (f"g ({X}) => (float[A, 0] y) {{ y = MatMul(x, W) }}", {"W": (4, 0)}, "empty"),
 }
