@@ -12,8 +12,8 @@ X = "float[A, 4] x"
 # [1, 1, A]: 0, 1, 2 and so on, as many as x has rows.
 COUNTED = (
     "rows = Shape<start = 0, end = 1>(x) at = Constant<value_int = 0>()"
-    " by = Constant<value_int = 1>() count = Squeeze(rows) i = Range(at, count, by) f = Cast<to = 1>(i)"
-    " axes = Constant<value_ints = [0, 1]>() p = Unsqueeze(f, axes)"
+    " by = Constant<value_int = 1>() count = Squeeze(rows) i = Range(at, count, by)"
+    " f = Cast<to = 1>(i) axes = Constant<value_ints = [0, 1]>() p = Unsqueeze(f, axes)"
 )
 CASES = {
     "attention scores": (
