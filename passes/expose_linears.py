@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import Array, Constant, constant_of
+from fptq_onnx.graph.einsum_product import plain_product
 from fptq_onnx.graph.held_weights import MICROSOFT, attention_obstacle
 from fptq_onnx.passes._replace import constant_initializer, lazy_initializer
 
@@ -150,21 +151,17 @@ def _flat_weight(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _einsum(graph: ir.Graph, node: ir.Node) -> bool:
-    equation = node.attributes["equation"].as_string().replace(" ", "")
-    weight = constant_of(_input(node, 1))
-    if weight is None or len(weight.shape) != 2 or "->" not in equation or "." in equation:
+    held = [constant_of(value) for value in node.inputs]
+    matrices = [i for i, each in enumerate(held) if each is not None and len(each.shape) == 2]
+    if len(held) != 2 or len(matrices) != 1 or None not in held:
         return False
-    terms, result = equation.split("->")
-    left, _, right = terms.partition(",")
-    if len(set(left)) != len(left) or len(right) != 2 or not left or left[-1] not in right:
+    found = plain_product(node.attributes["equation"].as_string(), matrices[0])
+    weight = held[matrices[0]]
+    if found is None or weight is None:
         return False
-    turned = right[1] == left[-1]
-    new = right[0] if turned else right[1]
-    if new in left or result != left[:-1] + new:
-        return False
-    w = _remade(graph, node, weight, lambda array: array.T if turned else array,
-                weight.shape[::-1] if turned else weight.shape)  # fmt: skip
-    _put(graph, node, [ir.node("MatMul", [node.inputs[0], w], name=node.name)])
+    w = _remade(graph, node, weight, lambda array: array.T if found.turned else array,
+                weight.shape[::-1] if found.turned else weight.shape)  # fmt: skip
+    _put(graph, node, [ir.node("MatMul", [node.inputs[found.x], w], name=node.name)])
     return True
 
 

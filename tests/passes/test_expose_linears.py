@@ -81,6 +81,41 @@ TAKEN_OUT = {
         {"W": (6, H)},
         1,
     ),
+    "Einsum, dots": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "...k,kn->...n">(x, W) }}',
+        {"W": (H, 6)},
+        1,
+    ),
+    "Einsum, dots, turned": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "...i, oi -> ...o">(x, W) }}',
+        {"W": (6, H)},
+        1,
+    ),
+    "Einsum, dots in the middle": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "b...k,kn->b...n">(x, W) }}',
+        {"W": (H, 6)},
+        1,
+    ),
+    "Einsum, dots of the matrix that stand for nothing": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "bsk,...kn->bsn">(x, W) }}',
+        {"W": (H, 6)},
+        1,
+    ),
+    "Einsum, the matrix first": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "kn,bsk->bsn">(W, x) }}',
+        {"W": (H, 6)},
+        1,
+    ),
+    "Einsum, the matrix first, turned": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "nk,...k->...n">(W, x) }}',
+        {"W": (6, H)},
+        1,
+    ),
+    "Einsum, nothing said of what is kept": (
+        f'g ({X3}) => (float[B, S, 6] y) {{ y = Einsum<equation = "abk,kz">(x, W) }}',
+        {"W": (H, 6)},
+        1,
+    ),
 }
 
 
@@ -135,6 +170,16 @@ LEFT = {
     ),
     "Einsum that keeps k": (
         f'g ({X3}) => (float[B, S, 8] y) {{ y = Einsum<equation = "bsk,kn->bsk">(x, W) }}',
+        {"W": (H, 6)},
+        "Einsum",
+    ),
+    "Einsum whose sorted letters turn the result": (
+        f'g ({X3}) => (float[B, 6, S] y) {{ y = Einsum<equation = "bsk,kn">(x, W) }}',
+        {"W": (H, 6)},
+        "Einsum",
+    ),
+    "Einsum that turns the result": (
+        f'g ({X3}) => (float[S, B, 6] y) {{ y = Einsum<equation = "bsk,kn->sbn">(x, W) }}',
         {"W": (H, 6)},
         "Einsum",
     ),
