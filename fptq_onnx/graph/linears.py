@@ -3,7 +3,7 @@
     MatMul(x, W)                        W [K, N]
     Gemm(x, W, b?)                      W [K, N], or [N, K] with transB = 1
     either, W behind Transpose, Cast, Identity, Constant
-    Add(MatMul(x, W), b)                the bias is part of the linear
+    Add(MatMul(x, W), b)                the bias is part of the linear; b [N], or [1, 1, N]
 
 A MatMul of two computed values (attention scores, rotary tables times positions) is not a linear;
 each one left out is recorded with the reason.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import Array, Constant, constant_of
 from fptq_onnx.graph.held_weights import held_weights
 from fptq_onnx.graph.run_time_weights import why_computed
@@ -150,9 +151,18 @@ def _matmul_view(node: ir.Node, x: ir.Value, weight: Constant) -> Linear:
     if add.op_type != "Add" or add.domain not in ("", "ai.onnx") or add.graph is not node.graph:
         return linear
     bias = constant_of(add.inputs[1 - uses[0].idx])
-    if bias is None or bias.shape != (linear.n,) or bias.dtype != weight.dtype:
+    if bias is None or bias.dtype != weight.dtype or not _is_bias(bias, linear):
         return linear
+    bias = replace(bias, shape=(linear.n,), load=_of_columns(bias.load, linear.n))
     return replace(linear, bias=bias, output=add.outputs[0], nodes=(node, add))
+
+
+def _is_bias(added: Constant, linear: Linear) -> bool:
+    """Whether what is added is a row [N]; [1, 1, N] too, where the product has as many axes."""
+    *ones, last = added.shape or (0,)
+    if last != linear.n or set(ones) - {1}:
+        return False
+    return not ones or max(least_rank(linear.output), least_rank(linear.x)) > len(ones)
 
 
 def _gemm_view(node: ir.Node, x: ir.Value, weight: Constant) -> Linear | str:

@@ -44,6 +44,13 @@ SPELLINGS = {
         2,
     ),
 }
+# The same, and how many axes x has at least.
+ROWS = {
+    "row": ("p = MatMul(x, W) y = Add(p, b)", [KN, ("b", (1, N))], 2),
+    "row on the left": ("p = MatMul(x, W) y = Add(b, p)", [KN, ("b", (1, N))], 2),
+    "row of a row": ("p = MatMul(x, W) y = Add(p, b)", [KN, ("b", (1, 1, N))], 3),
+    "row of four axes": ("p = MatMul(x, W) y = Add(p, b)", [KN, ("b", (1, 1, 1, N))], 4),
+}
 GEMMS = {
     "gemm": ("y = Gemm(x, W)", [KN], False, 1),
     "gemm_bias": ("y = Gemm(x, W, b)", [KN, BIAS], True, 1),
@@ -99,6 +106,21 @@ def test_matmul_spellings(
     rng: np.random.Generator, name: str, dims: str, shape: tuple[int, ...]
 ) -> None:
     check_view(rng, SPELLINGS[name], dims, shape)
+
+
+@pytest.mark.parametrize("axes", [2, 3, 4])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_bias_with_axes_of_one(rng: np.random.Generator, name: str, axes: int) -> None:
+    """It is a bias where the product has as many axes; else it adds axes, and is left alone."""
+    text, shapes, least = ROWS[name]
+    dims, shape = "A, B, C"[: 3 * axes - 5], (2, 1, 3)[: axes - 1]
+    if axes >= least:
+        check_view(rng, (text, shapes, True, 2), dims, shape)
+        return
+    y = ", ".join("1" * (least - axes)) + f", {dims}, {N}"
+    weights = {name: weight(rng, *sizes) for name, sizes in shapes}
+    linear = only_linear(build(f"g (float[{dims}, {K}] x) => (float[{y}] y) {{ {text} }}", weights))
+    assert (linear.bias, linear.output.name) == (None, "p")
 
 
 @pytest.mark.parametrize("name", GEMMS)

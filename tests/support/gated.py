@@ -19,6 +19,8 @@ FOLDABLE = {
     "up on the left": f"{_IN} up = MatMul(n, Wu) p = Mul(up, a) down = MatMul(p, Wd)",
     "biases": f"{_IN} up = MatMul(n, Wu) u = Add(up, b) p = Mul(a, u) down = MatMul(p, Wd)",
     "bias first": f"{_IN} up = MatMul(n, Wu) u = Add(b, up) p = Mul(a, u) down = MatMul(p, Wd)",
+    "a row for a bias": f"{_IN} up = MatMul(n, Wu) u = Add(up, b1) p = Mul(a, u)"
+    " down = MatMul(p, Wd)",
     "Gemm": f"{_IN} up = Gemm(n, Wu, b) p = Mul(a, up) down = Gemm(p, Wd, c)",
     "Gemm transB": f"{_IN} up = Gemm<transB = 1>(n, Wut, b) p = Mul(a, up)"
     " down = Gemm<transB = 1>(p, Wdt, c)",
