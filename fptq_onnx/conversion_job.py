@@ -188,6 +188,20 @@ class Job:
             return None
 
 
+def notes_once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, but for notes that were said before: targets have most of them in common."""
+    said: set[str] = set()
+
+    def line(text: str) -> None:
+        if text.startswith("note "):
+            if text in said:
+                return
+            said.add(text)
+        say(text)
+
+    return line
+
+
 def say_all(say: Callable[[str], None], lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
     """Say lines, then warnings."""
     for line in (*lines, *(f"warning      {text}" for text in warnings)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import TARGETS, Config
-from fptq_onnx.conversion_job import Job, say_all
+from fptq_onnx.conversion_job import Job, notes_once, say_all
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.int8_cache import check_cache
@@ -123,6 +123,7 @@ def convert(
         check_output(source, destination, overwrite=overwrite)
         if "custom" in targets and verify_samples and config.quantize:
             library_path()  # better refused now than when the written model is to be run
+    say = notes_once(say)
     normalize(loaded.model)
     scan = find_linears(loaded.model)
     say_all(say, coverage_lines(scan))

@@ -32,6 +32,8 @@ def check_hf_source(source: str) -> Path | None:
         FptqError: neither, or a folder without config.json, architecture or weights, or with a
             model that is ONNX already.
     """
+    if not source.strip():
+        raise FptqError("the model's name is empty: give a Hugging Face folder, or owner/name")
     folder = Path(source)
     if not folder.exists():
         if _HUB_ID.fullmatch(source):

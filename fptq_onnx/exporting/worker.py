@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from fptq_onnx.session import first_line
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # torch writes for terminals
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory")
 
 
@@ -105,9 +107,11 @@ def explain(error: BaseException) -> str:
         return str(error)
     if why := _shortage(error):
         return why
-    kind = type(error).__name__
+    while type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        error = error.__cause__  # its own text gives torch's developers their next steps
+    kind, line = type(error).__name__, " ".join(_COLOUR.sub("", first_line(error)).split())
     return (
-        f"the exporter failed ({kind}: {first_line(error)}): try another --exporter, or --verbose"
+        f"the exporter failed ({kind}: {line.rstrip('.:')}): try another --exporter, or --verbose"
     )
 
 

@@ -38,6 +38,12 @@ def test_what_is_neither(name: str) -> None:
         check_hf_source(name)
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_no_name_at_all(name: str, tmp_path: Path) -> None:
+    refused("export", name, "-o", tmp_path / "out", saying="the model's name is empty: give")
+    assert leftovers(tmp_path) == []
+
+
 def test_a_folder_that_lacks_something(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(FptqError, match="names no architecture"):

@@ -22,6 +22,33 @@ def wrapped(cause: BaseException) -> RuntimeError:
     return error
 
 
+class TorchExportError(Exception):
+    """As torch.onnx raises, with colours and advice to its developers."""
+
+    __module__ = "torch.onnx._internal.exporter._errors"
+
+
+def of_torch(cause: BaseException | None) -> TorchExportError:
+    error = TorchExportError(
+        "Failed to export. \x1b[96mThis is step 1/3\x1b[0m. Next steps:\n- Modify"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def test_torch_is_asked_for_the_cause() -> None:
+    why = explain(of_torch(ValueError("Could not guard on\x1b[1m u0\x1b[0m.  (symbols)\nmore")))
+    assert why == (
+        "the exporter failed (ValueError: Could not guard on u0. (symbols)): try another "
+        "--exporter, or --verbose"
+    )
+    assert explain(of_torch(None)) == (
+        "the exporter failed (TorchExportError: Failed to export. This is step 1/3. Next steps): "
+        "try another --exporter, or --verbose"
+    )
+    assert explain(of_torch(MemoryError())).startswith("out of memory")
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
