@@ -25,6 +25,7 @@ from fptq_onnx.output_folder import REPORT_FILE
 from fptq_onnx.passes.equalize import equalize, fold_scales
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
+from fptq_onnx.passes.widen_bfloat16 import narrow_interface
 from fptq_onnx.plan import Plan
 from fptq_onnx.progress import tracker
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
@@ -89,6 +90,7 @@ class Job:
         """Equalize and quantize: the paper's way, or by a walk through the model."""
         store = WeightStore(work / ".weights")
         model = load_model(self.loaded.file).model
+        widened = _widened_note(narrow_interface(model))
         normalize(model)
         errors: tuple[LinearErrors, ...] = ()
         if self.walks(plan):
@@ -105,7 +107,8 @@ class Job:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
-        return Prepared(model, plan, store, folded, errors, warnings, self._clean_up(model))
+        notes = (*widened, *self._clean_up(model))
+        return Prepared(model, plan, store, folded, errors, warnings, notes)
 
     def _clean_up(self, model: ir.Model) -> tuple[str, ...]:
         """Rewrite in place what gives the same outputs in the original; notes."""
@@ -186,6 +189,17 @@ class Job:
         except FptqError as error:
             self.say(f"note         onnxruntime-genai will miss our library: {error}")
             return None
+
+
+def _widened_note(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What users of a bfloat16 model must know: its callers have to feed and take float32."""
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"inputs and outputs of type bfloat16 are float32 in the result ({shown}): ONNX Runtime's "
+        "CPU kernels do not compute in bfloat16",
+    )
 
 
 def notes_once(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -55,6 +55,15 @@ def computes_in_bfloat16(model: ir.Model) -> bool:
     return any(value.dtype == _NARROW for value in (*model.graph.inputs, *model.graph.outputs))
 
 
+def narrow_interface(model: ir.Model) -> tuple[str, ...]:
+    """Names of the inputs and outputs that `widen_bfloat16` makes float32; before it is called."""
+    return tuple(
+        value.name or ""
+        for value in (*model.graph.inputs, *model.graph.outputs)
+        if value.dtype == _NARROW and not value.is_initializer()
+    )
+
+
 def _set_wide(value: ir.Value) -> None:
     if value.dtype == _NARROW:
         value.type = ir.TensorType(_WIDE)

@@ -9,12 +9,14 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.tensor_spec import TensorSpec
 
+_BFLOAT16_IN_FILES = np.dtype("V2")  # what NumPy's files call a type it does not know
 Sample = dict[str, NDArray[Any]]
 
 
@@ -86,7 +88,7 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
         where: what the sample is, for messages.
 
     Returns:
-        The arrays, by name.
+        The arrays, by name; bfloat16 as float32 where the model wants that, which changes no value.
 
     Raises:
         FptqError: a name too many or too few, or the wrong dtype, rank or fixed dimension.
@@ -100,6 +102,8 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
                 f"{where} lacks the input {spec.describe()}; it holds "
                 + (", ".join(sorted(arrays)) or "nothing")
             )
+        if spec.dtype == "float32":
+            arrays[spec.name] = _widened(arrays[spec.name])
         _check_array(arrays[spec.name], spec, where)
     expected = {spec.name for spec in inputs}
     for name in arrays:
@@ -109,6 +113,13 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
                 + ", ".join(sorted(expected))
             )
     return arrays
+
+
+def _widened(array: NDArray[Any]) -> NDArray[Any]:
+    """Bfloat16 as float32: the user's model may take it, ours takes float32 in its place."""
+    if array.dtype == _BFLOAT16_IN_FILES:
+        array = array.view(ml_dtypes.bfloat16)
+    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
 
 
 def _check_array(array: NDArray[Any], spec: TensorSpec, where: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from saved_models import saved
 from tiny_graphs import build, run, weight
 
 from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.passes.widen_bfloat16 import widen_bfloat16
+from fptq_onnx.passes.widen_bfloat16 import narrow_interface, widen_bfloat16
+from fptq_onnx.pipeline import convert
 
 
 def bfloat16_graph(rng: np.random.Generator) -> tuple[ir.Model, np.ndarray, np.ndarray]:
@@ -68,3 +72,31 @@ def test_weights_only_stored_in_bfloat16_are_left_alone(rng: np.random.Generator
     before = [node.op_type for node in model.graph]
     assert not widen_bfloat16(model)
     assert [node.op_type for node in model.graph] == before
+
+
+def test_a_conversion_says_that_callers_must_feed_float32(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """And takes samples of the type that the model had."""
+    text = "g (bfloat16[A, 64] x) => (bfloat16[A, 48] y) { y = MatMul(x, W) }"
+    tensor = ir.Tensor(weight(rng, 64, 48, dtype="bfloat16"), dtype=ir.DataType.BFLOAT16, name="W")
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 18]>' + text, initializers=[tensor]
+    )
+    samples = [{"x": rng.standard_normal((9, 64)).astype(ml_dtypes.bfloat16)} for _ in range(60)]
+    said: list[str] = []
+    file = saved(tmp_path / "model", model)
+    done = convert(file, tmp_path / "out", samples=samples, say=said.append)
+    (note,) = done.reports["custom"].notes
+    assert note.startswith("inputs and outputs of type bfloat16 are float32 in the result (x, y)")
+    assert f"note         {note}" in said
+    written = ir.load(tmp_path / "out" / "model.onnx").graph
+    assert {value.dtype for value in (*written.inputs, *written.outputs)} == {ir.DataType.FLOAT}
+
+
+def test_nothing_is_said_where_weights_alone_are_bfloat16(rng: np.random.Generator) -> None:
+    model = build(
+        "g (float[A, 4] x) => (float[A, 3] y) { w = Cast<to = 1>(W) y = MatMul(x, w) }",
+        {"W": weight(rng, 4, 3, dtype="bfloat16")},
+    )
+    assert narrow_interface(model) == ()
