@@ -93,13 +93,14 @@ class Job:
         widened = _widened_note(narrow_interface(model))
         normalize(model)
         errors: tuple[LinearErrors, ...] = ()
+        routing: tuple[str, ...] = ()
         if self.walks(plan):
             solved = solve_budget(
                 self.loaded, self.scan, plan, self.stats, self.config,
                 self.samples.open(self.loaded), store, work / ".values", replay=self.replay,
                 threads=self.threads, quiet=self.quiet, say=self.say,
             )  # fmt: skip
-            plan, errors = solved.plan, solved.errors
+            plan, errors, routing = solved.plan, solved.errors, solved.notes
             folded = fold_scales(model, solved.scales)
         else:
             folded = equalize(model, plan, self.stats)
@@ -107,7 +108,7 @@ class Job:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
-        notes = (*widened, *self._clean_up(model))
+        notes = (*widened, *routing, *self._clean_up(model))
         return Prepared(model, plan, store, folded, errors, warnings, notes)
 
     def _clean_up(self, model: ir.Model) -> tuple[str, ...]:

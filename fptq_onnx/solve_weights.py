@@ -22,11 +22,10 @@ from fptq_onnx.calibration.whole_feeds import Feed
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.column_sites import column_divisors
-from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
-from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.fold_scales import (
     LAE,
     NONE,
@@ -34,14 +33,13 @@ from fptq_onnx.numerics.fold_scales import (
     SMOOTHQUANT,
     fold_scale,
 )
-from fptq_onnx.numerics.gptq import quantize_gptq
-from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
-from fptq_onnx.numerics.second_moments import SecondMoments
-from fptq_onnx.passes.choose_schemes import range_of
+from fptq_onnx.passes.choose_schemes import UNSEEN, range_of
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
-from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, Rounding, rounding_of
+from fptq_onnx.routing_notes import RoutingNotes
+from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, rounding_of
+from fptq_onnx.stage_rounding import float_weight, round_stage
 from fptq_onnx.stage_sites import StageSite, stage_sites, without_cached_values
 from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
@@ -59,12 +57,14 @@ class Solved:
     errors: of every linear, in graph order.
     ratios: of every stage, output error of each wider form relative to the planned one; empty
         unless asked for.
+    notes: what a user should know, one sentence each.
     """
 
     plan: Plan
     scales: Mapping[str, NDArray[np.float32]]
     errors: tuple[LinearErrors, ...]
     ratios: tuple[Mapping[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def solve_weights(
@@ -108,13 +108,15 @@ def solve_weights(
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}
     ratios: list[Mapping[str, float]] = []
+    routing = RoutingNotes()
     for stage in track(streams.stages, len(streams.stages)):
         streams.enter(stage)
-        weights = {linear.name: _weight(linear) for linear in stage.linears}
+        weights = {linear.name: float_weight(linear) for linear in stage.linears}
         ranges = range_of(stage.linears[0], stats)
         site = sites[stage.x]
         columns = site.columns if isinstance(site, StageSite) else None
         view = StageView(stage, streams, list(weights.values()), ranges, columns)
+        routing.add(view)
         planned = [entries[linear.name] for linear in stage.linears]
         judge = Judge(view.sizes, view.sample, view.weights, planned, config.weights)
         if replay:
@@ -123,12 +125,7 @@ def solve_weights(
             formula = _formula(view, judge, planned, site, config)
         divisor = fold_scale(formula, view.sizes)
         if formula != NONE:
-            problem = site if isinstance(site, str) else site.overflow(divisor)
-            if isinstance(site, str) or problem:
-                raise FptqError(
-                    f"the plan equalizes the input of {planned[0].name} by {formula}, but "
-                    f"{problem}: use equalization 'none' there"
-                )
+            site = _checked(site, divisor, view, planned[0])
             scales[site.name] = divisor
         fold_site = site.name if formula != NONE and isinstance(site, StageSite) else None
         static = None if replay else _static(view, judge, formula, divisor, fold_site, config)
@@ -139,24 +136,12 @@ def solve_weights(
             for entry in planned
         ]
         if try_wider:
-            ratios.append(_ratios(judge, formula, planned))
-        seen: dict[Rounding, SecondMoments | NDArray[np.float64]] = {}
-        quantized: dict[str, tuple[Rows, Rows]] = {}
-        for linear, entry in zip(stage.linears, decided, strict=True):
-            entries[linear.name] = entry
-            errors[linear.name] = LinearErrors(linear.name, linear.path)
-            if entry.scheme == FLOAT or not config.quantize:
-                continue
-            rounding = rounding_of(entry)
-            if rounding not in seen and config.weights != "rtn":
-                look = view.moments if config.weights == "gptq" else view.mean_squares
-                seen[rounding] = look(divisor, rounding)
-            w = weights[linear.name] * divisor[:, None]
-            left = np.empty_like(w)
-            found = _quantized(w, seen.get(rounding), entry, linear, left)
-            store.put(linear.name, found)
-            quantized[linear.name] = dequantize(found), left
-            errors[linear.name].count_weight(*quantized[linear.name])
+            ratios.append(_ratios(judge, formula, planned, unseen=view.unseen))
+        entries.update({entry.name: entry for entry in decided})
+        errors.update({one.name: LinearErrors(one.name, one.path) for one in stage.linears})
+        quantized = {}
+        if config.quantize:
+            quantized = round_stage(view, decided, divisor, config.weights, store, errors)
         outputs = {
             linear.name: view.outputs(
                 linear, weights[linear.name], quantized.get(linear.name), divisor,
@@ -172,6 +157,7 @@ def solve_weights(
         scales,
         tuple(errors[linear.name] for linear in scan.linears),
         tuple(ratios),
+        routing.sentences,
     )
 
 
@@ -194,7 +180,7 @@ def _formula(
     view: StageView, judge: Judge, entries: list[LinearPlan], site: StageSite | str, config: Config
 ) -> str:
     """Which divisors to fold in front of a stage."""
-    if isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
+    if view.unseen or isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
         return NONE
     if config.equalization == "none":
         return NONE
@@ -214,10 +200,30 @@ def _formula(
     return NONE if site.overflow(fold_scale(formula, view.sizes)) else formula
 
 
-def _ratios(judge: Judge, formula: str, entries: list[LinearPlan]) -> dict[str, float]:
+def _checked(site: StageSite | str, divisor: Rows, view: StageView, entry: LinearPlan) -> StageSite:
+    """The site of a stage that a plan equalizes, or an error."""
+    if view.unseen:
+        raise FptqError(
+            f"the plan equalizes the input of {entry.name}, which no token of the calibration "
+            f"samples reaches: give more samples"
+        )
+    problem = site if isinstance(site, str) else site.overflow(divisor)
+    if isinstance(site, str) or problem:
+        raise FptqError(
+            f"the plan equalizes the input of {entry.name} by {entry.equalization}, but "
+            f"{problem}: use equalization 'none' there"
+        )
+    return site
+
+
+def _ratios(
+    judge: Judge, formula: str, entries: list[LinearPlan], *, unseen: bool
+) -> dict[str, float]:
     """By wider form that any of the linears has, the weights' error relative to the planned one."""
-    base = judge.weight_error(formula)
     forms = dict.fromkeys(form for entry in entries for form in wider_forms(entry))
+    if unseen:
+        return dict.fromkeys(forms, 1.0)
+    base = judge.weight_error(formula)
     return {form: judge.weight_error(formula, form) / base if base > 0 else 1.0 for form in forms}
 
 
@@ -230,6 +236,8 @@ def _static(
     config: Config,
 ) -> bool:
     """Whether the stage's input gets one scale for all tokens."""
+    if view.unseen or (view.stage.routed and not view.ranges.tensor_absmax):
+        return False  # calibration saw no token here
     if config.policy in ("static", "per_token", "float"):
         return config.policy == "static"
     if config.policy == "thresholds":
@@ -251,47 +259,10 @@ def _scheme(
         if entry.scheme == PER_TOKEN:
             return replace(entry, input_scale=None)
         return entry if entry.input_scale is not None else replace(entry, input_scale=scale)
+    if view.unseen:
+        return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=UNSEEN)
     reason = f"range {view.ranges.tensor_absmax:.4g}, {absmax:.4g} where it is rounded"
     if not static:
         return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=reason)
     scheme = LAE_STATIC if entry.equalization == LAE else STATIC
     return replace(entry, scheme=scheme, input_scale=scale, reason=reason)
-
-
-def _weight(linear: Linear) -> Rows:
-    w = np.ascontiguousarray(linear.weight.load().astype(np.float32, copy=False))
-    if not np.isfinite(w).all():
-        raise FptqError(
-            f"cannot quantize {linear.weight.name} of {linear.name}: the weight holds NaN or "
-            f"infinity"
-        )
-    return w
-
-
-def _quantized(
-    w: Rows,
-    seen: SecondMoments | NDArray[np.float64] | None,
-    entry: LinearPlan,
-    linear: Linear,
-    left: Rows,
-) -> GroupWeights:
-    """The weight by the method that what was seen of the inputs serves.
-
-    All of it: GPTQ, unless the inputs are all zero. Mean squares: clip search. Nothing: nearest.
-    What rounding leaves of the weight (of GPTQ's target) is put into `left`.
-    """
-    block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
-    try:
-        if isinstance(seen, SecondMoments) and np.diag(seen.xx).any():
-            return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits, left=left)
-        if seen is None:
-            found = quantize_rtn(w, block, symmetric=symmetric, bits=bits)
-        else:
-            importance = seen.diagonal() if isinstance(seen, SecondMoments) else seen
-            found = quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
-        np.subtract(w, dequantize(found), out=left)
-        return found
-    except (ValueError, np.linalg.LinAlgError) as error:
-        raise FptqError(
-            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"
-        ) from error

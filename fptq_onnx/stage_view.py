@@ -1,4 +1,8 @@
-"""One stage as the choices made for it see it: its input in both models, sizes, a sample."""
+"""One stage as the choices made for it see it: its input in both models, sizes, a sample.
+
+Behind a router the two models' rows may be different tokens: then the quantized model's alone are
+looked at.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,11 @@ _TOKENS_PER_LOCAL_ERROR = 4
 
 
 class StageView:
-    """What the choices of one stage look at."""
+    """What the choices of one stage look at.
+
+    paired: whether row i of the input is the same token in both models.
+    unseen: whether a router sent no token here; all that is known then are the weights.
+    """
 
     def __init__(
         self,
@@ -47,15 +55,21 @@ class StageView:
             columns: what the divisors of its input would go into, if not a norm.
         """
         self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
-        batches = [len(rows) for rows in streams.rows(stage, FLOAT)]
-        if not sum(batches):
+        float_rows = [len(rows) for rows in streams.rows(stage, FLOAT)]
+        batches = [len(rows) for rows in streams.rows(stage, QUANTIZED)]
+        self.paired = not stage.routed and float_rows == batches
+        self._seen = QUANTIZED
+        if not self.paired and not sum(batches):
+            self._seen, batches = FLOAT, float_rows
+        self.unseen = not sum(batches)
+        if self.unseen and not stage.routed:
             raise FptqError(
                 f"no token of the calibration samples reaches {self._where}: give more samples"
             )
-        share = min(1.0, _SAMPLE_TOKENS / sum(batches))
+        share = min(1.0, _SAMPLE_TOKENS / max(1, sum(batches)))
         squares = np.zeros(stage.linears[0].k)
-        picked: list[Rows] = []
-        picked_quantized: list[Rows] = []
+        picked = [np.zeros((0, len(squares)), np.float32)]
+        picked_quantized = picked.copy()
         broken = ""
         for x, x_quantized in self.pairs():
             if len(x) == 0:
@@ -71,23 +85,24 @@ class StageView:
         if broken:
             raise FptqError(f"NaN or infinity in the input of {self._where}: {broken}")
         self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
-        sizes = (ranges.absmax, np.sqrt(squares / sum(batches)), *weight_sizes(weights))
+        sizes = (ranges.absmax, np.sqrt(squares / max(1, sum(batches))), *weight_sizes(weights))
         # Channels that one column makes have one divisor: the formulas see them alike.
         self.sizes = ChannelSizes(*(columns.tied(x) for x in sizes) if columns else sizes)
 
     def pairs(self) -> Iterator[tuple[Rows, Rows]]:
-        """The input in the float and in the quantized model, batch by batch."""
-        for x, x_quantized in zip(
-            self.streams.rows(self.stage, FLOAT),
-            self.streams.rows(self.stage, QUANTIZED),
-            strict=True,
-        ):
-            if len(x) != len(x_quantized):
-                raise FptqError(
-                    f"quantization changes how many tokens reach {self._where}, as a router does: "
-                    f"convert with --weights rtn --equalization lae --policy thresholds"
-                )
-            yield x, x_quantized
+        """The input in the float and in the quantized model, batch by batch.
+
+        Where rows do not pair, what the quantized model sees stands for both: its linears are then
+        fitted to their own inputs, without making up for errors made before.
+        """
+        if self.paired:
+            yield from zip(
+                self.streams.rows(self.stage, FLOAT),
+                self.streams.rows(self.stage, QUANTIZED),
+                strict=True,
+            )
+        else:
+            yield from ((rows, rows) for rows in self.streams.rows(self.stage, self._seen))
 
     @property
     def _where(self) -> str:
@@ -104,7 +119,7 @@ class StageView:
     def mean_squares(self, divisor: NDArray[np.float32], scale: Rounding) -> NDArray[np.float64]:
         """E[x8_k^2] [K], the part of the moments that a clip search needs."""
         total, tokens = np.zeros(len(divisor)), 0
-        for x_quantized in self.streams.rows(self.stage, QUANTIZED):
+        for _, x_quantized in self.pairs():
             x8 = fake_int8(x_quantized, divisor, scale)
             total += np.square(x8, dtype=np.float64).sum(axis=0)
             tokens += len(x8)
@@ -134,7 +149,12 @@ class StageView:
         bias: Rows = np.zeros(1, np.float32)
         if linear.bias is not None:
             bias = linear.bias.load().astype(np.float32).reshape(-1)
-        for x, x_quantized in self.pairs():
+        for float_rows, x_quantized in zip(
+            self.streams.rows(self.stage, FLOAT),
+            self.streams.rows(self.stage, QUANTIZED),
+            strict=True,
+        ):
+            x = float_rows if self.paired else x_quantized
             want = x @ w
             if quantized is None:
                 got = x_quantized @ w
@@ -149,4 +169,4 @@ class StageView:
                 exact = x_quantized[few] @ w
                 errors.output_local.add(exact, (x8[few] * divisor) @ w - x8[few] @ left)
             errors.output_total.add(want, got)
-            yield want + bias, got + bias
+            yield (want if self.paired else float_rows @ w) + bias, got + bias

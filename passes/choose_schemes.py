@@ -27,6 +27,7 @@ from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 
+UNSEEN = "no token of the calibration samples reaches it"
 _SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "float": WEIGHT_ONLY}
 
 
@@ -51,6 +52,8 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
     entries = [
         _entry(linear, ranges, sites[linear.name], ignored.get(linear.name), config)
+        if linear.name in ignored or not stats.ranges[linear.x.name or ""].unseen
+        else _unseen(linear, config)
         for linear in scan.linears
     ]
     # 8 bits need no smaller groups, and ONNX Runtime cannot run them in blocks (target qdq).
@@ -85,7 +88,7 @@ def mark_shared_folds(
 
 
 def range_of(linear: Linear, stats: ActivationStats) -> ChannelRange:
-    """The channel ranges of a linear's input.
+    """The channel ranges of a linear's input; zeros where no token reached it.
 
     Raises:
         FptqError: the statistics lack it, or have another number of channels.
@@ -101,6 +104,8 @@ def range_of(linear: Linear, stats: ActivationStats) -> ChannelRange:
             f"the statistics have {channel.low.shape[0]} channels for the input of {linear.name}, "
             f"the model has {linear.k}: calibrate again"
         )
+    if channel.unseen:
+        return ChannelRange(np.zeros_like(channel.low), np.zeros_like(channel.high))
     if not (np.isfinite(channel.low).all() and np.isfinite(channel.high).all()):
         raise FptqError(f"the statistics hold NaN or infinity for the input of {linear.name}")
     return channel
@@ -165,6 +170,16 @@ def _entry(
         equalization=LAE,
         input_scale=float(static_scale(equalized_absmax(ranges[linear.name].absmax, scale))),
     )
+
+
+def _unseen(linear: Linear, config: Config) -> LinearPlan:
+    """Of a linear that a router sent nothing: a scale for all tokens is not to be had."""
+    scheme = WEIGHT_ONLY if config.policy == "float" else PER_TOKEN
+    return LinearPlan(
+        linear.name, linear.path, linear.k, linear.n, range=0.0, scheme=scheme, reason=UNSEEN,
+        fold_site=None, input_scale=None, block_size=config.block_size,
+        symmetric=config.symmetric,
+    )  # fmt: skip
 
 
 def fold_overflow(site: FoldSite, scale: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,9 +40,10 @@ def streams(rng: np.random.Generator) -> Streams:
     return Streams(x, [a + np.float32(0.1) for a in x])
 
 
-def view_of(rng: np.random.Generator, streams: Streams) -> StageView:
+def view_of(rng: np.random.Generator, streams: Streams, *, routed: bool = False) -> StageView:
     model = gated_model(rng, FOLDABLE["Gemm"])
     stage = find_stages(model.graph, find_linears(model).linears)[0]
+    stage = replace(stage, routed=routed)
     weights = [linear.weight.load() for linear in stage.linears]
     ranges = ChannelRange(np.full(K, -3, np.float32), np.full(K, 4, np.float32))
     return StageView(stage, streams, weights, ranges)  # type: ignore[arg-type]
@@ -157,13 +159,48 @@ def test_not_finite(rng: np.random.Generator, streams: Streams, bad: float) -> N
         view_of(rng, streams)
 
 
-def test_tokens_that_are_routed_elsewhere(rng: np.random.Generator, streams: Streams) -> None:
-    streams.batches["quantized"][2] = streams.batches["quantized"][2][:-1]
-    with pytest.raises(FptqError, match="quantization changes how many tokens reach g"):
-        view_of(rng, streams)
+@pytest.mark.parametrize("how", ["known from the graph", "seen from the numbers of rows"])
+def test_tokens_that_are_routed_elsewhere(
+    rng: np.random.Generator, streams: Streams, how: str
+) -> None:
+    """Rows of the two models do not pair: all is measured on what the quantized one sees."""
+    own = streams.batches["quantized"]
+    own[2] = own[2][::-1] if how == "known from the graph" else own[2][:-1]
+    view = view_of(rng, streams, routed=how == "known from the graph")
+    assert not view.paired and not view.unseen
+    x8 = np.concatenate(own)
+    for rows in (view.sample.x, view.sample.x_quantized):
+        np.testing.assert_array_equal(rows, x8)
+    np.testing.assert_allclose(view.sizes.rms, np.sqrt((x8.astype("f8") ** 2).mean(0)), rtol=1e-6)
+    moments = view.moments(DIVISOR, None)
+    rounded = fake_int8(x8, DIVISOR, None).astype("f8")
+    wanted = rounded.T @ (x8.astype("f8") / DIVISOR)
+    np.testing.assert_allclose(moments.x_float, wanted, atol=200 * 31 * 2.0**-24)
+    linear, w = view.stage.linears[0], view.weights[0]
+    divided = w * DIVISOR[:, None]
+    codes = dequantize(quantize_rtn(divided, -1))
+    errors = LinearErrors("g", "g")
+    got = list(view.outputs(linear, w, (codes, divided - codes), DIVISOR, None, errors))
+    for (want, have), x, q in zip(got, streams.batches[FLOAT], own, strict=True):
+        np.testing.assert_allclose(want, x @ w, atol=1e-5)
+        np.testing.assert_allclose(have, fake_int8(q, DIVISOR, None) @ codes, atol=1e-5)
+    np.testing.assert_allclose(errors.output_total.signal, np.square(x8 @ w).sum(), rtol=1e-4)
+
+
+def test_rows_of_the_float_model_where_the_quantized_one_sends_none(
+    rng: np.random.Generator, streams: Streams
+) -> None:
+    own = streams.batches["quantized"]
+    streams.batches["quantized"] = [rows[:0] for rows in own]
+    view = view_of(rng, streams, routed=True)
+    np.testing.assert_array_equal(view.sample.x, np.concatenate(streams.batches[FLOAT]))
+    assert not view.unseen
+    assert view.mean_squares(DIVISOR, None).min() > 0
 
 
 def test_no_token_at_all(rng: np.random.Generator) -> None:
     empty = [np.zeros((0, K), np.float32)]
     with pytest.raises(FptqError, match="no token of the calibration samples reaches g"):
         view_of(rng, Streams(empty, empty))
+    view = view_of(rng, Streams(empty, empty), routed=True)
+    assert view.unseen and len(view.sample.x) == 0

@@ -77,14 +77,15 @@ def collect(
 
 def _observe(tap: Tap, observed: Observed, linears: Sequence[Linear], sample: int) -> ChannelRange:
     low, high = observed[tap.low].astype(np.float32), observed[tap.high].astype(np.float32)
-    finite = np.isfinite(observed[tap.total]).all() and np.isfinite(low).all()
-    if not (finite and np.isfinite(high).all()):
+    channel = ChannelRange(low, high)
+    finite = np.isfinite(low).all() and np.isfinite(high).all()
+    if not (np.isfinite(observed[tap.total]).all() and (finite or channel.unseen)):
         linear = next(item for item in linears if item.x.name == tap.activation)
         raise FptqError(
             f"NaN or infinity in the input of {linear.path} ({linear.name}) on sample {sample}: "
             f"check that the model runs well in float on this data"
         )
-    return ChannelRange(low, high)
+    return channel
 
 
 def _token_runs(decoder: Decoder, source: TokenWindows, names: Sequence[str]) -> Iterator[Observed]:

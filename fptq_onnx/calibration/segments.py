@@ -11,12 +11,14 @@ So each node runs once for all samples, and whoever walks the stages computes th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from fptq_onnx.calibration.node_reads import node_reads
+from fptq_onnx.calibration.routed_values import routed_values
 from fptq_onnx.graph.linears import Linear
 
 
@@ -38,11 +40,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Stage:
-    """One activation with its linears, and the segment that makes it."""
+    """One activation with its linears, and the segment that makes it.
+
+    x: name of the activation.
+    linears: all that read it.
+    segment: what runs before.
+    routed: whether a router picks its rows, which quantization then may change.
+    """
 
     x: str
     linears: tuple[Linear, ...]
     segment: Segment
+    routed: bool = False
 
 
 def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]:
@@ -56,6 +65,7 @@ def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]
     for linear in linears:
         groups.setdefault(linear.x.name or "", []).append(linear)
     ends = {id(linear.output) for linear in linears}
+    routed = routed_values(graph, linears)
     done: set[int] = set()  # nodes of earlier segments
     made_in: dict[int, int] = {}  # value -> segment
     by_id: dict[int, ir.Value] = {}
@@ -100,7 +110,7 @@ def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]
             tuple(name for name, at in last.items() if at == index),
             commons[index],
         )
-        stages.append(Stage(x, tuple(group), segment))
+        stages.append(Stage(x, tuple(group), segment, id(group[0].x) in routed))
     return tuple(stages)
 
 
@@ -151,22 +161,7 @@ def _ancestors(
             continue
         seen.add(id(node))
         nodes.append(node)
-        pending.extend(_inputs(node))
+        pending.extend(node_reads(node))
     if id(x) in outside and not nodes:
         return nodes, {id(x): x}
     return nodes, {key: value for key, value in outside.items() if not value.is_graph_input()}
-
-
-def _inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, from inside its subgraphs too."""
-    for value in node.inputs:
-        if value is not None:
-            yield value
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graph = attribute.as_graph()
-            inner = {id(v) for n in graph for v in n.outputs} | {id(v) for v in graph.inputs}
-            for sub in graph:
-                yield from (
-                    v for v in _inputs(sub) if id(v) not in inner and not v.is_initializer()
-                )

@@ -22,7 +22,10 @@ _FORMAT = "fptq-stats-1"
 
 @dataclass(frozen=True)
 class ChannelRange:
-    """Smallest and largest value seen per channel, float32 [K] each."""
+    """Smallest and largest value seen per channel, float32 [K] each.
+
+    Infinity and -infinity where no token was seen, as the minimum and maximum of nothing.
+    """
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
@@ -36,6 +39,11 @@ class ChannelRange:
     def tensor_absmax(self) -> float:
         """max|x| over the whole activation: the range the plan's thresholds speak of."""
         return float(self.absmax.max())
+
+    @property
+    def unseen(self) -> bool:
+        """Whether no token was seen at all."""
+        return bool(np.isposinf(self.low).all() and np.isneginf(self.high).all())
 
     def merged(self, other: ChannelRange) -> ChannelRange:
         """The range over both sets of data."""

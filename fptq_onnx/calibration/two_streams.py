@@ -109,8 +109,8 @@ class TwoStreams:
             for batch, pair in enumerate(outputs[linear.name]):
                 if name not in self._needed:
                     continue  # still taken: whoever makes them measures errors on the way
-                x = self._get(FLOAT, stage.x, batch)
                 for stream, rows in zip((FLOAT, QUANTIZED), pair, strict=True):
+                    x = self._get(stream, stage.x, batch)
                     shaped = rows.reshape(*x.shape[:-1], linear.n).astype(dtype)
                     self._store.put(stream, name, batch, shaped)
         for name in stage.segment.last_uses:

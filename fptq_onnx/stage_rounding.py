@@ -1,0 +1,109 @@
+"""Round the weights of one stage for the inputs that its linears see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears import Linear
+from fptq_onnx.linear_errors import LinearErrors
+from fptq_onnx.numerics.clip_search import quantize_mse
+from fptq_onnx.numerics.gptq import quantize_gptq
+from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
+from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.plan import FLOAT, LinearPlan
+from fptq_onnx.stage_choice import Rounding, rounding_of
+from fptq_onnx.stage_view import StageView
+from fptq_onnx.weight_store import WeightStore
+
+Rows = NDArray[np.float32]
+
+
+def round_stage(
+    view: StageView,
+    decided: Sequence[LinearPlan],
+    divisor: NDArray[np.float32],
+    method: str,
+    store: WeightStore,
+    errors: Mapping[str, LinearErrors],
+) -> dict[str, tuple[Rows, Rows]]:
+    """Round every linear of a stage but those in float.
+
+    Args:
+        view: the stage.
+        decided: the plan of each of its linears, in their order.
+        divisor: [K] of its input.
+        method: "rtn", "mse" or "gptq"; "rtn" where no token is seen.
+        store: receives the weights by name.
+        errors: by name; receives those of the weights.
+
+    Returns:
+        By name the divided weight as rounded, and what rounding left of what was aimed at; float32
+        [K, N] each.
+
+    Raises:
+        FptqError: a weight cannot be rounded.
+    """
+    seen: dict[Rounding, SecondMoments | NDArray[np.float64]] = {}
+    quantized: dict[str, tuple[Rows, Rows]] = {}
+    for linear, weight, entry in zip(view.stage.linears, view.weights, decided, strict=True):
+        if entry.scheme == FLOAT:
+            continue
+        rounding = rounding_of(entry)
+        if rounding not in seen and method != "rtn" and not view.unseen:
+            look = view.moments if method == "gptq" else view.mean_squares
+            seen[rounding] = look(divisor, rounding)
+        w = weight * divisor[:, None]
+        left = np.empty_like(w)
+        found = _quantized(w, seen.get(rounding), entry, linear, left)
+        store.put(linear.name, found)
+        quantized[linear.name] = dequantize(found), left
+        errors[linear.name].count_weight(*quantized[linear.name])
+    return quantized
+
+
+def float_weight(linear: Linear) -> Rows:
+    """The weight [K, N], float32.
+
+    Raises:
+        FptqError: it holds NaN or infinity.
+    """
+    w = np.ascontiguousarray(linear.weight.load().astype(np.float32, copy=False))
+    if not np.isfinite(w).all():
+        raise FptqError(
+            f"cannot quantize {linear.weight.name} of {linear.name}: the weight holds NaN or "
+            f"infinity"
+        )
+    return w
+
+
+def _quantized(
+    w: Rows,
+    seen: SecondMoments | NDArray[np.float64] | None,
+    entry: LinearPlan,
+    linear: Linear,
+    left: Rows,
+) -> GroupWeights:
+    """The weight by the method that what was seen of the inputs serves.
+
+    All of it: GPTQ, unless the inputs are all zero. Mean squares: clip search. Nothing: nearest.
+    What rounding leaves of the weight (of GPTQ's target) is put into `left`.
+    """
+    block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
+    try:
+        if isinstance(seen, SecondMoments) and np.diag(seen.xx).any():
+            return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits, left=left)
+        if seen is None:
+            found = quantize_rtn(w, block, symmetric=symmetric, bits=bits)
+        else:
+            importance = seen.diagonal() if isinstance(seen, SecondMoments) else seen
+            found = quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
+        np.subtract(w, dequantize(found), out=left)
+        return found
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise FptqError(
+            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"
+        ) from error
