@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FptqError(f"{path} holds no JSON object; mend or remove it")
     return content
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The torch class that a config.json names; "" where it names none."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) else ""
+
+
+def is_masked_model(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an encoder that predicts masked tokens."""
+    return architecture_of(config).endswith("ForMaskedLM")
 
 
 def find_model_file(path: Path) -> Path:
