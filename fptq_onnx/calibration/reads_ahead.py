@@ -3,7 +3,7 @@
 Logits over the vocabulary are what a decoder gives, and an encoder for masked tokens as well, which
 is not to be judged by the next token, and writes no text. Two things tell them apart:
 
-    config.json         the class named under architectures
+    config.json         its class under architectures is ...ForMaskedLM
     the model itself    an encoder's first logits change with the tokens after, a decoder's do not
 """
 
@@ -16,8 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fptq_onnx.genai_config import GENAI_CONFIG
-from fptq_onnx.model_configs import architecture_of, is_masked_model, read_config
+from fptq_onnx.model_configs import is_masked_model, read_config
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.session import open_session_in_memory
 
@@ -37,11 +36,8 @@ def reads_both_sides(
         sample: complete inputs; input_ids [1, sequence].
         threads: intra-op threads, 0 lets ONNX Runtime choose.
     """
-    config = read_config(loaded.folder, "config.json")
-    if is_masked_model(config):
+    if is_masked_model(read_config(loaded.folder, "config.json")):
         return True
-    if architecture_of(config).endswith("ForCausalLM") or (loaded.folder / GENAI_CONFIG).is_file():
-        return False
     session = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
     return reads_ahead(session, logits, sample)
 

@@ -188,6 +188,24 @@ def test_an_encoder_keeps_its_head(tmp_path: Path, kind: str, shape: tuple[int, 
     assert "worst output logits" in done.stdout
 
 
+def test_an_encoder_for_masked_tokens_without_token_types(tmp_path: Path) -> None:
+    """Its inputs and outputs are those of a decoder without a cache."""
+    folder = small_bert(tmp_path / "roberta", "RobertaForMaskedLM")
+    done = command("export", folder, "-o", tmp_path / "out", "--exporter", "optimum")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out" / "config.json").rename(tmp_path / "config.json")
+    for config in (False, True):  # from what it computes, and from its configuration
+        if config:
+            (tmp_path / "config.json").rename(tmp_path / "out" / "config.json")
+        done = command("convert", tmp_path / "out", "-o", tmp_path / f"w{config}", *FEW)
+        assert done.returncode == 0, done.stderr
+        assert "worst output logits" in done.stdout and "perplexity" not in done.stdout
+    refused(
+        "run", tmp_path / "wTrue", "--prompt", "Once",
+        saying="not a causal language model: config.json says RobertaForMaskedLM",
+    )  # fmt: skip
+
+
 def test_a_head_that_is_not_known_is_refused(tmp_path: Path) -> None:
     folder = small_bert(tmp_path / "bert", "BertForNextSentencePrediction")
     refused(
