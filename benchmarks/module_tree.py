@@ -36,12 +36,16 @@ class ModuleTree:
     """The linears of a model: the same ones in every layer, and those outside of layers.
 
     outer: the head, and what else is there once; empty for an encoder without a head.
+    vocabulary: token ids; None where they are not known.
+    encoder: whether it is none that writes text.
     """
 
     model_type: str
     layers: int
     layer: tuple[Module, ...]
     outer: tuple[Module, ...]
+    vocabulary: int | None = None
+    encoder: bool = False
 
     @property
     def count(self) -> int:
@@ -93,7 +97,8 @@ def module_tree(config: Mapping[str, Any]) -> ModuleTree:
     )
     layers = _first(config, "num_hidden_layers", "n_layer", "n_layers")
     assert layers is not None
-    return ModuleTree(kind, layers, layer, _outer(config, hidden))
+    vocabulary = _first(config, "vocab_size")
+    return ModuleTree(kind, layers, layer, _outer(config, hidden), vocabulary, kind in _ENCODERS)
 
 
 def _heads_of_keys(config: Mapping[str, Any]) -> int | None:
