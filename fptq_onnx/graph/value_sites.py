@@ -13,7 +13,7 @@ cache is not simply an input and an output of this model, nothing is folded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +92,10 @@ class _Layout:
 
 
 def value_source(
-    x: ir.Value, k: int, by_output: Mapping[int, Linear]
+    x: ir.Value,
+    k: int,
+    by_output: Mapping[int, Linear],
+    unchanged: Callable[[ir.Node], bool] = lambda node: False,
 ) -> tuple[Linear, Columns] | None:
     """The linear whose columns become the channels of x through attention.
 
@@ -100,13 +103,30 @@ def value_source(
         x: input of a linear.
         k: its channels.
         by_output: linears by the id of their output value.
+        unchanged: whether a Reshape changes no size; asked where heads merge and nothing is found
+            without.
 
     Returns:
         The linear, and for each channel of x the column of it, int64 [k]; or None.
     """
+    found = _source(WalkBack(x), k, by_output)
     walk = WalkBack(x)
+    if found is None and _merge_channels(walk) and _swap_heads(walk):
+        return _source(WalkBack(x, unchanged), k, by_output)
+    return found
+
+
+def _merge_channels(walk: WalkBack) -> bool:
+    """Step over reshapes: heads merge into channels; the order of elements stays."""
     while walk.take("Reshape"):
-        pass  # heads merge into channels; the order of elements stays
+        pass
+    return True
+
+
+def _source(
+    walk: WalkBack, k: int, by_output: Mapping[int, Linear]
+) -> tuple[Linear, Columns] | None:
+    _merge_channels(walk)
     node = walk.value.producer()
     op = _OPS.get((domain_of(node), node.op_type)) if node is not None else None
     if node is not None and op is not None:
@@ -169,7 +189,9 @@ def _through_heads(walk: WalkBack, k: int) -> _Layout | None:
         if not _owns_cache(node, _OPS["", "Attention"]) or "q_num_heads" in node.attributes:
             return None
         walk.take("Attention", _VALUE)
-        repeats: int | None = 0
+        repeats = _repeat(walk, merged=False)
+        if repeats == 1:
+            repeats = 0  # the op itself repeats heads where queries have more
     else:
         split = walk.take("Reshape")  # after a product in three dimensions: batch and heads as one
         if split is not None:

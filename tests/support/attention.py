@@ -73,6 +73,9 @@ FOLDABLE = {
     "Attention of heads": f"{_P} v = MatMul(x, Wg) {_GROUPED} k4 = MatMul(x, Wg2)"
     " kg = Reshape(k4, by_groups) kh = Transpose<perm = [0, 2, 1, 3]>(kg) h = Attention(q, kh, vt)"
     f" {_MERGE}",
+    "Attention of repeated heads": f"{_P} {_OLD} v = MatMul(x, Wg) {_GROUPED}"
+    f" present = Concat<axis = -2>(past, vt) {_REPEAT.replace('(vt,', '(present,')}"
+    f" k = Concat<axis = -2>(past_k, q) h = Attention(q, k, vh) {_MERGE}",
 }  # fmt: skip
 
 NOT_FOLDABLE = {
