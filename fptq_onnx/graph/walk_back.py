@@ -9,7 +9,7 @@ import onnx_ir as ir
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears import FLOAT_TYPES
 
-_READS_SHAPE_ONLY = ("Shape", "Size")
+READS_SHAPE_ONLY = ("Shape", "Size")
 
 
 class WalkBack:
@@ -65,7 +65,7 @@ class WalkBack:
             if value.is_graph_output() and value is not cache:
                 return False
             for use in value.uses():
-                if use.node is node or use.node.op_type in _READS_SHAPE_ONLY:
+                if use.node is node or use.node.op_type in READS_SHAPE_ONLY:
                     continue
                 if not harmless(node, use.node):
                     return False

@@ -59,7 +59,12 @@ def test_it_is_calibrated_and_judged_as_what_it_is(
     samples = Samples(max_samples=4, max_seq_len=6)
     said = []
     result = convert(
-        tmp_path / "in", tmp_path / "out", samples=samples, quiet=True, verify_samples=2, say=said.append
+        tmp_path / "in",
+        tmp_path / "out",
+        samples=samples,
+        quiet=True,
+        verify_samples=2,
+        say=said.append,
     )
     assert isinstance(samples._opened, Feeds) == encoder
     verification = result.reports["custom"].verification
@@ -70,7 +75,7 @@ def test_it_is_calibrated_and_judged_as_what_it_is(
 
 def test_text_is_not_written_by_an_encoder_for_masked_tokens(tmp_path, rng):
     save(tmp_path, rng, BOTH_SIDES, {"architectures": ["RobertaForMaskedLM"]})
-    with pytest.raises(FptqError, match="config.json says RobertaForMaskedLM, which reads both"):
+    with pytest.raises(FptqError, match=r"config\.json says RobertaForMaskedLM, which reads both"):
         open_decoder(tmp_path)
 
 
