@@ -179,7 +179,9 @@ def measure(folder: Path, given: dict[str, str], options: argparse.Namespace) ->
 def main(arguments: list[str]) -> int:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("exports", type=Path, nargs="+", help="folders of exports")
+    parser.add_argument(
+        "exports", type=Path, nargs="+", help="folders of exports; of one name the first counts"
+    )
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE|TYPE:LAYERS")
     parser.add_argument("--only", nargs="+", default=[], help="names of exports")
     parser.add_argument("--samples", type=int, default=16)
@@ -191,10 +193,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, help="write the page here as well")
     options = parser.parse_args(arguments)
     given = dict(text.split("=", 1) for text in options.config)
-    folders = sorted(
-        (path for exports in options.exports for path in exports.iterdir() if path.is_dir()),
-        key=lambda path: exporter_of(path.name),
-    )
+    found: dict[str, Path] = {}  # of the same name, the one of the first folder
+    for exports in options.exports:
+        for path in sorted(exports.iterdir()):
+            if path.is_dir():
+                found.setdefault(path.name, path)
+    folders = sorted(found.values(), key=lambda path: exporter_of(path.name))
     known: dict[str, tuple[Row, str]] = {}
     if options.rows is not None and options.rows.is_file():
         known = pickle.loads(options.rows.read_bytes())

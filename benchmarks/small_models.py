@@ -67,7 +67,10 @@ MODELS = {
     "qwen2": SmallModel("qwen2", "Qwen2ForCausalLM", {**_GROUPED, "head_dim": None}),
     "qwen3": SmallModel("qwen3", "Qwen3ForCausalLM", _GROUPED),
     "phi": SmallModel("phi", "PhiForCausalLM", {**_COMMON, **_IDS}),
-    "phi3": SmallModel("phi3", "Phi3ForCausalLM", {**_GROUPED, "head_dim": None}),
+    "phi3": SmallModel(
+        "phi3", "Phi3ForCausalLM",
+        {**_GROUPED, "head_dim": None, "original_max_position_embeddings": 256},
+    ),
     "gemma": SmallModel("gemma", "GemmaForCausalLM", _GROUPED),
     "gemma2": SmallModel("gemma2", "Gemma2ForCausalLM", {**_GROUPED, **_SLIDING}),
     "gemma3": SmallModel("gemma3_text", "Gemma3ForCausalLM", {**_GROUPED, **_SLIDING}),
