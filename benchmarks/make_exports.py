@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -81,7 +82,8 @@ def main(arguments: list[str]) -> int:
                 else:
                     export_at_opset(source, output, opset)
             except FptqError as error:
-                said = failed[name] = str(error)
+                # Where the file was meanwhile tells nobody anything.
+                said = failed[name] = re.sub(r"\S*/(\S+\.onnx)", r"\1", str(error))
                 shutil.rmtree(output, ignore_errors=True)
             record.write_text(json.dumps(failed, indent=2) + "\n", encoding="utf-8")
             print(f"{name}: {said} ({time.monotonic() - started:.0f} s)", flush=True)
