@@ -196,7 +196,7 @@ def main(arguments: list[str]) -> int:
     found: dict[str, Path] = {}  # of the same name, the one of the first folder
     for exports in options.exports:
         for path in sorted(exports.iterdir()):
-            if path.is_dir():
+            if path.is_dir() and not path.name.startswith("."):
                 found.setdefault(path.name, path)
     folders = sorted(found.values(), key=lambda path: exporter_of(path.name))
     known: dict[str, tuple[Row, str]] = {}
