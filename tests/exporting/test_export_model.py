@@ -215,6 +215,18 @@ def test_a_head_that_is_not_known_is_refused(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["bert"]
 
 
+def test_a_model_of_pictures_is_refused(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                       intermediate_size=48, image_size=32)  # fmt: skip
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    refused(
+        "export", tmp_path / "vit", "-o", tmp_path / "out", "--exporter", "optimum",
+        saying="ViTModel takes pixel_values, not tokens: export it with optimum-cli",
+    )  # fmt: skip
+
+
 def test_an_architecture_that_an_exporter_does_not_know(tmp_path: Path) -> None:
     folder = small_gpt2(tmp_path / "gpt2")
     refused(
