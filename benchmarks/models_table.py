@@ -90,8 +90,8 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
         "exporters fuse or split them.",
         "* norms: inputs of q/k/v, gate/up, fc1 and the head that fold into a norm; columns: "
         "inputs of o, down and fc2 that fold into the linear before.",
-        "* float: largest difference of the equalized float model's logits (or hidden states), of the "
-        "largest one.",
+        "* float: largest difference of the equalized float model's logits (or hidden states), "
+        "over the largest one.",
         f"* KL in nats and top-1 of target custom, and of MatMulNBits (round to nearest, blocks of "
         f"128, accuracy level 4) of the same graph, over {options.windows} windows of "
         f"{options.length} random tokens; tinystories: of text.",
