@@ -83,8 +83,9 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
         f"Printed by `benchmarks/models_table.py`: {len(rows)} exports, ONNX Runtime "
         f"{onnxruntime.__version__} on {platform.machine()}; default recipe, calibrated on "
         f"{options.samples} samples of {options.length} tokens that the model writes (random "
-        f"tokens without a KV cache). All but tinystories have two layers of random weights; those "
-        f"not in the shared folder are made by `benchmarks/make_exports.py`.",
+        f"tokens without a KV cache). All but tinystories have two layers of random weights; "
+        f"`benchmarks/make_exports.py` makes those{_made_by(options.exports)} that are not in the "
+        f"shared folder.",
         "",
         "* modules: linears in Hugging Face's module tree; found: linears in the graph, where "
         "exporters fuse or split them.",
@@ -139,6 +140,13 @@ def _table_row(row: Row) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _made_by(folders: Sequence[Path]) -> str:
+    """The versions of the exporters that `fptq-onnx export` called."""
+    records = (file for folder in folders for file in folder.glob("*/export.json"))
+    found = {json.loads(file.read_text(encoding="utf-8"))["exporter"] for file in records}
+    return f" (by {', '.join(sorted(found))})" if found else ""
 
 
 def _not_exported(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
