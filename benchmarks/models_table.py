@@ -33,6 +33,7 @@ from fptq_onnx.samples import Samples
 from fptq_onnx.text import first_windows
 
 NOT_EXPORTED = "not-exported.json"  # make_exports.py writes it
+_MOST_NAMES = 16  # in a list
 EXPORTERS = ("genai", "optimum", "dynamo")
 
 
@@ -159,14 +160,21 @@ def _not_exported(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _left_alone(rows: Sequence[Row]) -> list[str]:
-    """Each reason once, with the exports it holds for."""
-    found: dict[str, list[str]] = {}
+    """Each reason once, with the exports it holds for, or how many there are."""
+    found: dict[str, list[tuple[str, int]]] = {}
     for row in rows:
         for reason, count in row.others.items():
-            found.setdefault(f"not a linear: {reason}", []).append(f"{row.name} {count}")
+            found.setdefault(f"not a linear: {reason}", []).append((row.name, count))
         for reason, count in row.unfolded.items():
-            found.setdefault(f"not folded: {reason}", []).append(f"{row.name} {count}")
-    return [f"{reason} ({', '.join(names)})" for reason, names in found.items()]
+            found.setdefault(f"not folded: {reason}", []).append((row.name, count))
+    return [f"{reason} ({_holders(holders)})" for reason, holders in found.items()]
+
+
+def _holders(holders: Sequence[tuple[str, int]]) -> str:
+    if len(holders) <= _MOST_NAMES:
+        return ", ".join(f"{name} {count}" for name, count in holders)
+    counts = [count for _, count in holders]
+    return f"{min(counts)} to {max(counts)} in each of {len(holders)} exports"
 
 
 def measure(folder: Path, given: dict[str, str], options: argparse.Namespace) -> tuple[Row, str]:
