@@ -119,8 +119,8 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
     problems = [f"* {row.name}: {text}" for row, _ in rows for text in row.problems]
     bounds = (
         f"Checked: every module covered once with its shape, nothing else taken for a linear, "
-        f"every input after a norm folds, float within {ENOUGH_FLOAT:g}, KL within {ENOUGH_KL:g} "
-        f"times that of MatMulNBits."
+        f"every input after a norm folds (but for post-norm), float within {ENOUGH_FLOAT:g}, KL "
+        f"within {ENOUGH_KL:g} times that of MatMulNBits."
     )
     lines += ["", bounds, ""]
     lines += ["Falls short:", "", *problems] if problems else ["Nothing falls short."]
@@ -174,7 +174,9 @@ def _holders(holders: Sequence[tuple[str, int]]) -> str:
     if len(holders) <= _MOST_NAMES:
         return ", ".join(f"{name} {count}" for name, count in holders)
     counts = [count for _, count in holders]
-    return f"{min(counts)} to {max(counts)} in each of {len(holders)} exports"
+    least, most = min(counts), max(counts)
+    each = str(most) if least == most else f"{least} to {most}"
+    return f"{each} in each of {len(holders)} exports"
 
 
 def measure(folder: Path, given: dict[str, str], options: argparse.Namespace) -> tuple[Row, str]:
