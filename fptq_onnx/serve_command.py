@@ -67,9 +67,9 @@ def run_serve(options: argparse.Namespace) -> None:
     from fptq_onnx.serving.open_service import open_service
     from fptq_onnx.serving.settings import ServerSettings
 
-    given = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    given = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE)
     # What a client sends is stripped too: a file's last line break is no part of a key.
-    key = given.strip() if given and given.strip() else given
+    key = None if given is None else given.strip()
     settings = ServerSettings(
         max_running=options.max_running,
         max_waiting=options.max_waiting,
