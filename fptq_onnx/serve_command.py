@@ -81,8 +81,6 @@ def run_serve(options: argparse.Namespace) -> None:
     )
     if not 0 <= options.port < 1 << 16:
         raise FptqError(f"--port must be from 0 to 65535, got {options.port}")
-    if options.threads < 0:
-        raise FptqError(f"--threads must be at least 0, got {options.threads}")
     with bind(options.host, options.port) as bound:  # before the model: it may take a while
         service = open_service(
             options.model, settings, name=options.model_name, tokenizer=options.tokenizer,
