@@ -64,6 +64,7 @@ def write_edge_package(
         library=f"../lib/{copied.name}" if copied is not None else None,
         shared_cache=can_share(graph, io),
         context_length=special.context_length,
+        vocabulary=io.vocab_size or special.vocab_size,
         end=special.eos,
     )
     (model / DECODER_FILE).write_text(text, encoding="utf-8")

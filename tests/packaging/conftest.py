@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from command_line import MODEL, RANDOM_FEW, command
 
+from fptq_onnx.packaging.manifest import write_manifest
+
 FAST = ("--recipe", "paper", "--calibration", "random", *RANDOM_FEW, "--embedding-bits", "8")
 
 
@@ -32,3 +34,15 @@ def edge(custom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("package", custom, "--for", "edge", "-o", archive)
     assert done.returncode == 0, done.stderr
     return archive
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small package."""
+    made = tmp_path / "package"
+    (made / "model").mkdir(parents=True)
+    (made / "model" / "weights.bin").write_bytes(bytes(range(256)) * 40)
+    (made / "run.sh").write_text("#!/bin/sh\n")
+    (made / "run.sh").chmod(0o755)
+    write_manifest(made, {"name": "small", "for": "edge", "target": "linux-x86_64"})
+    return made

@@ -209,18 +209,46 @@ def test_the_official_header_agrees(package: Path, runner: Path, tmp_path: Path)
     ("arguments", "saying"),
     [
         ((), "give at least one token"),
-        (("x",), "not a number in range: x"),
-        (("-5",), "not a number in range: -5"),
+        (("x",), "a token must be a whole number from 0 to 1000000000, got x"),
+        (("-5",), "a token must be a whole number from 0 to 1000000000, got -5"),
         (("--tokens",), "--tokens needs a value"),
-        (("--tokens", "0", "1"), "fills the model's context"),
-        (("99999", "1"), "idx=99999"),
+        (("--tokens", "0", "1"), "--tokens must be at least 1"),
+        (("--tokens", "many", "1"), "--tokens must be a whole number"),
+        (("--foo", "1"), "unknown option --foo"),
+        (("1", "-t", "2"), "unknown option -t"),
+        # One beyond the bound: were it not checked, no harm would be done.
+        (("--threads", str(4 * (os.cpu_count() or 1) + 1), "1"), "--threads must be from 0 to"),
+        (("1", "2048"), "the token 2048 is beyond the model's 2048 tokens"),
+        (("99999", "1"), "the token 99999 is beyond the model's 2048 tokens"),
     ],
 )
 def test_the_runner_refuses(
     package: Path, runner: Path, arguments: tuple[str, ...], saying: str
 ) -> None:
-    _, told = fptq_run(runner, package / "model", *arguments, code=2)
-    assert saying in told
+    tokens, told = fptq_run(runner, package / "model", *arguments, code=2)
+    (line,) = told.splitlines()
+    assert line.startswith("fptq_run: error: ") and saying in line
+    assert not tokens
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "saying"),
+    [
+        ('"$@" > /dev/full', 2, "fptq_run: error: standard output: No space left on device\n"),
+        ('"$@" >&-', 2, "fptq_run: error: standard output is closed\n"),
+        # A reader that leaves is no mistake; nor where the signal of it is ignored.
+        ('trap "" PIPE; { "$@"; echo "exit $?" >&2; } | true', 0, "exit 0\n"),
+    ],
+)
+def test_output_that_cannot_be_written(
+    package: Path, runner: Path, script: str, code: int, saying: str
+) -> None:
+    arguments = ("--onnxruntime", runtime_library(), "--model", package / "model", *PROMPT)
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", runner, *map(str, arguments), "--ignore-end", "--tokens", "250"],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, saying)
 
 
 def test_the_runner_without_what_it_needs(package: Path, runner: Path, tmp_path: Path) -> None:
@@ -248,7 +276,7 @@ def test_a_model_without_a_cache(runner: Path, tmp_path: Path, kind: str) -> Non
     specs = session_inputs(decoder.session), session_outputs(decoder.session)
     lines = decoder_text(
         find_io(tmp_path / "model.onnx", *specs), graph="model.onnx", portable=None, library=None,
-        shared_cache=False, context_length=None, end=(),
+        shared_cache=False, context_length=None, vocabulary=None, end=(),
     )  # fmt: skip
     (tmp_path / "decoder.txt").write_text(lines)
     assert fptq_run(runner, tmp_path, "--tokens", 6, 2)[0] == [3, 4, 0, 1, 2, 3]
@@ -263,7 +291,7 @@ def test_other_exporters(shared_exports: Path, runner: Path, tmp_path: Path, nam
     (file,) = (shared_exports / name).glob("*.onnx")
     lines = decoder_text(
         decoder.io, graph=file.name, portable=None, library=None, shared_cache=False,
-        context_length=None, end=(),
+        context_length=None, vocabulary=None, end=(),
     )  # fmt: skip
     for path in (shared_exports / name).iterdir():
         (tmp_path / path.name).symlink_to(path)
