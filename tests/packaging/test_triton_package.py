@@ -5,7 +5,9 @@ The schema and the server need the extra kserve: make test-package.
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -239,6 +241,50 @@ def test_a_request_that_does_not_suit_the_model(address: str) -> None:
     with pytest.raises(InferenceServerException, match="input_ids"):
         step(client, "story", {"wrong": np.zeros((1, 1), np.int64)})
     assert client.is_server_ready()
+
+
+def v2_input(name: str = "input_ids", **fields: object) -> dict[str, object]:
+    return {"name": name, "shape": [1, 5], "datatype": "INT64", "data": PROMPT, **fields}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "saying"),
+    [
+        ([v2_input(shape=[1, 7])], "the data of input_ids are not INT64 of shape [1, 7]"),
+        ([v2_input(shape=[2, 5])], "the data of input_ids are not INT64 of shape [2, 5]"),
+        ([v2_input(data=["a"] * 5)], "the data of input_ids are not INT64"),
+        ([v2_input(shape=[5])], "input_ids"),
+        ([v2_input(datatype="FP32")], "input_ids"),
+        ([v2_input("other")], "input_ids"),
+    ],
+)
+def test_data_and_shapes_that_do_not_agree(
+    address: str, inputs: list[dict[str, object]], saying: str
+) -> None:
+    client_of(address)
+    connection = http.client.HTTPConnection(address, timeout=60)
+    body = json.dumps({"inputs": inputs}).encode()
+    connection.request("POST", "/v2/models/story/infer", body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    error = json.loads(answer.read())["error"]
+    assert (answer.status, saying in error) == (400, True), error
+    connection.close()
+
+
+def test_binary_data_that_do_not_fill_their_shape(address: str) -> None:
+    client_of(address)
+    fields = {"parameters": {"binary_data_size": 24}}
+    about = v2_input(**fields)
+    del about["data"]
+    head = json.dumps({"inputs": [about]}).encode()
+    headers = {"Content-Type": "application/octet-stream",
+               "Inference-Header-Content-Length": str(len(head))}  # fmt: skip
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("POST", "/v2/models/story/infer", head + bytes(24), headers)
+    answer = connection.getresponse()
+    error = json.loads(answer.read())["error"]
+    assert (answer.status, "tensors cannot be read" in error) == (400, True), error
+    connection.close()
 
 
 @pytest.mark.parametrize(
