@@ -19,14 +19,26 @@ struct RotateArgs {
   int64_t size, rotary;  // elements of the head, and how many of them are rotated
   bool interleaved;      // pairs are neighbours; else they are rotary / 2 apart
   float scale;
+  const float* channels;  // [size], factors of the result, or null
+};
+
+// Codes of keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127, and 127
+// for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
+struct EncodeArgs {
+  const float* input;
+  const float* reciprocals;  // [count], one over the scale of each channel
+  int8_t* output;
+  int64_t count;
 };
 
 // Causal attention of the query heads that share one key and value head, for a range of positions.
 // Row r is head r % group of position r / group, and sees the first `seen + r / group` keys.
 struct AttentionTask {
   const float* q;      // [rows, size], rotated and scaled
-  const float* k;      // [at least the keys of the last row, size]
-  const float* v;      // the same
+  const void* k;       // [at least the keys of the last row, size]: floats, or int8 codes
+  const void* v;       // the same
+  // [size], scales of the codes of v, or null: floats. (Those of k are factors of q.)
+  const float* v_scales;
   float* output;       // row r at (r / group) * output_stride + (r % group) * size
   float* scratch;      // attention_scratch(rows, size) floats, aligned to 64 bytes
   int64_t rows, group, size, seen;
@@ -37,15 +49,19 @@ constexpr int64_t attention_padded(int64_t size) {
   return (size + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
 }
 
-// Transposed keys, values with padded rows, and a sum for every row.
+// Keys as floats and transposed, values with padded rows, and a sum for every row.
 constexpr int64_t attention_scratch(int64_t rows, int64_t size) {
-  return kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows + 32;
+  return 2 * kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows + 32;
 }
 
 void rotate_scalar(const RotateArgs& args);
 void rotate_avx2(const RotateArgs& args);
 void rotate_avx512(const RotateArgs& args);
 void rotate_neon(const RotateArgs& args);
+void encode_scalar(const EncodeArgs& args);
+void encode_avx2(const EncodeArgs& args);
+void encode_avx512(const EncodeArgs& args);
+void encode_neon(const EncodeArgs& args);
 void attention_scalar(const AttentionTask& task);
 void attention_avx2(const AttentionTask& task);
 void attention_avx512(const AttentionTask& task);

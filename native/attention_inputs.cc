@@ -15,15 +15,16 @@ using ort::error;
 
 namespace {
 
-enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kLengths, kTotal, kCos, kSin };
+enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kLengths, kTotal, kCos, kSin,
+                      kKeyScale, kValueScale };
 constexpr const char* kInputNames[AttentionOp::kInputs] = {
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length",
-    "cos_cache", "sin_cache"};
+    "cos_cache", "sin_cache", "k_scale", "v_scale"};
 
 }  // namespace
 
-AttentionOp::AttentionOp(const ort::Functions& f, const ort::KernelInfo* info)
-    : f_(f), node_(node_name(f, info, kName)) {
+AttentionOp::AttentionOp(const ort::Functions& f, const ort::KernelInfo* info, ort::ElementType cache)
+    : f_(f), node_(node_name(f, info, kName)), cache_(cache) {
   heads_ = int_attribute(f, info, "num_heads", node_);
   kv_heads_ = int_attribute(f, info, "kv_num_heads", node_);
   rotary_ = int_attribute(f, info, "do_rotary", node_) != 0;
@@ -43,6 +44,12 @@ AttentionOp::AttentionOp(const ort::Functions& f, const ort::KernelInfo* info)
                   kInputNames[pair.second]);
     }
   }
+  for (const Input scale : {kKeyScale, kValueScale}) {
+    if (given_[scale] != (cache_ == ort::kInt8)) {
+      throw error("%s: %s must be given where the cache is int8, and nowhere else", node_.c_str(),
+                  kInputNames[scale]);
+    }
+  }
   if (rotary_ && !(given_[kCos] && given_[kSin])) {
     throw error("%s: do_rotary needs cos_cache and sin_cache", node_.c_str());
   }
@@ -54,7 +61,8 @@ AttentionOp::AttentionOp(const ort::Functions& f, const ort::KernelInfo* info)
 
 AttentionOp::~AttentionOp() { f_.ReleaseAllocator(allocator_); }
 
-ort::ElementType AttentionOp::input_type(size_t index) {
+ort::ElementType AttentionOp::input_type(size_t index, ort::ElementType cache) {
+  if (index == kPastKey || index == kPastValue) return cache;
   return index == kLengths || index == kTotal ? ort::kInt32 : ort::kFloat;
 }
 
@@ -67,7 +75,7 @@ ort::Tensor AttentionOp::input(ort::KernelContext* context, size_t index) const 
   check(f_, f_.KernelContext_GetInput(context, index, &value));
   if (value == nullptr) throw error("%s: input %s is absent", node_.c_str(), kInputNames[index]);
   ort::Tensor tensor = ort::tensor(f_, value);
-  if (tensor.type != input_type(index)) {
+  if (tensor.type != input_type(index, cache_)) {
     throw error("%s: input %s changed its type", node_.c_str(), kInputNames[index]);
   }
   return tensor;
@@ -116,9 +124,33 @@ void AttentionOp::read_cache(ort::KernelContext* context, Call& call) const {
                 static_cast<long long>(call.size), ort::shape_text(k.dims).c_str(),
                 ort::shape_text(v.dims).c_str());
   }
-  call.past[0] = static_cast<const float*>(k.data);
-  call.past[1] = static_cast<const float*>(v.data);
+  call.past[0] = static_cast<const uint8_t*>(k.data);
+  call.past[1] = static_cast<const uint8_t*>(v.data);
   call.past_length = k.dims[2];
+}
+
+// One number for all, or one for every channel of every head.
+void AttentionOp::read_scales(ort::KernelContext* context, Call& call) const {
+  if (cache_ != ort::kInt8) return;
+  const auto wanted = static_cast<size_t>(kv_heads_ * call.size);
+  for (size_t i = 0; i < 2; ++i) {
+    const ort::Tensor scales = input(context, kKeyScale + i);
+    size_t count = 1;
+    for (const int64_t d : scales.dims) count *= static_cast<size_t>(d);
+    if (count != 1 && count != wanted) {
+      throw error("%s: %s must have 1 or %zu numbers, but has the shape %s", node_.c_str(),
+                  kInputNames[kKeyScale + i], wanted, ort::shape_text(scales.dims).c_str());
+    }
+    const float* from = static_cast<const float*>(scales.data);
+    for (size_t channel = 0; channel < wanted; ++channel) {
+      const float scale = from[count == 1 ? 0 : channel];
+      if (!(scale > 0.0f) || !std::isfinite(1.0f / scale)) {
+        throw error("%s: %s must be positive numbers", node_.c_str(), kInputNames[kKeyScale + i]);
+      }
+      call.scales[i].push_back(scale);
+      call.reciprocals[i].push_back(1.0f / scale);
+    }
+  }
 }
 
 void AttentionOp::read_lengths(ort::KernelContext* context, Call& call) const {

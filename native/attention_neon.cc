@@ -1,4 +1,6 @@
 // Attention with NEON: see attention_tiles.h.
+#include <arm_neon.h>
+
 #include <cstdint>
 
 namespace fptq {
@@ -11,8 +13,21 @@ constexpr int kLanes = 4;  // floats of a register
 
 namespace fptq {
 
+namespace {
+
+inline Floats load_floats(const int8_t* codes) {
+  int32_t four;
+  std::memcpy(&four, codes, sizeof(four));
+  const int16x8_t pairs = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+  return static_cast<Floats>(vcvtq_f32_s32(vmovl_s16(vget_low_s16(pairs))));
+}
+
+}  // namespace
+
 void attention_neon(const AttentionTask& task) { attend(task); }
 
 void rotate_neon(const RotateArgs& args) { rotated(args); }
+
+void encode_neon(const EncodeArgs& args) { encoded(args); }
 
 }  // namespace fptq

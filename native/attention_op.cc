@@ -37,7 +37,7 @@ void AttentionOp::make_outputs(ort::KernelContext* context, Call& call) const {
     if (i == 0) {
       call.output = static_cast<float*>(data);
     } else {
-      call.present[i - 1] = static_cast<float*>(data);
+      call.present[i - 1] = static_cast<uint8_t*>(data);
     }
   }
 }
@@ -47,36 +47,52 @@ RotateArgs AttentionOp::rotation(const Call& call, int64_t position, const float
   const int64_t at = position * (call.rotary / 2);
   const bool turns = call.cos != nullptr;
   return {from,      to,          turns ? call.cos + at : nullptr, turns ? call.sin + at : nullptr,
-          call.size, call.rotary, interleaved_,                    1.0f};
+          call.size, call.rotary, interleaved_,                    1.0f, nullptr};
 }
 
 // Past and new keys and values of one head, in the present cache; past ones are there already where both
 // are the same memory.
 void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
   const int64_t before = call.before[static_cast<size_t>(batch)];
-  const auto bytes = [&](int64_t tokens) {
-    return static_cast<size_t>(tokens * call.size) * sizeof(float);
-  };
+  const int64_t vector = call.size * (cache_ == ort::kInt8 ? 1 : int64_t{sizeof(float)});  // bytes
   const int64_t index = batch * kv_heads_ + head;
   for (int i = 0; i < 2; ++i) {
-    float* present = call.present[i] + index * call.present_length * call.size;
+    uint8_t* present = call.present[i] + index * call.present_length * vector;
     if (call.past[i] != call.present[i]) {
       if (before != 0) {
-        std::memcpy(present, call.past[i] + index * call.past_length * call.size, bytes(before));
+        std::memcpy(present, call.past[i] + index * call.past_length * vector,
+                    static_cast<size_t>(before * vector));
       }
       const int64_t end = before + call.tokens;
-      std::memset(present + end * call.size, 0, bytes(call.present_length - end));
+      std::memset(present + end * vector, 0,
+                  static_cast<size_t>((call.present_length - end) * vector));
     }
     const float* from = (i == 0 ? call.k : call.v) + batch * call.tokens * call.kv_stride + head * call.size;
-    float* to = present + before * call.size;
-    for (int64_t t = 0; t < call.tokens; ++t, from += call.kv_stride, to += call.size) {
-      if (i == 0) {
-        kernel_->rotate(rotation(call, before + t, from, to));
-      } else {
-        std::memcpy(to, from, bytes(1));
-      }
+    uint8_t* to = present + before * vector;
+    for (int64_t t = 0; t < call.tokens; ++t, from += call.kv_stride, to += vector) {
+      store_vector(call, i, head, rotation(call, before + t, from, nullptr), to);
     }
   }
+}
+
+// One new key (kind 0), rotated, or value (kind 1), as it is kept.
+void AttentionOp::store_vector(const Call& call, int kind, int64_t head, const RotateArgs& vector,
+                               uint8_t* to) const {
+  RotateArgs turned = vector;
+  if (cache_ != ort::kInt8) {
+    turned.output = reinterpret_cast<float*>(to);
+    if (kind == 0) return kernel_->rotate(turned);
+    std::memcpy(to, vector.input, static_cast<size_t>(call.size) * sizeof(float));
+    return;
+  }
+  EncodeArgs codes = {vector.input, call.reciprocals[kind].data() + head * call.size,
+                      reinterpret_cast<int8_t*>(to), call.size};
+  if (kind == 1) return kernel_->encode(codes);
+  const Workspace workspace(allocator_, static_cast<size_t>(call.size) * sizeof(float));
+  turned.output = reinterpret_cast<float*>(workspace.data());
+  kernel_->rotate(turned);
+  codes.input = turned.output;
+  kernel_->encode(codes);
 }
 
 void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t first,
@@ -84,6 +100,7 @@ void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t 
   const int64_t group = heads_ / kv_heads_;
   const int64_t rows = count * group;
   const int64_t before = call.before[static_cast<size_t>(batch)];
+  const bool codes = cache_ == ort::kInt8;
   const int64_t queries = attention_padded(rows * call.size);
   const int64_t floats = queries + attention_scratch(rows, call.size);
   const Workspace workspace(allocator_, static_cast<size_t>(floats) * sizeof(float) + 64);
@@ -95,19 +112,23 @@ void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t 
                         (head * group + row % group) * call.size;
     RotateArgs args = rotation(call, before + token, from, q + row * call.size);
     args.scale = call.scale;
+    if (codes) args.channels = call.scales[0].data() + head * call.size;
     kernel_->rotate(args);
   }
-  const int64_t cache = (batch * kv_heads_ + head) * call.present_length * call.size;
+  const int64_t cache = (batch * kv_heads_ + head) * call.present_length * call.size *
+                        (codes ? 1 : int64_t{sizeof(float)});
   const int64_t width = heads_ * call.size;
   float* output = call.output + (batch * call.tokens + first) * width + head * group * call.size;
-  kernel_->attention({q, call.present[0] + cache, call.present[1] + cache, output, q + queries, rows,
-                      group, call.size, before + first + 1, width});
+  kernel_->attention({q, call.present[0] + cache, call.present[1] + cache,
+                      codes ? call.scales[1].data() + head * call.size : nullptr, output, q + queries,
+                      rows, group, call.size, before + first + 1, width});
 }
 
 void AttentionOp::compute(ort::KernelContext* context) const {
   Call call{};
   read_shapes(context, call);
   read_cache(context, call);
+  read_scales(context, call);
   read_lengths(context, call);
   read_rotary(context, call);
   make_outputs(context, call);

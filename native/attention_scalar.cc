@@ -11,8 +11,18 @@ constexpr int kLanes = 4;  // floats of a register
 
 namespace fptq {
 
+namespace {
+
+inline Floats load_floats(const int8_t* codes) {
+  return Floats{float(codes[0]), float(codes[1]), float(codes[2]), float(codes[3])};
+}
+
+}  // namespace
+
 void attention_scalar(const AttentionTask& task) { attend(task); }
 
 void rotate_scalar(const RotateArgs& args) { rotated(args); }
+
+void encode_scalar(const EncodeArgs& args) { encoded(args); }
 
 }  // namespace fptq

@@ -24,8 +24,8 @@ constexpr float kNothing = -__builtin_inff();
 constexpr int kWide = kLanes == 8 ? 2 : 4;
 
 // c = a x b (+ factor * c): R rows by V registers of columns.
-template <int R, int V, bool kAdd>
-inline __attribute__((always_inline)) void product(const float* a, int64_t a_stride, const float* b,
+template <int R, int V, bool kAdd, class T>
+inline __attribute__((always_inline)) void product(const float* a, int64_t a_stride, const T* b,
                                                    int64_t b_stride, int64_t depth, float* c,
                                                    int64_t c_stride, const float* factor) {
   Floats sum[R][V];
@@ -40,7 +40,7 @@ inline __attribute__((always_inline)) void product(const float* a, int64_t a_str
   for (int64_t d = 0; d < depth; ++d) {
     Floats columns[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = load<Floats>(b + d * b_stride + v * kLanes);
+    for (int v = 0; v < V; ++v) columns[v] = load_floats(b + d * b_stride + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const float x = a[r * a_stride + d];
@@ -56,8 +56,8 @@ inline __attribute__((always_inline)) void product(const float* a, int64_t a_str
 }
 
 // The same for any number of columns that is a multiple of 16.
-template <int R, bool kAdd>
-void product_columns(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth,
+template <int R, bool kAdd, class T>
+void product_columns(const float* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t depth,
                      float* c, int64_t c_stride, int64_t columns, const float* factor) {
   constexpr int kNarrow = static_cast<int>(kAttentionLanes) / kLanes;
   int64_t at = 0;
@@ -72,34 +72,36 @@ void product_columns(const float* a, int64_t a_stride, const float* b, int64_t b
 }
 
 // [R, kAttentionKeys] = q x keys as they lie in the cache; columns without a key are left as they are.
-template <int R>
-void scores_of_few(const float* q, const float* k, int64_t keys, int64_t size, float* scores) {
+template <int R, class T>
+void scores_of_few(const float* q, const T* k, int64_t keys, int64_t size, float* scores) {
   for (int64_t key = 0; key < keys; ++key, k += size) {
     Floats sum[R] = {};
     int64_t d = 0;
     for (; d + kLanes <= size; d += kLanes) {
-      const Floats part = load<Floats>(k + d);
+      const Floats part = load_floats(k + d);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r] += load<Floats>(q + r * size + d) * part;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       float score = across(sum[r], [](Floats a, Floats b) { return a + b; });
-      for (int64_t rest = d; rest < size; ++rest) score += q[r * size + rest] * k[rest];
+      for (int64_t rest = d; rest < size; ++rest) score += q[r * size + rest] * static_cast<float>(k[rest]);
       scores[r * kAttentionKeys + key] = score;
     }
   }
 }
 
 // Fetches what comes next from memory; the rows of few queries are done before the hardware notices.
-inline void fetch(const float* from, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, 0, 2);
+inline void fetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // A block of keys and what is kept between blocks.
 struct Block {
   const float* keys;    // transposed, or as they lie in the cache for few rows
   const float* values;  // [.., value_stride]
+  const int8_t* key_codes;  // as they lie in the cache, for few rows; or null
+  const int8_t* value_codes;
   int64_t value_stride;
   int64_t first, count;  // of its keys
   float* sums;           // [rows, padded]
@@ -117,9 +119,16 @@ void meet(const AttentionTask& task, const Block& block, int64_t first) {
   alignas(64) float scores[R * kAttentionKeys];
   float factor[R];
   const float* q = task.q + first * task.size;
-  if (R <= kFew && task.rows <= kFew) {
-    scores_of_few<R>(q, block.keys, depth, task.size, scores);
-  } else {
+  bool few = false;
+  if constexpr (R <= kFew) {
+    few = task.rows <= kFew;
+    if (block.key_codes != nullptr) {
+      scores_of_few<R>(q, block.key_codes, depth, task.size, scores);
+    } else if (few) {
+      scores_of_few<R>(q, block.keys, depth, task.size, scores);
+    }
+  }
+  if (!few) {
     product_columns<R, false>(q, task.size, block.keys, kAttentionKeys, task.size, scores,
                               kAttentionKeys, kAttentionKeys, nullptr);
   }
@@ -148,15 +157,69 @@ void meet(const AttentionTask& task, const Block& block, int64_t first) {
     block.totals[first + r] =
         block.totals[first + r] * factor[r] + across(total, [](Floats a, Floats b) { return a + b; });
   }
+  if constexpr (R <= kFew) {
+    if (block.value_codes != nullptr) {
+      return product_columns<R, true>(scores, kAttentionKeys, block.value_codes, block.value_stride,
+                                      depth, block.sums + first * padded, padded, padded, factor);
+    }
+  }
   product_columns<R, true>(scores, kAttentionKeys, block.values, block.value_stride, depth,
                            block.sums + first * padded, padded, padded, factor);
+}
+
+// The keys and values of a block: where they lie, or copies in the task's scratch memory.
+void find_block(const AttentionTask& task, int64_t all, float* keys, float* values, Block& block) {
+  const bool codes = task.v_scales != nullptr;
+  const int64_t element = codes ? 1 : static_cast<int64_t>(sizeof(float));
+  const uint8_t* k = static_cast<const uint8_t*>(task.k) + block.first * task.size * element;
+  const uint8_t* v = static_cast<const uint8_t*>(task.v) + block.first * task.size * element;
+  const int64_t count = block.count * task.size;
+  if (task.rows <= kFetchRows) {
+    const int64_t next = least(kAttentionKeys, all - block.first - block.count) * task.size;
+    fetch(k + count * element, next * element);
+    fetch(v + count * element, next * element);
+  }
+  block.keys = reinterpret_cast<const float*>(k);
+  block.values = reinterpret_cast<const float*>(v);
+  block.value_stride = task.size;
+  const int8_t* own = reinterpret_cast<const int8_t*>(v);
+  const bool few = task.rows <= kFew;
+  block.key_codes = codes && few ? reinterpret_cast<const int8_t*>(k) : nullptr;
+  if (codes && !few) {
+    float* wide = keys + kAttentionKeys * task.size;
+    widen(reinterpret_cast<const int8_t*>(k), count, wide);
+    block.keys = wide;
+  }
+  if (!few) {
+    transpose(block.keys, block.count, task.size, keys);
+    block.keys = keys;
+  }
+  const int64_t padded = attention_padded(task.size);
+  block.value_codes = codes && few && padded == task.size ? own : nullptr;
+  if (padded == task.size && (few || !codes)) return;
+  block.values = values;
+  block.value_stride = padded;
+  if (padded == task.size) {
+    widen(own, count, values);
+    return;
+  }
+  fill(values, kAttentionKeys * padded, 0.0f);  // whole registers of a row must not read what follows
+  for (int64_t key = 0; key < block.count; ++key) {
+    float* to = values + key * padded;
+    if (codes) {
+      widen(own + key * task.size, task.size, to);
+    } else {
+      std::memcpy(to, v + key * task.size * element, static_cast<size_t>(task.size) * sizeof(float));
+    }
+  }
 }
 
 void attend(const AttentionTask& task) {
   const int64_t padded = attention_padded(task.size);
   float* keys = task.scratch;
-  float* values = keys + (kAttentionKeys * task.size + 15) / 16 * 16;
-  Block block{nullptr, nullptr, 0, 0, 0, values + kAttentionKeys * padded, nullptr, nullptr};
+  float* values = keys + (2 * kAttentionKeys * task.size + 15) / 16 * 16;
+  Block block{};
+  block.sums = values + kAttentionKeys * padded;
   block.largest = block.sums + task.rows * padded;
   block.totals = block.largest + task.rows;
   fill(block.sums, task.rows * padded, 0.0f);
@@ -167,28 +230,7 @@ void attend(const AttentionTask& task) {
   const int64_t tiles = (task.rows + kRows - 1) / kRows;
   for (; block.first < all; block.first += kAttentionKeys) {
     block.count = least(kAttentionKeys, all - block.first);
-    block.keys = task.k + block.first * task.size;
-    block.values = task.v + block.first * task.size;
-    if (task.rows <= kFetchRows) {
-      const int64_t later = block.first + block.count;
-      const int64_t next = least(kAttentionKeys, all - later) * task.size;
-      fetch(task.k + later * task.size, next);
-      fetch(task.v + later * task.size, next);
-    }
-    if (task.rows > kFew) {
-      transpose(block.keys, block.count, task.size, keys);
-      block.keys = keys;
-    }
-    block.value_stride = task.size;
-    if (padded != task.size) {  // whole registers of a row must not read what follows the cache
-      fill(values, kAttentionKeys * padded, 0.0f);
-      for (int64_t key = 0; key < block.count; ++key) {
-        std::memcpy(values + key * padded, block.values + key * task.size,
-                    static_cast<size_t>(task.size) * sizeof(float));
-      }
-      block.values = values;
-      block.value_stride = padded;
-    }
+    find_block(task, all, keys, values, block);
     for (int64_t t = 0; t < tiles; ++t) {  // of equal height
       const int64_t first = t * task.rows / tiles;
       switch ((t + 1) * task.rows / tiles - first) {
@@ -206,6 +248,8 @@ void attend(const AttentionTask& task) {
     const float* sums = block.sums + r * padded;
     float* out = task.output + r / task.group * task.output_stride + r % task.group * task.size;
     for (int64_t d = 0; d < task.size; ++d) out[d] = sums[d] / total;
+    if (task.v_scales == nullptr) continue;
+    for (int64_t d = 0; d < task.size; ++d) out[d] *= task.v_scales[d];
   }
 }
 
@@ -225,6 +269,18 @@ void rotated(const RotateArgs& args) {
     }
   }
   for (int64_t i = 2 * half; i < args.size; ++i) args.output[i] = args.scale * args.input[i];
+  if (args.channels == nullptr) return;
+  for (int64_t i = 0; i < args.size; ++i) args.output[i] *= args.channels[i];
+}
+
+void encoded(const EncodeArgs& args) {
+  constexpr float kMagic = 12582912.0f;  // see exponential()
+  for (int64_t i = 0; i < args.count; ++i) {
+    float x = args.input[i] * args.reciprocals[i];
+    x = x < 127.0f ? x : 127.0f;
+    x = x > -128.0f ? x : -128.0f;
+    args.output[i] = static_cast<int8_t>((x + kMagic) - kMagic);
+  }
 }
 
 }  // namespace

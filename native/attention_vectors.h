@@ -33,6 +33,12 @@ inline __attribute__((always_inline)) void store(float* to, V v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+// What lies in a cache, as floats.
+inline __attribute__((always_inline)) Floats load_floats(const float* from) { return load<Floats>(from); }
+// As many codes as a register has floats. Each file that includes this defines it with its own
+// instructions: GCC 12 makes dozens of them from vector types.
+inline Floats load_floats(const int8_t* codes);
+
 // e^x for x <= 0: 0 below -87, NaN for NaN; relative error below 2^-22. Cephes' reduction by ln 2 in two
 // parts and a Taylor polynomial, as in gate_scalar.cc.
 inline __attribute__((always_inline)) Floats exponential(Floats x) {
@@ -70,6 +76,11 @@ inline __attribute__((always_inline)) float across(Floats v, const Combine& comb
   v = combine(v, exchanged<2>(v));
   v = combine(v, exchanged<1>(v));
   return v[0];
+}
+
+// Codes as floats, which hold them exactly.
+void widen(const int8_t* codes, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(codes[i]);
 }
 
 // [keys, size] -> [size, kAttentionKeys]; columns without a key become 0.

@@ -19,22 +19,22 @@ constexpr uint32_t kAvx512Set = kAvx2Set | kAvx512 | kAvx512Vnni;
 constexpr Kernel kKernels[] = {
 #if defined(FPTQ_X86_KERNELS)
     {"amx", kAvx512Set | kAmxInt8, 32, 256, quantize_avx512, matmul_amx, gate_avx2,
-     rotate_avx512, attention_avx512},
+     rotate_avx512, encode_avx512, attention_avx512},
     {"avx512vnni", kAvx512Set, 6, 132, quantize_avx512, matmul_avx512vnni, gate_avx2,
-     rotate_avx512, attention_avx512},
+     rotate_avx512, encode_avx512, attention_avx512},
     {"avxvnni", kAvx2Set | kAvxVnni, 6, 132, quantize_avx2, matmul_avxvnni, gate_avx2,
-     rotate_avx2, attention_avx2},
+     rotate_avx2, encode_avx2, attention_avx2},
     {"avx2", kAvx2Set, 5, 130, quantize_avx2, matmul_avx2, gate_avx2, rotate_avx2,
-     attention_avx2},
+     encode_avx2, attention_avx2},
 #endif
 #if defined(FPTQ_ARM_KERNELS)
     {"neon_i8mm", kNeonI8mm, 4, 96, quantize_neon, matmul_neon_i8mm, gate_neon, rotate_neon,
-     attention_neon},
+     encode_neon, attention_neon},
     {"neon_dotprod", kNeonDotprod, 4, 96, quantize_neon, matmul_neon_dotprod, gate_neon,
-     rotate_neon, attention_neon},
+     rotate_neon, encode_neon, attention_neon},
 #endif
     {"scalar", 0, 1, 96, quantize_scalar, matmul_scalar, gate_scalar, rotate_scalar,
-     attention_scalar},
+     encode_scalar, attention_scalar},
 };
 constexpr size_t kCount = sizeof(kKernels) / sizeof(kKernels[0]);
 

@@ -99,6 +99,7 @@ struct Kernel {
   void (*matmul)(const MatMulArgs&, Range rows, Range panels);
   void (*gate)(const GateArgs&);
   void (*rotate)(const RotateArgs&);
+  void (*encode)(const EncodeArgs&);
   void (*attention)(const AttentionTask&);
 };
 

@@ -12,10 +12,12 @@ namespace {
 
 constexpr const char* kDomain = "fptq";
 
-// One op for one activation type. ONNX Runtime chooses among ops of one name by their types.
+// One op for one activation type, or type of a cache. ONNX Runtime chooses among ops of one name by
+// their types.
 struct Op : ort::CustomOp {
   ort::Functions f;
   OpKind kind;
+  ort::ElementType cache;  // of attention
 };
 
 const Op& self(const ort::CustomOp* op) { return *static_cast<const Op*>(op); }
@@ -72,7 +74,7 @@ void fill(Op& op, const ort::Functions& f, OpKind kind) {
   op.GetEndVersion = [](const ort::CustomOp*) { return INT_MAX; };
 }
 
-// Attention, in float32.
+// Attention, in float32, with a cache of float32 or int8.
 struct AttentionNode {
   const ort::Functions& f;
   AttentionOp op;
@@ -81,7 +83,7 @@ struct AttentionNode {
 ort::Status* create_attention(const ort::CustomOp* op, const ort::Api*, const ort::KernelInfo* info,
                               void** kernel) {
   const Op& o = self(op);
-  return ort::guarded(o.f, [&] { *kernel = new AttentionNode{o.f, {o.f, info}}; });
+  return ort::guarded(o.f, [&] { *kernel = new AttentionNode{o.f, {o.f, info, o.cache}}; });
 }
 
 ort::Status* compute_attention(void* kernel, ort::KernelContext* context) {
@@ -89,20 +91,25 @@ ort::Status* compute_attention(void* kernel, ort::KernelContext* context) {
   return ort::guarded(node.f, [&] { node.op.compute(context); });
 }
 
-void fill_attention(Op& op, const ort::Functions& f) {
+void fill_attention(Op& op, const ort::Functions& f, ort::ElementType cache) {
   fill(op, f, {});
+  op.cache = cache;
   op.CreateKernelV2 = create_attention;
   op.KernelComputeV2 = compute_attention;
   op.KernelDestroy = [](void* kernel) { delete static_cast<AttentionNode*>(kernel); };
   op.InferOutputShapeFn = nullptr;  // what the exporter wrote about shapes holds
   op.GetName = [](const ort::CustomOp*) { return AttentionOp::kName; };
   op.GetInputTypeCount = [](const ort::CustomOp*) { return AttentionOp::kInputs; };
-  op.GetInputType = [](const ort::CustomOp*, size_t index) { return AttentionOp::input_type(index); };
+  op.GetInputType = [](const ort::CustomOp* o, size_t index) {
+    return AttentionOp::input_type(index, self(o).cache);
+  };
   op.GetInputCharacteristic = [](const ort::CustomOp*, size_t index) {
     return AttentionOp::required(index) ? ort::kRequired : ort::kOptional;
   };
   op.GetOutputTypeCount = [](const ort::CustomOp*) { return AttentionOp::kOutputs; };
-  op.GetOutputType = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.GetOutputType = [](const ort::CustomOp* o, size_t index) {
+    return index == 0 ? ort::kFloat : self(o).cache;
+  };
   op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
 }
 
@@ -111,7 +118,7 @@ void fill_attention(Op& op, const ort::Functions& f) {
 // may hold several ONNX Runtimes, each with its own table of functions.
 struct Runtime {
   const ort::Api* api;
-  Op ops[5];
+  Op ops[6];
   ort::CustomOpDomain* domain;
   Runtime* next;
 };
@@ -128,7 +135,8 @@ ort::CustomOpDomain* domain_for(const ort::Api* api, const ort::Functions& f) {
   fill(r->ops[1], f, {4, ort::kFloat16});
   fill(r->ops[2], f, {8, ort::kFloat});
   fill(r->ops[3], f, {8, ort::kFloat16});
-  fill_attention(r->ops[4], f);
+  fill_attention(r->ops[4], f, ort::kFloat);
+  fill_attention(r->ops[5], f, ort::kInt8);
   ort::CustomOpDomain* domain = nullptr;
   ort::check(f, f.CreateCustomOpDomain(kDomain, &domain));
   for (const Op& op : r->ops) ort::check(f, f.CustomOpDomain_Add(domain, &op));

@@ -1,4 +1,4 @@
-// Random problems for the attention and rotary functions of every kernel this CPU runs, beside plain
+// Random problems for the attention, rotary and cache functions of every kernel this CPU runs, beside plain
 // loops in double: test_attention [--plant-error]. Exits with 1 where a result is too far away.
 //
 // The bound: a score is a sum of `size` products, so its rounding error is at most (size + 2) * u times
@@ -17,7 +17,8 @@ namespace {
 
 struct Problem {
   int64_t rows, group, size, seen, keys;
-  std::vector<float> q, k, v;
+  std::vector<float> q, k, v;  // k and v are integers where the cache holds codes
+  std::vector<float> v_scales;  // then, [size]
 };
 
 float* aligned(std::vector<float>& memory) {
@@ -56,20 +57,25 @@ void reference(const Problem& p, int64_t row, std::vector<double>& out, std::vec
       sum += x;
       magnitude += std::fabs(x);
     }
-    out[d] = sum;
-    bound[d] = relative * magnitude + 1e-37;
+    const double scale = p.v_scales.empty() ? 1.0 : double{p.v_scales[d]};
+    out[d] = scale * sum;
+    bound[d] = scale * relative * magnitude + 1e-37;
   }
 }
 
 bool check_attention(const fptq::Kernel& kernel, const Problem& p, bool plant) {
   // Rows end where their vectors end, so that a sanitizer sees what is read behind them.
   std::vector<float> k(p.k), q(p.q);
-  if (plant) k[static_cast<size_t>((p.seen - 1) * p.size)] += 1.0f;
+  const bool codes = !p.v_scales.empty();
+  if (plant) k[static_cast<size_t>((p.seen - 1) * p.size)] += p.k[static_cast<size_t>((p.seen - 1) * p.size)] > 0 ? -1.0f : 1.0f;
   const int64_t positions = (p.rows + p.group - 1) / p.group;
   std::vector<float> output(static_cast<size_t>(positions * p.group * p.size), NAN);
   std::vector<float> scratch(static_cast<size_t>(fptq::attention_scratch(p.rows, p.size)) + 16, NAN);
-  kernel.attention({q.data(), k.data(), p.v.data(), output.data(), aligned(scratch), p.rows, p.group,
-                    p.size, p.seen, p.group * p.size});
+  const std::vector<int8_t> k_codes(k.begin(), k.end()), v_codes(p.v.begin(), p.v.end());
+  const void* keys = codes ? static_cast<const void*>(k_codes.data()) : k.data();
+  const void* values = codes ? static_cast<const void*>(v_codes.data()) : p.v.data();
+  kernel.attention({q.data(), keys, values, codes ? p.v_scales.data() : nullptr, output.data(),
+                    aligned(scratch), p.rows, p.group, p.size, p.seen, p.group * p.size});
   std::vector<double> wanted(static_cast<size_t>(p.size)), bound(wanted.size());
   for (int64_t row = 0; row < p.rows; ++row) {
     reference(p, row, wanted, bound);
@@ -98,7 +104,7 @@ bool check_rotate(const fptq::Kernel& kernel, std::mt19937& random, int64_t size
     sin[i] = std::sin(angle);
   }
   kernel.rotate({x.data(), y.data(), half ? cos.data() : nullptr, half ? sin.data() : nullptr, size,
-                 2 * half, interleaved, 0.5f});
+                 2 * half, interleaved, 0.5f, nullptr});
   for (int64_t i = 0; i < size; ++i) {
     double wanted = 0.5 * x[i];
     if (i < 2 * half) {
@@ -134,7 +140,40 @@ Problem random_problem(std::mt19937& random) {
   fill(p.q, p.rows * p.size, 1.0f / std::sqrt(static_cast<float>(p.size)));
   fill(p.k, p.keys * p.size, random() % 8 == 0 ? 30.0f : 2.0f);  // sometimes one key has all weight
   fill(p.v, p.keys * p.size, 1.0f);
+  if (random() % 2 == 0) return p;
+  for (float& x : p.k) x = std::fmax(-128.0f, std::fmin(127.0f, std::nearbyint(40 * x)));
+  for (float& x : p.v) x = std::fmax(-128.0f, std::fmin(127.0f, std::nearbyint(40 * x)));
+  for (float& x : p.q) x /= 40;
+  fill(p.v_scales, p.size, 1.0f);
+  for (float& x : p.v_scales) x = 0.01f + std::fabs(x);
   return p;
+}
+
+// Codes for the cache; ties, what is too large and what is no number among them.
+bool check_encode(const fptq::Kernel& kernel, std::mt19937& random, int64_t count, bool plant) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(static_cast<size_t>(count)), reciprocals(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    reciprocals[i] = std::ldexp(1.0f, static_cast<int>(random() % 8));
+    x[i] = (random() % 2 ? std::floor(60 * normal(random)) + 0.5f : 60 * normal(random)) / reciprocals[i];
+    if (random() % 16 == 0) x[i] = normal(random) * INFINITY;
+    if (random() % 16 == 0) x[i] = NAN;
+  }
+  std::vector<int8_t> codes(x.size());
+  kernel.encode({x.data(), reciprocals.data(), codes.data(), count});
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float scaled = x[i] * reciprocals[i];
+    int wanted = 127;
+    if (!std::isnan(scaled)) {
+      wanted = static_cast<int>(std::nearbyint(std::fmax(-128.0f, std::fmin(127.0f, scaled))));
+    }
+    if (plant && i == x.size() - 1) wanted ^= 1;
+    if (codes[i] != wanted) {
+      std::printf("%s: the code of %.9g is %d, not %d\n", kernel.name, double{scaled}, codes[i], wanted);
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -147,14 +186,16 @@ int main(int argc, char** argv) {
     const fptq::Kernel& kernel = table.kernels[i];
     if (!fptq::usable(kernel)) continue;
     std::mt19937 random(7);
-    bool good = true;
-    for (int n = 0; n < 300 && good; ++n) {
+    bool attention = true, rotate = true, encode = true;
+    for (int n = 0; n < 300; ++n) {
       const Problem p = random_problem(random);
-      good = check_attention(kernel, p, plant) &&
-             check_rotate(kernel, random, p.size, n % 2 == 1, plant);
+      attention = attention && check_attention(kernel, p, plant);
+      rotate = rotate && check_rotate(kernel, random, p.size, n % 2 == 1, plant);
+      encode = encode && check_encode(kernel, random, p.size, plant);
     }
     ++tested;
-    failed += !good;
+    const bool good = attention && rotate && encode;
+    failed += plant ? !attention && !rotate && !encode : !good;
     std::printf("%s: attention %s\n", kernel.name, good ? "good" : "WRONG");
   }
   if (plant) return failed == tested ? 1 : 0;  // every kernel must have been caught
