@@ -80,9 +80,13 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         metavar="BITS",
         help="of token embeddings: 8, 4 (custom and matmulnbits), or 32 to leave them (8)",
     )
+    plan.add_argument("--kv-cache", help="int8: keep keys and values in 8 bits; or float (float)")
     plan.add_argument("--plan", type=Path, help="replay this plan.json")
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+_IN_PLAN = ("policy", "equalization", "weights", "embedding_bits", "kv_cache")
 
 
 def planning(
@@ -111,11 +115,10 @@ def planning(
     }
     methods = {
         name: value
-        for name in ("weights", "equalization", "policy", "bits_budget", "embedding_bits")
+        for name in (*_IN_PLAN, "bits_budget")
         if (value := getattr(options, name)) is not None
     }
-    in_plan = ("policy", "equalization", "weights", "embedding_bits")
-    decided = [*given, *(name for name in in_plan if name in methods)]
+    decided = [*given, *(name for name in _IN_PLAN if name in methods)]
     if options.plan is not None and decided:
         names = ", ".join(
             "--asymmetric" if name == "symmetric" else f"--{name.replace('_', '-')}"
@@ -145,7 +148,7 @@ def unused_in_float16(options: argparse.Namespace) -> list[str]:
     names = (
         "target", "dry_run", "plan", "no_fuse", "no_clean_up", "equalize_only", "stats", "v0", "v1",
         "block_size", "asymmetric", "ignore", "w8", "weights", "equalization", "policy",
-        "bits_budget", "embedding_bits",
+        "bits_budget", "embedding_bits", "kv_cache",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in names}
     return [

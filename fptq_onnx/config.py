@@ -12,6 +12,7 @@ TARGETS = ("custom", "matmulnbits", "qdq")
 WEIGHTS = ("gptq", "mse", "rtn")
 EQUALIZATIONS = ("search", "lae", "smoothquant", "none")
 EMBEDDING_BITS = (8, 4, 32)
+KV_CACHES = ("float", "int8")
 POLICIES = ("measured", "thresholds", "static", "per_token", "float")
 BLOCK_SIZES = (32, 64, 128, 256, PER_CHANNEL)
 
@@ -41,6 +42,8 @@ class Config:
     bits_budget: average bits per weight; what 4 bits leave of it makes the linears that need it
         most 8 bits wide. None: all as `w8` says.
     embedding_bits: of token embeddings: 8, 4 (not for target qdq), or 32 to leave them.
+    kv_cache: one of KV_CACHES: int8 keeps keys and values as codes, where the attention is a
+        GroupQueryAttention.
     quantize: False stops after equalization and writes float weights, to check the folds.
     """
 
@@ -58,6 +61,7 @@ class Config:
     weight_bits: int = 4
     bits_budget: float | None = None
     embedding_bits: int = 8
+    kv_cache: str = "float"
     quantize: bool = True
 
     @property
@@ -84,6 +88,7 @@ class Config:
             ("--weights", self.weights, WEIGHTS),
             ("--equalization", self.equalization, EQUALIZATIONS),
             ("--policy", self.policy, POLICIES),
+            ("--kv-cache", self.kv_cache, KV_CACHES),
         ):
             if value not in known:
                 raise FptqError(f"{option} {value!r} is not one of {', '.join(known)}")

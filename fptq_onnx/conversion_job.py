@@ -17,6 +17,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.block_view import find_blocks
 from fptq_onnx.graph.divided_outputs import divided_outputs
 from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.int8_cache import quantize_written_caches
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE, save_model
@@ -143,6 +144,7 @@ class Job:
         say_all(say, [f"note         {text}" for text in report.notes[len(prepared.warnings) :]])
         stamp(emitted.model, report)
         save_model(emitted.model, folder, tracker(f"writing {target}", self.quiet))
+        report = self._quantize_caches(emitted.model, folder, report)
         (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
         report = report.with_size(files_size(folder))
         say(
@@ -162,6 +164,18 @@ class Job:
             report = report.with_verification(result.as_dict())
         report.save(folder / REPORT_FILE)
         return report
+
+    def _quantize_caches(self, model: ir.Model, folder: Path, report: Report) -> Report:
+        """The int8 cache, where it is wanted; it is measured on what was written."""
+        if self.config.kv_cache != "int8" or not self.config.quantize:
+            return report
+        done, declined = quantize_written_caches(
+            model, folder / MODEL_FILE, self.loaded, self.samples,
+            threads=self.threads, quiet=self.quiet,
+        )  # fmt: skip
+        self.say(f"KV cache     int8 in {done} attentions, a scale for every channel")
+        say_all(self.say, [f"note         {text}" for text in declined])
+        return replace(report, notes=(*report.notes, *declined))
 
     def _library(self, model: ir.Model) -> Path | None:
         """Our library if the model needs it; a conversion that is not checked can do without."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fptq_onnx.errors import FptqError
@@ -66,6 +66,13 @@ class DecoderIO:
     def vocab_size(self) -> int | None:
         """Width of the logits, None where the graph does not say."""
         return _fixed(self.logits, 2)
+
+    def with_cache_types(self, inputs: Sequence[TensorSpec]) -> DecoderIO:
+        """The same roles in a model whose cache is kept in other types, given its inputs."""
+        types = {spec.name: spec.dtype for spec in inputs}
+        return replace(
+            self, cache=tuple(replace(item, dtype=types[item.past]) for item in self.cache)
+        )
 
     @classmethod
     def from_specs(

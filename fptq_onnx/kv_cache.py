@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
+from fptq_onnx.tensor_spec import CACHE_DTYPES, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,7 +21,7 @@ class CacheTensor:
     Attributes:
         past: input name.
         present: output name.
-        dtype: "float32", "float16" or "bfloat16".
+        dtype: "float32", "float16", "bfloat16", or "int8" for codes.
         shape: shape of the EMPTY cache, batch axis 1 and sequence axis 0.
         batch_axis: axis that holds the batch.
         sequence_axis: axis that holds the tokens seen so far.
@@ -53,7 +53,7 @@ def pair_cache(
         FptqError: an input that cannot be a cache, or a cache without its output.
     """
     for spec in past:
-        if spec.dtype not in FLOAT_DTYPES or (spec.rank is not None and spec.rank < 3):
+        if spec.dtype not in CACHE_DTYPES or (spec.rank is not None and spec.rank < 3):
             raise FptqError(
                 f"cannot feed the input {spec.describe()}: it is none of token ids, attention "
                 "mask, positions and KV cache; give calibration samples as .npz files"
@@ -74,7 +74,7 @@ def pair_cache(
             pairs.append((spec, present))
     if len(pairs) == len(past) and len({q.name for _, q in pairs}) == len(past):
         return pairs
-    floats = [o for o in outputs if o.dtype in FLOAT_DTYPES and (o.rank is None or o.rank >= 3)]
+    floats = [o for o in outputs if o.dtype in CACHE_DTYPES and (o.rank is None or o.rank >= 3)]
     if len(floats) == len(past):
         return list(zip(past, floats, strict=True))
     paired = {p.name for p, _ in pairs}

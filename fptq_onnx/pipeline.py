@@ -16,6 +16,7 @@ from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.conversion_job import Job, say_all
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan, find_linears
+from fptq_onnx.int8_cache import check_cache
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
@@ -132,6 +133,8 @@ def convert(
         )
     if config.quantize:
         check_targets(targets, loaded.model)
+        if config.kv_cache == "int8":
+            check_cache(loaded.model)
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
     job = Job(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.config import BLOCK_SIZES, EMBEDDING_BITS, WEIGHTS, Config
+from fptq_onnx.config import BLOCK_SIZES, EMBEDDING_BITS, KV_CACHES, WEIGHTS, Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.numerics.fold_scales import LAE, NONE
@@ -64,7 +64,7 @@ class Plan:
     """The decisions for a whole model, linears in graph order.
 
     v0, v1: the thresholds they were made with.
-    weights, embedding_bits: see Config; None in plans that do not say.
+    weights, embedding_bits, kv_cache: see Config; None in plans that do not say.
     """
 
     v0: float
@@ -72,10 +72,12 @@ class Plan:
     linears: tuple[LinearPlan, ...]
     weights: str | None = None
     embedding_bits: int | None = None
+    kv_cache: str | None = None
 
     def applied(self, config: Config) -> Config:
         """The configuration with what the plan decides for the whole model."""
-        said = {"weights": self.weights, "embedding_bits": self.embedding_bits}
+        said = {"weights": self.weights, "embedding_bits": self.embedding_bits,
+                "kv_cache": self.kv_cache}  # fmt: skip
         return replace(config, **{k: v for k, v in said.items() if v is not None})  # type: ignore[arg-type]
 
     def by_name(self) -> dict[str, LinearPlan]:
@@ -105,7 +107,7 @@ class Plan:
         """One object; one line per linear, so that it can be edited and compared by hand."""
         rows = ",\n".join("    " + json.dumps(asdict(entry)) for entry in self.linears)
         said = {"v0": self.v0, "v1": self.v1, "weights": self.weights,
-                "embedding_bits": self.embedding_bits}  # fmt: skip
+                "embedding_bits": self.embedding_bits, "kv_cache": self.kv_cache}  # fmt: skip
         known = {key: value for key, value in said.items() if value is not None}
         head = json.dumps({"format": _FORMAT, **known})[:-1]
         return f'{head},\n  "linears": [\n{rows}\n  ]\n}}\n'
@@ -132,7 +134,7 @@ class Plan:
             v0, v1 = float(data["v0"]), float(data["v1"])
         except (KeyError, TypeError, ValueError) as error:
             raise FptqError(f"the plan {path} has no thresholds v0 and v1") from error
-        whole = {"weights": WEIGHTS, "embedding_bits": EMBEDDING_BITS}
+        whole = {"weights": WEIGHTS, "embedding_bits": EMBEDDING_BITS, "kv_cache": KV_CACHES}
         for name, allowed in whole.items():
             value = data.get(name)
             fits = type(value) is type(allowed[0]) and value in allowed

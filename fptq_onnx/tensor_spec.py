@@ -22,6 +22,8 @@ _ORT_DTYPES = {
 }
 
 FLOAT_DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
+# What a KV cache is kept in: floats, or int8 codes.
+CACHE_DTYPES = FLOAT_DTYPES | {"int8"}
 
 
 @dataclass(frozen=True)

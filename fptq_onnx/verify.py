@@ -19,7 +19,7 @@ from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.samples import Samples
 from fptq_onnx.session import open_session, open_session_in_memory
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.tensor_spec import graph_inputs, graph_outputs, session_inputs
 
 _KINDS = {RANDOM: "samples of random tokens", GENERATED: "samples the model wrote"}
 
@@ -113,7 +113,8 @@ def verify(
         graph = loaded.model.graph
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
         windows = source.verification[:count]
-        comparison = compare(Decoder(reference, io), Decoder(candidate, io), windows)
+        own = io.with_cache_types(session_inputs(candidate))
+        comparison = compare(Decoder(reference, io), Decoder(candidate, own), windows)
         return Verification(comparison, (), len(windows), bool(source.heldout), kind=samples.kind)
     feeds = source.verification[:count]
     names = [output.name for output in reference.get_outputs()]

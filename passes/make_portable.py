@@ -2,7 +2,8 @@
 
     q, k, v = MatMulW4A8(x, [Wq Wk Wv])        ->  three MatMulNBits(x, W)  (+ Add bias)
     y = MatMulW4A8(x, [Wg Wu], gate=silu)      ->  y = Mul(Mul(g, Sigmoid(g)), u)
-    fptq.GroupQueryAttention                   ->  com.microsoft.GroupQueryAttention
+    fptq.GroupQueryAttention                   ->  com.microsoft.GroupQueryAttention,
+                                                   with its attributes and inputs for an int8 cache
 
 Weights are unpacked and packed again, not rounded. Activations are quantized as MatMulNBits does it
 (accuracy_level 4), so the scales of static linears are dropped.
@@ -33,6 +34,7 @@ from fptq_onnx.passes.emit_custom import DOMAIN, OP_TYPES
 from fptq_onnx.passes.emit_matmul_nbits import DOMAIN as STOCK_DOMAIN
 from fptq_onnx.passes.emit_matmul_nbits import matmul_nbits_node
 from fptq_onnx.passes.fuse_shared_inputs import LINEARS
+from fptq_onnx.passes.quantize_cache import stock_attention
 
 _BITS = {name: bits for bits, name in OP_TYPES.items()}
 _UNDERSTOOD = {"K", "N", "block_size", "layout", "activation", "a_scale", "gate"}
@@ -56,7 +58,7 @@ def make_portable(model: ir.Model) -> None:
         if node.domain != DOMAIN:
             continue
         if node.op_type == ATTENTION:  # the same operator, see emit_attention
-            node.domain = STOCK_DOMAIN
+            stock_attention(node)
         else:
             _replace(model, node)
     del model.opset_imports[DOMAIN]

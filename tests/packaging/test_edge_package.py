@@ -13,7 +13,14 @@ import onnx
 import pytest
 from bigrams import bigram_text, parsed
 from command_line import command
-from edge_tools import compile_runner, members, opened, run_tokens, runtime_library
+from edge_tools import (
+    compile_runner,
+    members,
+    opened,
+    run_tokens,
+    runtime_library,
+    smoke_test,
+)
 
 from fptq_onnx.decoder import find_io, open_decoder
 from fptq_onnx.generate import generate
@@ -41,14 +48,6 @@ def ours(folder: Path, prompt: list[int] = PROMPT, new: int = NEW) -> list[int]:
 def fptq_run(runner: Path, model: Path, *arguments: object, code: int = 0) -> tuple[list[int], str]:
     options = ("--onnxruntime", runtime_library(), "--model", model, "--threads", 1)
     return run_tokens(runner, *options, *arguments, code=code)
-
-
-def smoke_test(package: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [package / "smoke_test.sh", runtime_library()],
-        env={**os.environ, "CXXFLAGS": "-O0"},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 def test_its_own_test_passes(package: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tarfile
@@ -64,3 +65,12 @@ def run_tokens(*arguments: object, code: int = 0) -> tuple[list[int], str]:
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return [int(word) for word in done.stdout.split()], done.stderr
+
+
+def smoke_test(package: Path) -> subprocess.CompletedProcess[str]:
+    """A package's own test."""
+    return subprocess.run(
+        [package / "smoke_test.sh", runtime_library()],
+        env={**os.environ, "CXXFLAGS": "-O0"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
