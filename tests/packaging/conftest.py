@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import MODEL, RANDOM_FEW, command
+from edge_tools import compile_runner, opened
 
 from fptq_onnx.packaging.manifest import write_manifest
 
@@ -46,3 +47,13 @@ def folder(tmp_path: Path) -> Path:
     (made / "run.sh").chmod(0o755)
     write_manifest(made, {"name": "small", "for": "edge", "target": "linux-x86_64"})
     return made
+
+
+@pytest.fixture(scope="session")
+def package(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return opened(edge, tmp_path_factory.mktemp("opened"))
+
+
+@pytest.fixture(scope="session")
+def runner(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_runner(package, tmp_path_factory.mktemp("runner"))

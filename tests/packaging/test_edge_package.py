@@ -15,10 +15,9 @@ from bigrams import bigram_text, parsed
 from command_line import command
 from edge_tools import (
     compile_runner,
+    fptq_run,
     members,
     opened,
-    run_tokens,
-    runtime_library,
     smoke_test,
 )
 
@@ -31,23 +30,8 @@ PROMPT = [1, 432, 445, 261, 406]
 NEW = 60
 
 
-@pytest.fixture(scope="module")
-def package(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return opened(edge, tmp_path_factory.mktemp("opened"))
-
-
-@pytest.fixture(scope="module")
-def runner(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_runner(package, tmp_path_factory.mktemp("runner"))
-
-
 def ours(folder: Path, prompt: list[int] = PROMPT, new: int = NEW) -> list[int]:
     return list(generate(open_decoder(folder, threads=1), prompt, new, eos=[2]))
-
-
-def fptq_run(runner: Path, model: Path, *arguments: object, code: int = 0) -> tuple[list[int], str]:
-    options = ("--onnxruntime", runtime_library(), "--model", model, "--threads", 1)
-    return run_tokens(runner, *options, *arguments, code=code)
 
 
 def test_its_own_test_passes(package: Path) -> None:
@@ -202,64 +186,6 @@ def test_the_official_header_agrees(package: Path, runner: Path, tmp_path: Path)
     official = compile_runner(package, tmp_path, *flags)
     tokens, _ = fptq_run(official, package / "model", *PROMPT)
     assert tokens == fptq_run(runner, package / "model", *PROMPT)[0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "saying"),
-    [
-        ((), "give at least one token"),
-        (("x",), "a token must be a whole number from 0 to 1000000000, got x"),
-        (("-5",), "a token must be a whole number from 0 to 1000000000, got -5"),
-        (("--tokens",), "--tokens needs a value"),
-        (("--tokens", "0", "1"), "--tokens must be at least 1"),
-        (("--tokens", "many", "1"), "--tokens must be a whole number"),
-        (("--foo", "1"), "unknown option --foo"),
-        (("1", "-t", "2"), "unknown option -t"),
-        # One beyond the bound: were it not checked, no harm would be done.
-        (("--threads", str(4 * (os.cpu_count() or 1) + 1), "1"), "--threads must be from 0 to"),
-        (("1", "2048"), "the token 2048 is beyond the model's 2048 tokens"),
-        (("99999", "1"), "the token 99999 is beyond the model's 2048 tokens"),
-    ],
-)
-def test_the_runner_refuses(
-    package: Path, runner: Path, arguments: tuple[str, ...], saying: str
-) -> None:
-    tokens, told = fptq_run(runner, package / "model", *arguments, code=2)
-    (line,) = told.splitlines()
-    assert line.startswith("fptq_run: error: ") and saying in line
-    assert not tokens
-
-
-@pytest.mark.parametrize(
-    ("script", "code", "saying"),
-    [
-        ('"$@" > /dev/full', 2, "fptq_run: error: standard output: No space left on device\n"),
-        ('"$@" >&-', 2, "fptq_run: error: standard output is closed\n"),
-        # A reader that leaves is no mistake; nor where the signal of it is ignored.
-        ('trap "" PIPE; { "$@"; echo "exit $?" >&2; } | true', 0, "exit 0\n"),
-    ],
-)
-def test_output_that_cannot_be_written(
-    package: Path, runner: Path, script: str, code: int, saying: str
-) -> None:
-    arguments = ("--onnxruntime", runtime_library(), "--model", package / "model", *PROMPT)
-    done = subprocess.run(
-        ["sh", "-c", script, "sh", runner, *map(str, arguments), "--ignore-end", "--tokens", "250"],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (code, saying)
-
-
-def test_the_runner_without_what_it_needs(package: Path, runner: Path, tmp_path: Path) -> None:
-    for arguments, saying in (
-        (("--onnxruntime", tmp_path / "absent.so", "--model", package / "model"), "ONNX Runtime:"),
-        (("--onnxruntime", runtime_library(), "--model", tmp_path), "no decoder.txt"),
-        (("--model", package / "model"), "give --onnxruntime LIB"),
-        (("--onnxruntime", package / "lib" / "libfptq_ort_ops.so", "--model", package / "model"),
-         "is not ONNX Runtime's library"),
-    ):  # fmt: skip
-        _, told = run_tokens(runner, *arguments, 1, code=2)
-        assert saying in told
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
