@@ -137,12 +137,12 @@ def _ids_of_named_tokens(folder: Path, tokenizer_config: dict[str, Any]) -> dict
     ids = {
         token["content"]: token["id"]
         for token in (added if isinstance(added, list) else [])
-        if isinstance(token, dict) and "content" in token and "id" in token
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and "id" in token
     }
     found = {}
     for key in ("bos_token", "eos_token"):
-        token = tokenizer_config.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in ids:
-            found[f"{key}_id"] = ids[content]
+        value = tokenizer_config.get(key)
+        tokens = value if isinstance(value, list) else [value]
+        contents = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+        found[f"{key}_id"] = [ids[one] for one in contents if isinstance(one, str) and one in ids]
     return found

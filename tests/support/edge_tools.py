@@ -74,3 +74,9 @@ def smoke_test(package: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "CXXFLAGS": "-O0"},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
+
+
+def fptq_run(runner: Path, model: Path, *arguments: object, code: int = 0) -> tuple[list[int], str]:
+    """`run_tokens` of the runner with the usual options."""
+    options = ("--onnxruntime", runtime_library(), "--model", model, "--threads", 1)
+    return run_tokens(runner, *options, *arguments, code=code)
