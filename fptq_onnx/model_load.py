@@ -142,7 +142,7 @@ def _sparse_weight(proto: onnx.ModelProto) -> str | None:
     while graphs:
         graph = graphs.pop()
         for weight in graph.sparse_initializer:
-            return weight.values.name
+            return str(weight.values.name)
         nodes.extend(graph.node)
         while nodes:
             node = nodes.pop()
