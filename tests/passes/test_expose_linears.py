@@ -6,25 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tiny_graphs import Arrays, build, run, weight
+from tiny_graphs import build, raw, run, weight
 
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.passes.expose_linears import expose_linears
 
 X3 = "float[B, S, 8] x"
 H = 8
-
-
-def raw(body: str, weights: Arrays, opset: int = 18) -> ir.Model:
-    """As `build`, without the normalization that calls the pass."""
-    tensors = [ir.Tensor(array, name=name) for name, array in weights.items()]
-    model = ir.from_onnx_text(
-        f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n{body}',
-        initializers=tensors,
-    )
-    for node in model.graph.all_nodes():
-        node.name = node.outputs[0].name
-    return model
 
 
 def attention(more: str = "", inputs: str = "x, W, b, mask", declared: str = "") -> str:
