@@ -1,6 +1,7 @@
 """Give linears that other ops hold inside a MatMul or Gemm of their own, so that they are found.
 
-    com.microsoft.Attention(x, W, b, mask)   ->  MatMul, Add, Split, MultiHeadAttention
+    com.microsoft.Attention(x, W, b, mask)   ->  MatMul, Add, Split, MultiHeadAttention; both ops
+                                                 take a mask, or the number of tokens of each row
     com.microsoft.FusedMatMul(x, W), alpha   ->  MatMul(x, alpha W)
     com.microsoft.FusedGemm(x, W, b)         ->  Gemm, then the activation
     Gemm with alpha or beta                  ->  Gemm(x, alpha W, beta b)

@@ -7,6 +7,7 @@ is free when every reader of that value is a linear, whose row j of W then takes
     LayerNormalization, SkipLayerNormalization                                        gain, bias
     Mul(normalized, gain)                       decomposed RMSNorm, gain a constant [K]
     Add(one of the above, bias)                 decomposed LayerNorm
+    EmbedLayerNormalization                                                           gain, bias
     BatchNormalization of [rows, channels]      scale, bias
 
 Between the norm and its linears may stand what leaves channel j in its place (channel_paths.py).
@@ -35,6 +36,7 @@ _FUSED_NORMS: dict[str, tuple[int, ...]] = {
     "SkipSimplifiedLayerNormalization": (2,),
     "SkipLayerNormalization": (2, 3),
     "BatchNormalization": (1, 2),
+    "EmbedLayerNormalization": (5, 6),
 }
 _READS_SHAPE_ONLY = ("Shape", "Size")
 _STANDARD = ("", "ai.onnx")

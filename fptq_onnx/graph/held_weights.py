@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.token_lengths import holds_lengths
 
 MICROSOFT = "com.microsoft"
 _STANDARD = ("", "ai.onnx")
@@ -80,9 +81,11 @@ def attention_obstacle(node: ir.Node) -> str:
         return "which keeps its cache in one tensor"
     if any(_is_set(node, name) for name in ("do_rotary", "past_present_share_buffer")):
         return "which rotates inside or shares its cache"
-    if mask is not None and least_rank(mask) not in (2, 3):
-        return "whose mask is neither [batch, sequence] nor [batch, sequence, all]"
-    return ""
+    if mask is None or least_rank(mask) in (2, 3) or holds_lengths(mask, _input(node, 0)):
+        return ""
+    if least_rank(mask) > 3:
+        return "whose mask has four axes, which MultiHeadAttention does not take"
+    return "whose mask is not known to be [batch], [batch, sequence] or [batch, sequence, all]"
 
 
 def convolution_obstacle(node: ir.Node) -> str | None:
