@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from module_tree import HEAD, ModuleTree
+from encoder_numbers import Numbers, decoder_numbers, encoder_numbers
+from fold_reasons import GELU, POST_NORM, is_residual, reads_gelu
+from module_tree import HEAD, OTHER, ModuleTree
 from numpy.typing import NDArray
 
 from fptq_onnx.config import PAPER, TARGETS, Config
 from fptq_onnx.decoder import open_decoder
-from fptq_onnx.evaluate import Comparison, compare
 from fptq_onnx.graph.block_view import Block, find_blocks
 from fptq_onnx.graph.column_sites import find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
@@ -28,7 +29,7 @@ from fptq_onnx.samples import Samples
 from fptq_onnx.stock_quantizer import quantize_stock
 
 PARTS = {"gate_up": ("gate", "up"), HEAD: (HEAD,), "o": ("o",)}
-READ_A_NORM = ("q", "k", "v", "gate", "up", "fc1", HEAD)
+READ_A_NORM = ("q", "k", "v", "gate", "up", "fc1", OTHER, HEAD)
 ENOUGH_KL, ENOUGH_FLOAT = 1.3, 1e-5
 
 
@@ -48,8 +49,8 @@ class Row:
     column_folds: tuple[int, int] = (0, 0)
     unfolded: dict[str, int] = field(default_factory=dict)
     float_difference: float = 0.0
-    ours: Comparison | None = None
-    stock: Comparison | None = None
+    ours: Numbers | None = None
+    stock: Numbers | None = None
     stock_by_us: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -93,15 +94,16 @@ def check_folds(row: Row, scan: LinearScan, blocks: dict[str, Block]) -> None:
         folds = isinstance(sites[linear.name], FoldSite)
         if set(parts_of(role)) <= set(READ_A_NORM):
             norms[linear.x.name] = folds
-            if not folds:
+            if not folds and is_residual(linear.x):
+                row.unfolded[POST_NORM] = row.unfolded.get(POST_NORM, 0) + 1
+            elif not folds:
                 row.problems.append(f"the input of {linear.path} does not fold: "
                                     f"{sites[linear.name]}")  # fmt: skip
             continue
         others[linear.x.name] = linear.name in columns
         if linear.name not in columns:
-            why = f"{role}: {sites[linear.name]}"
-            if role == "fc2":
-                why = "fc2 reads gelu(fc1), and gelu(x / s) is not gelu(x) / s"
+            gelu = role == "fc2" and reads_gelu(linear, scan)
+            why = GELU if gelu else f"{role}: {sites[linear.name]}"
             row.unfolded[why] = row.unfolded.get(why, 0) + 1
     row.norm_folds = (sum(norms.values()), len(norms))
     row.column_folds = (sum(others.values()), len(others))
@@ -119,11 +121,11 @@ def check_numbers(
                 source, out / f"float{number}", config=replace(config, quantize=False),
                 samples=samples, verify_samples=2,
             )  # fmt: skip
-            difference = result.reports["float"].verification["max_rel_diff"]
-            row.float_difference = max(row.float_difference, difference)
-        result = convert(source, out / "all", targets=TARGETS, samples=samples, verify_samples=2)
-        reference = open_decoder(source)
-        row.ours = compare(reference, open_decoder(out / "all" / "custom"), windows)
+            checked = result.reports["float"].verification
+            for item in checked.get("outputs", [checked]):
+                row.float_difference = max(row.float_difference, item["max_rel_diff"])
+        convert(source, out / "all", targets=TARGETS, samples=samples, verify_samples=2)
+        row.ours = _numbers(row, source, out / "all" / "custom", windows)
         (out / "stock").mkdir()
         quantize_stock(source, out / "stock", 128)
         nodes = ir.load(out / "stock" / "model.onnx").graph
@@ -132,13 +134,22 @@ def check_numbers(
             config = find_recipe("w4a8-static").config(policy="per_token")
             convert(source, out / "rtn", targets=("matmulnbits",), config=config,
                     samples=samples, verify_samples=0)  # fmt: skip
-        row.stock = compare(
-            reference, open_decoder(out / ("rtn" if row.stock_by_us else "stock")), windows
-        )
+        stock = out / ("rtn" if row.stock_by_us else "stock")
+        row.stock = _numbers(row, source, stock, windows)
     if row.float_difference > ENOUGH_FLOAT:
         row.problems.append(f"the equalized float model is {row.float_difference:.1e} off")
-    if row.ours.kl > ENOUGH_KL * row.stock.kl:
-        row.problems.append(f"KL is {row.ours.kl / row.stock.kl:.2f} times that of MatMulNBits")
+    if row.ours.error > ENOUGH_KL * row.stock.error:
+        what = "KL" if row.ours.top1 is not None else "the error"
+        ratio = row.ours.error / row.stock.error
+        row.problems.append(f"{what} is {ratio:.2f} times that of MatMulNBits")
+
+
+def _numbers(
+    row: Row, source: Path, candidate: Path, windows: Sequence[NDArray[np.int64]]
+) -> Numbers:
+    if row.tree.encoder:
+        return encoder_numbers(source, candidate, windows)
+    return decoder_numbers(open_decoder(source), open_decoder(candidate), windows)
 
 
 def check_structure(source: Path, tree: ModuleTree) -> Row:

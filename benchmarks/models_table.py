@@ -1,10 +1,11 @@
 """What the tool makes of a folder of exports, as a table: docs/models.md is its output.
 
-    python benchmarks/models_table.py EXPORTS --config NAME=CONFIG... -o docs/models.md
+    python benchmarks/models_table.py EXPORTS... --config NAME=CONFIG... -o docs/models.md
 
-EXPORTS holds a folder per export, called MODEL-EXPORTER... (llama-optimum). Each is converted with
-the default recipe to all targets, and compared with MatMulNBits, rounded to nearest in blocks of
-128, of the same graph: KL and top-1 over windows of random tokens, or of a text for trained models.
+EXPORTS holds a folder per export, called MODEL-EXPORTER... (llama-optimum); make_exports.py makes
+such folders. Each is converted with the default recipe to all targets, and compared with
+MatMulNBits, rounded to nearest in blocks of 128, of the same graph: KL and top-1 over windows of
+random tokens, or of a text for trained models.
 What linears there ought to be is counted from a Hugging Face configuration (module_tree.py):
 the export's own config.json, that of the same model by another exporter, or --config. The folds are
 checked by writing the equalized model in floats.
@@ -13,9 +14,11 @@ checked by writing the equalized model in floats.
 from __future__ import annotations
 
 import argparse
+import json
+import pickle
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,8 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.samples import Samples
 from fptq_onnx.text import first_windows
 
+NOT_EXPORTED = "not-exported.json"  # make_exports.py writes it
+_MOST_NAMES = 16  # in a list
 EXPORTERS = ("genai", "optimum", "dynamo")
 
 
@@ -79,16 +84,21 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
         f"Printed by `benchmarks/models_table.py`: {len(rows)} exports, ONNX Runtime "
         f"{onnxruntime.__version__} on {platform.machine()}; default recipe, calibrated on "
         f"{options.samples} samples of {options.length} tokens that the model writes (random "
-        f"tokens without a KV cache). All but tinystories have two layers of random weights.",
+        f"tokens without a KV cache). All but tinystories have two layers of random weights; "
+        f"`benchmarks/make_exports.py` makes those{_made_by(options.exports)} that are not in the "
+        f"shared folder.",
         "",
         "* modules: linears in Hugging Face's module tree; found: linears in the graph, where "
         "exporters fuse or split them.",
         "* norms: inputs of q/k/v, gate/up, fc1 and the head that fold into a norm; columns: "
         "inputs of o, down and fc2 that fold into the linear before.",
-        "* float: largest logit difference of the equalized float model, of the largest logit.",
+        "* float: largest difference of the equalized float model's logits (or hidden states), "
+        "over the largest one.",
         f"* KL in nats and top-1 of target custom, and of MatMulNBits (round to nearest, blocks of "
         f"128, accuracy level 4) of the same graph, over {options.windows} windows of "
         f"{options.length} random tokens; tinystories: of text.",
+        "* encoders without a head (no top-1): in place of KL, the sum of the squared differences "
+        "of `last_hidden_state` over the sum of its squares. Encoders go through optimum alone.",
         "",
         "| model | exporter | modules covered | found | norms | columns | float | KL | "
         "KL MatMulNBits | ratio | top-1 | top-1 MatMulNBits |",
@@ -102,11 +112,15 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
         names = ", ".join(row.name for row, _ in rows if row.stock_by_us)
         lines += ["", f"ONNX Runtime's quantizer takes no Gemm: for {names} its column is the same "
                   "rounding of all linears by this tool's target matmulnbits."]  # fmt: skip
+    missing = dict(_not_exported(options.exports))
+    if missing:
+        lines += ["", "Not exported, with what the exporter says:", ""]
+        lines += [f"* {name}: {reason}" for name, reason in sorted(missing.items())]
     problems = [f"* {row.name}: {text}" for row, _ in rows for text in row.problems]
     bounds = (
         f"Checked: every module covered once with its shape, nothing else taken for a linear, "
-        f"every input after a norm folds, float within {ENOUGH_FLOAT:g}, KL within {ENOUGH_KL:g} "
-        f"times that of MatMulNBits."
+        f"every input after a norm folds (but for post-norm), float within {ENOUGH_FLOAT:g}, KL "
+        f"within {ENOUGH_KL:g} times that of MatMulNBits."
     )
     lines += ["", bounds, ""]
     lines += ["Falls short:", "", *problems] if problems else ["Nothing falls short."]
@@ -119,53 +133,105 @@ def _table_row(row: Row) -> str:
     cells = (
         model, exporter, f"{row.covered} of {row.tree.count}", row.linears,
         "{} of {}".format(*row.norm_folds), "{} of {}".format(*row.column_folds),
-        f"{row.float_difference:.1e}", f"{row.ours.kl:.4f}", f"{row.stock.kl:.4f}",
-        f"{row.ours.kl / row.stock.kl:.2f}", f"{row.ours.top1:.3f}", f"{row.stock.top1:.3f}",
+        f"{row.float_difference:.1e}", f"{row.ours.error:.4f}", f"{row.stock.error:.4f}",
+        f"{row.ours.error / row.stock.error:.2f}", _share(row.ours.top1), _share(row.stock.top1),
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _made_by(folders: Sequence[Path]) -> str:
+    """The versions of the exporters that `fptq-onnx export` called."""
+    records = (file for folder in folders for file in folder.glob("*/export.json"))
+    found = {json.loads(file.read_text(encoding="utf-8"))["exporter"] for file in records}
+    return f" (by {', '.join(sorted(found))})" if found else ""
+
+
+def _not_exported(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """What make_exports.py could not make, and why."""
+    for folder in folders:
+        if (folder / NOT_EXPORTED).is_file():
+            failed: dict[str, str] = json.loads((folder / NOT_EXPORTED).read_text())
+            # What to do instead is for the user of the command.
+            yield from ((name, why.partition(": try ")[0]) for name, why in failed.items())
+
+
 def _left_alone(rows: Sequence[Row]) -> list[str]:
-    """Each reason once, with the exports it holds for."""
-    found: dict[str, list[str]] = {}
+    """Each reason once, with the exports it holds for, or how many there are."""
+    found: dict[str, list[tuple[str, int]]] = {}
     for row in rows:
         for reason, count in row.others.items():
-            found.setdefault(f"not a linear: {reason}", []).append(f"{row.name} {count}")
+            found.setdefault(f"not a linear: {reason}", []).append((row.name, count))
         for reason, count in row.unfolded.items():
-            found.setdefault(f"not folded: {reason}", []).append(f"{row.name} {count}")
-    return [f"{reason} ({', '.join(names)})" for reason, names in found.items()]
+            found.setdefault(f"not folded: {reason}", []).append((row.name, count))
+    return [f"{reason} ({_holders(holders)})" for reason, holders in found.items()]
+
+
+def _holders(holders: Sequence[tuple[str, int]]) -> str:
+    if len(holders) <= _MOST_NAMES:
+        return ", ".join(f"{name} {count}" for name, count in holders)
+    counts = [count for _, count in holders]
+    least, most = min(counts), max(counts)
+    each = str(most) if least == most else f"{least} to {most}"
+    return f"{each} in each of {len(holders)} exports"
+
+
+def measure(folder: Path, given: dict[str, str], options: argparse.Namespace) -> tuple[Row, str]:
+    """One export: its row, and what its windows are.
+
+    Raises:
+        FptqError: it cannot be converted.
+    """
+    tree = find_tree(folder, given)
+    row = check_structure(folder, tree)
+    vocabulary = tree.vocabulary if tree.encoder else open_decoder(folder).io.vocab_size
+    windows, kind = windows_for(folder, options, vocabulary or 256)
+    check_numbers(row, folder, windows, Samples(max_samples=options.samples,
+                                                max_seq_len=options.length))  # fmt: skip
+    print(_table_row(row), *row.problems, sep="\n", file=sys.stderr, flush=True)
+    return row, kind
 
 
 def main(arguments: list[str]) -> int:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("exports", type=Path, help="a folder of exports")
+    parser.add_argument(
+        "exports", type=Path, nargs="+", help="folders of exports; of one name the first counts"
+    )
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE|TYPE:LAYERS")
-    parser.add_argument("--only", action="append", default=[], help="names of exports")
+    parser.add_argument("--only", nargs="+", default=[], help="names of exports")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128, help="tokens in a sample or window")
     parser.add_argument("--text", default="", metavar="PREFIX=FILE", help="for trained models")
     parser.add_argument("--tokenizer", type=Path, help="a folder, for exports without one")
+    parser.add_argument("--rows", type=Path, help="measured before; what is measured is added")
     parser.add_argument("-o", "--output", type=Path, help="write the page here as well")
     options = parser.parse_args(arguments)
     given = dict(text.split("=", 1) for text in options.config)
-    folders = sorted(path for path in options.exports.iterdir() if path.is_dir())
-    rows = []
+    found: dict[str, Path] = {}  # of the same name, the one of the first folder
+    for exports in options.exports:
+        for path in sorted(exports.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                found.setdefault(path.name, path)
+    folders = sorted(found.values(), key=lambda path: exporter_of(path.name))
+    known: dict[str, tuple[Row, str]] = {}
+    if options.rows is not None and options.rows.is_file():
+        known = pickle.loads(options.rows.read_bytes())
     for folder in folders:
-        if options.only and folder.name not in options.only:
+        if folder.name in known or (options.only and folder.name not in options.only):
             continue
-        row = check_structure(folder, find_tree(folder, given))
         try:
-            vocab = open_decoder(folder).io.vocab_size or 256
-            windows, kind = windows_for(folder, options, vocab)
-            samples = Samples(max_samples=options.samples, max_seq_len=options.length)
-            check_numbers(row, folder, windows, samples)
+            known[folder.name] = measure(folder, given, options)
         except FptqError as error:
             print(f"error: {folder.name}: {error}", file=sys.stderr)
             return 2
-        rows.append((row, kind))
-        print(_table_row(row), *row.problems, sep="\n", file=sys.stderr, flush=True)
+        if options.rows is not None:
+            options.rows.write_bytes(pickle.dumps(known))
+    rows = [known[folder.name] for folder in folders if folder.name in known]
     page = as_page(rows, options)
     print(page)
     if options.output is not None:

@@ -29,7 +29,7 @@ def build(arguments: dict[str, str]) -> serve.Application:
     settings = ServerSettings(
         max_running=int(arguments.get("running", "16")),
         max_waiting=int(arguments.get("waiting", "64")),
-        api_key=os.environ.get("FPTQ_API_KEY") or None,
+        api_key=os.environ.get("FPTQ_API_KEY"),
     )
 
     def app() -> Starlette:  # called in each replica

@@ -48,10 +48,8 @@ def run_bench(options: argparse.Namespace) -> None:
     from fptq_onnx.bench_table import bench_table
 
     numbers = [*options.prefill, *options.depth, *options.batch, options.steps, options.rounds]
-    if min(numbers) < 1 or min(options.threads) < 0:
-        raise FptqError(
-            "--prefill, --depth, --batch, --steps and --rounds must be at least 1, --threads 0"
-        )
+    if min(numbers) < 1:
+        raise FptqError("--prefill, --depth, --batch, --steps and --rounds must be at least 1")
     if options.json is not None and not options.json.parent.is_dir():
         raise FptqError(
             f"no folder {options.json.parent} to write {options.json.name} into; make it first"

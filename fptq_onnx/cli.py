@@ -20,6 +20,7 @@ from fptq_onnx.export_command import add_export_options, add_exporter_option, on
 from fptq_onnx.package_command import add_package_options, run_package
 from fptq_onnx.run_command import add_run_options, run_command
 from fptq_onnx.serve_command import add_serve_options, run_serve
+from fptq_onnx.thread_count import check_threads
 
 INTERRUPTED = 130
 WRONG = 2
@@ -27,10 +28,14 @@ WRONG = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a user's error, 130 when interrupted."""
-    open_missing_streams()
+    closed = open_missing_streams()
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
+        if closed and run in _TELLING:
+            raise FptqError("standard output is closed, and what was asked for goes there: open it")
+        for threads in _list(getattr(options, "threads", 0)):
+            check_threads(threads)
         run(options)
         sys.stdout.flush()
     except FptqError as error:
@@ -53,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _list(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
+
+
 def entry_point() -> NoReturn:
     """What the installed `fptq-onnx` command calls."""
     # SIGTERM cleans up as Ctrl-C does.
@@ -61,7 +70,21 @@ def entry_point() -> NoReturn:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for a wrong option, as for every other mistake."""
+    """One line for a wrong option, as for every other mistake; options before or after the rest."""
+
+    _mixing = False
+
+    def parse_known_args(  # type: ignore[override]  # the base has overloads for namespaces
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As the base, but PROMPT may come after options, though it may also be left out."""
+        if self._mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True  # what is called here calls this again
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"fptq-onnx: error: {message}; see {self.prog} --help\n")
@@ -220,6 +243,10 @@ def _library(options: argparse.Namespace) -> None:
     from fptq_onnx.runtime import library_path
 
     print(library_path())
+
+
+# Of these commands what they print is what they are for.
+_TELLING = (run_command, run_eval, run_compare, run_bench, _inspect, _library)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from fptq_onnx.provenance import files_size
 from fptq_onnx.recipes import FLOAT16, find_recipe
 from fptq_onnx.samples import Samples
 from fptq_onnx.stock_quantizer import quantize_stock
+from fptq_onnx.thread_count import check_threads
 
 ORIGINAL = "original"
 STOCK_BLOCKS = (32, 128)
@@ -97,8 +98,9 @@ class CompareSettings:
         """
         for name in self.recipes:
             find_recipe(name)
-        if min(self.prefill, self.decode, self.rounds) < 1 or self.threads < 0:
-            raise FptqError("--prefill, --decode and --rounds must be at least 1, --threads 0")
+        if min(self.prefill, self.decode, self.rounds) < 1:
+            raise FptqError("--prefill, --decode and --rounds must be at least 1")
+        check_threads(self.threads)
 
 
 def compare_models(

@@ -5,16 +5,28 @@ What a command prints is not what it is for: a conversion goes on when nobody li
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
-def open_missing_streams() -> None:
-    """Give a process that was started with closed streams some that lead nowhere."""
+def open_missing_streams() -> bool:
+    """Give a process that was started with closed streams some that lead nowhere.
+
+    And let a stream that cannot show a character show a question mark: an old locale should not
+    end what is being written.
+
+    Returns:
+        Whether standard output was closed.
+    """
+    closed = sys.stdout is None
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="replace")
+    return closed
 
 
 def discard_output() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.kv_cache import CacheTensor, cache_tensor, pair_cache, symbolic_sizes
+from fptq_onnx.model_configs import architecture_of, is_masked_model
 from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
 
 INPUT_IDS_NAMES = ("input_ids", "tokens", "input_tokens")
@@ -90,7 +91,7 @@ class DecoderIO:
             inputs: the inputs a caller must feed.
             outputs: the outputs; those that are neither logits nor cache are ignored.
             genai_config: onnxruntime-genai's genai_config.json, for names and head size.
-            config: transformers' config.json, for the head size.
+            config: transformers' config.json, for the head size and the kind of model.
             head_size: head size found elsewhere (`head_size_of_graph`), used where the graph leaves
                 it symbolic and the two configurations do not say.
 
@@ -130,7 +131,10 @@ class DecoderIO:
         cache_position = role("cache_position", _CACHE_POSITION)
         known = {spec.name for spec in (ids, mask, positions, cache_position) if spec is not None}
         past = [spec for spec in inputs if spec.name not in known]
-        logits = _find_logits(outputs, names_out.get("logits"))
+        if is_masked_model(config or {}) and not any(is_cache_name(spec.name) for spec in past):
+            named = architecture_of(config or {})
+            raise FptqError(_NOT_LM.format(f"config.json says {named}, which reads both sides"))
+        logits = find_logits(outputs, names_out.get("logits"))
         sizes = symbolic_sizes(decoder, config or {}, head_size)
         pairs = pair_cache(past, [o for o in outputs if o is not logits], names_in, names_out)
         cache = tuple(cache_tensor(p, q, ids, sizes) for p, q in pairs)
@@ -167,13 +171,22 @@ def gives_logits(outputs: Sequence[TensorSpec], largest_id: int = 0) -> bool:
         largest_id: a token id that its vocabulary holds; labels of tokens are fewer.
     """
     try:
-        width = _fixed(_find_logits(outputs, None), 2)
+        width = _fixed(find_logits(outputs, None), 2)
     except FptqError:
         return False
     return width is None or width > largest_id
 
 
-def _find_logits(outputs: Sequence[TensorSpec], configured: str | None) -> TensorSpec:
+def find_logits(outputs: Sequence[TensorSpec], configured: str | None = None) -> TensorSpec:
+    """The output that looks like logits.
+
+    Args:
+        outputs: of the model.
+        configured: its name in genai_config.json.
+
+    Raises:
+        FptqError: there is none.
+    """
     by_name = {spec.name: spec for spec in outputs}
     for name in (configured, "logits", "lm_logits"):
         if name in by_name:

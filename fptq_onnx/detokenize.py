@@ -49,7 +49,13 @@ class StreamingDetokenizer:
         if now.endswith(_INCOMPLETE) and not final:
             return ""
         self._begin, self._shown = self._shown, len(self._ids)
-        return now[len(before) :]
+        # A context (token ids) may end inside a character. That counts as not shown: it is given
+        # whole once it is complete, and what stands for it is not given if it never will be.
+        complete = before.rstrip(_INCOMPLETE)
+        new, pending = now[len(complete) :], len(before) - len(complete)
+        while pending and new.startswith(_INCOMPLETE):
+            new, pending = new[1:], pending - 1
+        return new
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

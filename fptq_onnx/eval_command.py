@@ -50,8 +50,6 @@ def run_eval(options: argparse.Namespace) -> None:
     from fptq_onnx.evaluation_table import evaluation_table
     from fptq_onnx.samples import folder_of_tokenizer
 
-    if options.threads < 0:
-        raise FptqError(f"--threads must not be negative, got {options.threads}")
     file = None if options.json in (None, "-") else Path(options.json)
     if file is not None and not file.parent.is_dir():  # known now rather than after the work
         raise FptqError(f"no folder {file.parent} to write {file.name} into; make it first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from fptq_onnx.decoder import Decoder, open_decoder
+from fptq_onnx.decoder_advice import advised
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_settings import LASTWORD, PERPLEXITY, EvalSettings
 from fptq_onnx.evaluate import compare_windows, measure_windows
@@ -36,9 +36,6 @@ from fptq_onnx.text import (
     read_documents,
 )
 from fptq_onnx.window_figures import WindowFigures, figures_against_reference, figures_alone
-
-# What the messages of `open_decoder` advise for conversion, which can do without a decoder.
-_ADVICE = re.compile(r"(;|, or) give calibration samples as \.npz files$")
 
 T = TypeVar("T")
 
@@ -179,8 +176,8 @@ def _open(path: Path, threads: int) -> Decoder:
     try:
         return open_decoder(path, threads=threads)
     except FptqError as error:
-        advice = "; evaluate an export with token ids as input and logits as output"
-        raise FptqError(f"{path}: {_ADVICE.sub(advice, str(error))}") from error
+        advice = "evaluate an export with token ids as input and logits as output"
+        raise FptqError(f"{path}: {advised(error, advice)}") from error
 
 
 def _check_vocabularies(decoders: Sequence[Decoder], source: _Source) -> None:

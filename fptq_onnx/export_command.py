@@ -39,8 +39,6 @@ def run_export(options: argparse.Namespace) -> None:
     """
     from fptq_onnx.exporting.export_model import export_model
 
-    if options.threads < 0:
-        raise FptqError(f"--threads must not be negative, got {options.threads}")
     say = Printer()
     export_model(
         options.model,

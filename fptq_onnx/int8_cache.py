@@ -10,7 +10,7 @@ from fptq_onnx.calibration.cache_ranges import cache_ranges
 from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_load import LoadedModel
-from fptq_onnx.passes.quantize_cache import find_caches, present_names, quantize_caches
+from fptq_onnx.passes.quantize_cache import find_caches, present_names, quantize_cache
 from fptq_onnx.progress import tracker
 from fptq_onnx.samples import Samples
 
@@ -63,7 +63,7 @@ def quantize_written_caches(
     names = [name for node in nodes for name in present_names(node)]
     feeds = whole_feeds(loaded, samples.open(loaded))
     track = tracker("measuring the KV cache", quiet)
-    quantize_caches(
+    quantize_cache(
         model, nodes, cache_ranges(model_file, feeds, names, threads=threads, track=track)
     )
     ir.save(model, model_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FptqError(f"{path} holds no JSON object; mend or remove it")
     return content
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The torch class that a config.json names; "" where it names none."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) else ""
+
+
+def is_masked_model(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an encoder that predicts masked tokens."""
+    return architecture_of(config).endswith("ForMaskedLM")
 
 
 def find_model_file(path: Path) -> Path:
@@ -124,12 +137,12 @@ def _ids_of_named_tokens(folder: Path, tokenizer_config: dict[str, Any]) -> dict
     ids = {
         token["content"]: token["id"]
         for token in (added if isinstance(added, list) else [])
-        if isinstance(token, dict) and "content" in token and "id" in token
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and "id" in token
     }
     found = {}
     for key in ("bos_token", "eos_token"):
-        token = tokenizer_config.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in ids:
-            found[f"{key}_id"] = ids[content]
+        value = tokenizer_config.get(key)
+        tokens = value if isinstance(value, list) else [value]
+        contents = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+        found[f"{key}_id"] = [ids[one] for one in contents if isinstance(one, str) and one in ids]
     return found

@@ -90,8 +90,6 @@ def _check(options: argparse.Namespace, say: Printer) -> None:
         f"package      {manifest.get('name')} for {manifest.get('for')}, {manifest.get('target')}, "
         f"by fptq-onnx {manifest.get('fptq_onnx')}"
     )
-    for name in found.unlisted:
-        say(f"note         {name} was added later: no list names it")
     say(f"files        {found.files} as packaged, {human_bytes(found.bytes)}")
     if options.output is not None:
         say(f"output       {options.output}")

@@ -29,6 +29,7 @@ from fptq_onnx.report import Report, coverage_lines, why_none
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
 from fptq_onnx.targets import FLOAT_TARGET, check_targets
+from fptq_onnx.thread_count import check_threads
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ def convert(
     config = config or Config()
     if not isinstance(samples, Samples):
         samples = Samples() if samples is None else Samples(samples)
-    if verify_samples < 0 or threads < 0:
-        raise FptqError("--verify-samples and --threads must not be negative")
+    if verify_samples < 0:
+        raise FptqError("--verify-samples must not be negative")
+    check_threads(threads)
     gate = gate or Gate()
     if gate.closed and not verify_samples:
         raise FptqError("--max-kl and --min-top1 need samples to compare on: --verify-samples")

@@ -22,7 +22,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a model folder with tokenizer.json")
     parser.add_argument(
         "text", nargs="?", metavar="PROMPT",
-        help="text to go on from; without it, standard input, line by line on a terminal",
+        help="text to go on from, UTF-8; without it, standard input, line by line on a terminal; "
+        "one that begins with - after all options and --",
     )  # fmt: skip
     parser.add_argument("--prompt", help="the same as PROMPT")
     parser.add_argument(
@@ -81,8 +82,6 @@ def run_command(options: argparse.Namespace) -> None:
     )
     if options.max_tokens is not None and options.max_tokens < 1:
         raise FptqError(f"--max-tokens must be at least 1, got {options.max_tokens}")
-    if options.threads < 0:
-        raise FptqError(f"--threads must be at least 0, got {options.threads}")
     model = LanguageModel.open(
         options.model,
         tokenizer_folder=options.tokenizer and folder_of_tokenizer(options.tokenizer),
@@ -126,10 +125,12 @@ def _prompt(options: argparse.Namespace) -> str | None:
         return None
     if sys.stdin is None:
         raise FptqError("there is no prompt: give one, or pipe it in")
-    try:
-        piped = sys.stdin.read()
+    try:  # whatever the locale says
+        piped = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8").read()
     except UnicodeDecodeError as error:
-        raise FptqError(f"standard input is not UTF-8 text ({error.reason})") from error
+        raise FptqError(
+            f"standard input is not UTF-8 text ({error.reason}); give it as text"
+        ) from error
     return piped.removesuffix("\n")  # the line end that echo and editors put
 
 

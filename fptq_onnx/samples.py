@@ -15,9 +15,10 @@ from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, open_source
 from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.generated import without_loops, write_windows
+from fptq_onnx.calibration.reads_ahead import reads_both_sides
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.decoder import Decoder, find_io
-from fptq_onnx.decoder_io import INPUT_IDS_NAMES
+from fptq_onnx.decoder_io import INPUT_IDS_NAMES, find_logits
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.model_configs import read_special_ids
@@ -115,8 +116,15 @@ class Samples:
             )
             if isinstance(self._opened, TokenWindows):
                 self._kind = RANDOM if self.source in (RANDOM, GENERATED) else ""
-                graph = loaded.model.graph
-                feeds = encoder_feeds(self._opened, graph_inputs(graph), graph_outputs(graph))
+                outputs = graph_outputs(loaded.model.graph)
+                feeds = encoder_feeds(
+                    self._opened,
+                    graph_inputs(loaded.model.graph),
+                    outputs,
+                    lambda sample: reads_both_sides(
+                        loaded, find_logits(outputs).name, sample, threads=threads
+                    ),
+                )
                 if feeds is not None:
                     self._opened = feeds
                 elif self.source == GENERATED:

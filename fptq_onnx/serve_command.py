@@ -67,9 +67,9 @@ def run_serve(options: argparse.Namespace) -> None:
     from fptq_onnx.serving.open_service import open_service
     from fptq_onnx.serving.settings import ServerSettings
 
-    given = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    given = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE)
     # What a client sends is stripped too: a file's last line break is no part of a key.
-    key = given.strip() if given and given.strip() else given
+    key = None if given is None else given.strip()
     settings = ServerSettings(
         max_running=options.max_running,
         max_waiting=options.max_waiting,
@@ -81,8 +81,6 @@ def run_serve(options: argparse.Namespace) -> None:
     )
     if not 0 <= options.port < 1 << 16:
         raise FptqError(f"--port must be from 0 to 65535, got {options.port}")
-    if options.threads < 0:
-        raise FptqError(f"--threads must be at least 0, got {options.threads}")
     with bind(options.host, options.port) as bound:  # before the model: it may take a while
         service = open_service(
             options.model, settings, name=options.model_name, tokenizer=options.tokenizer,

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.thread_count import check_threads
 
 CUSTOM_DOMAIN = "fptq"
 _FATAL_ONLY = 4  # what goes wrong comes as an exception as well, and is told once
@@ -23,7 +24,11 @@ def session_options(*, threads: int = 0, custom_ops: bool = False) -> ort.Sessio
     Args:
         threads: intra-op threads, 0 lets ONNX Runtime choose.
         custom_ops: register the fptq library.
+
+    Raises:
+        FptqError: more threads than make sense.
     """
+    check_threads(threads)
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
@@ -47,9 +52,10 @@ def open_session(
             changed by this call. By default ONNX Runtime's own, with prepacking: the fast ones.
 
     Raises:
-        FptqError: no such file, not a model, ONNX Runtime refuses it, or it needs our library and
-            that is missing.
+        FptqError: no such file, not a model, ONNX Runtime refuses it, it needs our library and
+            that is missing, or more threads than make sense.
     """
+    check_threads(threads)
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY

@@ -116,6 +116,15 @@ void store_output(const MatMulArgs& args, int64_t row, int64_t column, __m256 y)
   }
 }
 
+void store_panel(const MatMulArgs& args, Range rows, int64_t panel, const float* y) {
+  for (int64_t row = rows.begin; row < rows.end; ++row, y += kPanelColumns) {
+    for (int64_t c = 0; c < kPanelColumns; c += 8) {
+      const int64_t column = panel * kPanelColumns + c;
+      if (column < args.weights.n) store_output(args, row, column, _mm256_load_ps(y + c));
+    }
+  }
+}
+
 // Steps of one panel, unpacked: whole groups, or a part of one longer group.
 struct Piece {
   const uint8_t* codes;
@@ -188,14 +197,7 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
     }
     begin = end;
   }
-  for (int64_t r = 0; r < count; ++r) {
-    for (int64_t c = 0; c < kPanelColumns; c += 8) {
-      const int64_t column = panel * kPanelColumns + c;
-      if (column < w.n) {
-        store_output(args, rows.begin + r, column, _mm256_load_ps(y + r * kPanelColumns + c));
-      }
-    }
-  }
+  store_panel(args, rows, panel, y);
 }
 
 template <class Isa>

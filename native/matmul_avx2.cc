@@ -4,7 +4,9 @@
 // are split into nibbles, two planes, the high one weighted by 16.
 //
 // A tile is up to 5 rows by 16 columns: 10 sums of pairs, 2 registers of codes, one of activations. (A
-// sixth row would need all sixteen registers: GCC 12 then spills.)
+// sixth row would need all sixteen registers: GCC 12 then spills.) A single row of 4-bit weights takes a whole
+// panel, 8 sums of pairs, straight from the weights: memory should be its limit, and unpacking to the
+// first-level cache and back would cost more than its products.
 #include "avx2_tiles.h"
 
 namespace fptq {
@@ -103,9 +105,68 @@ struct Avx2 {
   }
 };
 
+constexpr int kPanelVectors = 8;  // registers of 8 columns in a panel
+
+// sums [64] += the products of `steps` (at most kFlushSteps) lines of 4-bit weights with one row.
+inline __attribute__((always_inline)) void add_lines(const uint8_t* line, const int8_t* x,
+                                                     int64_t steps, int32_t* sums) {
+  const __m256i low_nibble = _mm256_set1_epi8(15);
+  __m256i pairs[kPanelVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kPanelVectors; ++v) pairs[v] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
+    const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) {
+      if (v % 2 == 0) {
+        _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 32 * v, _MM_HINT_T0);
+      }
+      const __m256i raw = load(line + 32 * v);
+      const __m256i low = _mm256_and_si256(raw, low_nibble);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble);
+      pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(low, first));
+      pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(high, second));
+    }
+  }
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+  for (int v = 0; v < kPanelVectors; ++v) {
+    store(sums + 8 * v, _mm256_add_epi32(load(sums + 8 * v), _mm256_madd_epi16(pairs[v], ones)));
+  }
+}
+
+void one_row(const MatMulArgs& args, int64_t row, int64_t panel) {
+  const PackedWeights& w = args.weights;
+  const uint8_t* lines = w.lines + panel * w.steps * kLineBytes;
+  const int8_t* x = args.rows.codes + row * args.rows.stride;
+  const int32_t* row_sums = args.rows.group_sums + row * w.groups;
+  alignas(64) float y[kPanelColumns];
+  alignas(64) int32_t sums[kPanelColumns];
+  for (int64_t g = 0, s = 0; g < w.groups; ++g) {
+    const int64_t end = s + w.group_steps < w.steps ? s + w.group_steps : w.steps;
+    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
+      start_group<1>(w, row_sums, panel, g, c, sums + c);
+    }
+    for (; s + kFlushSteps <= end; s += kFlushSteps) {
+      add_lines(lines + s * kLineBytes, x + s * kStepChannels, kFlushSteps, sums);
+    }
+    if (s < end) add_lines(lines + s * kLineBytes, x + s * kStepChannels, end - s, sums);
+    s = end;
+    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
+      finish_group<1>(w, panel, g, c, sums + c, y + c);
+    }
+  }
+  store_panel(args, {row, row + 1}, panel, y);
+}
+
 }  // namespace
 
 void matmul_avx2(const MatMulArgs& args, Range rows, Range panels) {
+  if (rows.end - rows.begin == 1 && args.weights.bits == 4) {
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) one_row(args, rows.begin, panel);
+    return;
+  }
   all_panels<Avx2>(args, rows, panels);
 }
 

@@ -62,7 +62,7 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     ]
     return Plan(
         config.v0, config.v1, mark_shared_folds(tuple(entries), sites),
-        config.weights, config.embedding_bits,
+        config.weights, config.embedding_bits, config.kv_cache,
     )  # fmt: skip
 
 

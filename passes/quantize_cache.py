@@ -3,9 +3,9 @@
     GroupQueryAttention(.., past_key, past_value, ..)           floats in and out
     -> GroupQueryAttention(.., past_key, past_value, .., k_scale, v_scale)   int8 in and out
 
-The operator rounds new keys (after their rotary embedding) and values itself: com.microsoft's by its own
-attributes, ours by its two further inputs. Other attention has no such thing: a QuantizeLinear
-around a cache would turn all of it into floats again at every step.
+The operator rounds new keys (after their rotary embedding) and values itself: com.microsoft's by
+its own attributes, ours by its two further inputs. Other attention has no such thing: a
+QuantizeLinear around a cache would turn all of it into floats again at every step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def present_names(node: ir.Node) -> tuple[str, str]:
     return key, value
 
 
-def quantize_caches(
+def quantize_cache(
     model: ir.Model, nodes: Sequence[ir.Node], absmax: Mapping[str, NDArray[np.float32]]
 ) -> None:
     """Change the nodes, and the model's inputs and outputs they keep their caches in, in place.
@@ -69,7 +69,7 @@ def quantize_caches(
             scales = ir.tensor(cache_scales(absmax[present].reshape(-1)), name=name)
             value = ir.Value(
                 name=name, const_value=scales, type=ir.TensorType(ir.DataType.FLOAT),
-                shape=ir.Shape(scales.shape),
+                shape=ir.Shape([scales.size]),
             )  # fmt: skip
             model.graph.register_initializer(value)
             node.replace_input_with(first + index, value)

@@ -78,7 +78,7 @@ def test_a_load_survives_json() -> None:
     ("options", "message"),
     [
         (("--prefill", "0"), "must be at least 1"),
-        (("--threads", "-1"), "must be at least 1"),
+        (("--threads", "-1"), "--threads must be from 0"),
         (("--prefill", "100000"), "do not fit into the context"),
         (("--json", "no/such/folder.json"), "no folder"),
         (("--json", str(MODEL)), "is a folder"),

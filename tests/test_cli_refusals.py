@@ -286,6 +286,6 @@ def test_a_failure_of_onnxruntime_is_told_once(converted, monkeypatch):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("option", ["--threads", "--verify-samples"])
-def test_negative_numbers(tmp_path, option):
-    refused("convert", MODEL, "-o", tmp_path / "out", option, "-1", saying="must not be negative")
+def test_negative_numbers(tmp_path):
+    arguments = ("convert", MODEL, "-o", tmp_path / "out", "--verify-samples", "-1")
+    refused(*arguments, saying="must not be negative")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,28 @@ def test_a_leading_space_survives_after_a_prompt() -> None:
     tokenizer = byte_fallback()
     assert "".join(stream(tokenizer, [3, 2], context=[2])) == " b a"
     assert "".join(stream(tokenizer, [3, 2])) == "b a"  # a text's first space is the tokenizer's
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("character", ["é", "€", "🙂"])
+def test_a_prompt_that_ends_inside_a_character(
+    make: Callable[[], Tokenizer], character: str
+) -> None:
+    tokenizer = make()
+    if make is byte_level:
+        ids, end = tokenizer.encode(character, add_special_tokens=False).ids, "xy"
+        rest = tokenizer.encode("xy", add_special_tokens=False).ids
+        before = tokenizer.encode("The dog", add_special_tokens=False).ids
+    else:
+        ids, end, before, rest = byte_ids(character.encode()), " bc", [2, 3], [3, 4]
+    assert len(ids) > 1
+    for cut in range(1, len(ids)):
+        context = [*before, *ids[:cut]]
+        assert "".join(stream(tokenizer, [*ids[cut:], *rest], context)) == character + end
+        assert "".join(stream(tokenizer, ids[cut:], context)) == character
+        # It never completes: nothing of the prompt is repeated, nothing of the answer lost.
+        assert "".join(stream(tokenizer, rest, context)) == end
+        assert stream(tokenizer, [], context) == [""]
 
 
 def test_what_never_completes_is_shown_at_the_end_and_special_tokens_never() -> None:

@@ -154,6 +154,12 @@ def test_special_ids_in_order_of_trust(tmp_path: Path) -> None:
     named = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "model_max_length": int(1e30)}
     dump(tmp_path, "tokenizer_config.json", named)
     assert read_special_ids(tmp_path) == SpecialIds(7, (8,), None, None)
+    several = ["</s>", {"content": "<s>"}, "unknown", 5, ["</s>"], {"content": []}]
+    dump(tmp_path, "tokenizer_config.json", {**named, "eos_token": several})
+    assert read_special_ids(tmp_path) == SpecialIds(7, (8, 7), None, None)
+    dump(tmp_path, "tokenizer_config.json", {"bos_token": {}, "eos_token": []})
+    assert read_special_ids(tmp_path) == SpecialIds()
+    dump(tmp_path, "tokenizer_config.json", named)
     dump(tmp_path, "generation_config.json", {"bos_token_id": 5, "eos_token_id": [6, 9]})
     assert read_special_ids(tmp_path) == SpecialIds(5, (6, 9), None, None)
     config = {"bos_token_id": None, "eos_token_id": 4, "vocab_size": 99, "n_positions": 64}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ _KNOWN = {"input_ids", "attention_mask", _TYPES, "position_ids"}
 
 
 def encoder_feeds(
-    windows: TokenWindows, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    windows: TokenWindows,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    reads_both_sides: Callable[[Sample], bool] = lambda sample: False,
 ) -> Feeds | None:
     """One sample for each window: all tokens attended to, all of the first type.
 
@@ -25,18 +28,21 @@ def encoder_feeds(
         windows: of token ids.
         inputs: what the model must be fed.
         outputs: what it gives.
+        reads_both_sides: asked with a sample where inputs and outputs leave both answers: logits
+            over the vocabulary, and no token types. See reads_ahead.py.
 
     Returns:
-        Feeds, or None for a model that is fed as a decoder: it has logits over the vocabulary and
-        no token types, or inputs that are not known here. Classifiers are encoders.
+        Feeds, or None for a model that is fed as a decoder, or has inputs that are not known here.
+        Classifiers are encoders.
     """
     names = {spec.name for spec in inputs}
     if not names <= _KNOWN or "input_ids" not in names:
         return None
     largest = max(int(ids.max()) for ids in windows.windows)
-    if gives_logits(outputs, largest) and _TYPES not in names:
-        return None
     samples = [_sample(ids, inputs) for ids in windows.windows]
+    if gives_logits(outputs, largest) and _TYPES not in names:
+        if not reads_both_sides(max(samples, key=lambda sample: sample["input_ids"].size)):
+            return None
     return Feeds(samples, [_sample(ids, inputs) for ids in windows.verification])
 
 

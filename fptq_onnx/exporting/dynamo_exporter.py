@@ -12,7 +12,7 @@ _OPSET = 20
 _BATCH, _NEW, _PAST = 2, 4, 3  # sizes of the example; any that are no 0 or 1, and all different
 
 
-def export_with_dynamo(model: Any, folder: Path) -> None:
+def export_with_dynamo(model: Any, folder: Path, *, opset: int = _OPSET) -> None:
     """Write model.onnx and model.onnx.data.
 
     Inputs are named as optimum-onnx does: input_ids, attention_mask, position_ids where the model
@@ -21,6 +21,7 @@ def export_with_dynamo(model: Any, folder: Path) -> None:
     Args:
         model: a causal language model of transformers, in float32.
         folder: exists.
+        opset: 18 or newer; from 23 on, torch writes attention, rotary and RMS norms as single ops.
     """
     import torch
     from transformers import DynamicCache
@@ -58,7 +59,7 @@ def export_with_dynamo(model: Any, folder: Path) -> None:
         WithCache().eval(),
         (tokens, past),
         dynamo=True,
-        opset_version=_OPSET,
+        opset_version=opset,
         dynamic_shapes=(sizes, [({0: "batch", 2: "past_sequence"},) * 2 for _ in past]),
         input_names=[*tokens, *(f"past_key_values.{part}" for part in parts)],
         output_names=["logits", *(f"present.{part}" for part in parts)],

@@ -38,14 +38,14 @@ def export(source: str, exporter: str, folder: Path, reference: Path) -> dict[st
     Raises:
         FptqError: an architecture that the exporter cannot export.
     """
-    from transformers import AutoConfig
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from fptq_onnx.exporting.torch_reference import load_torch_model, save_torch_reference
 
     local = Path(source) if Path(source).is_dir() else _download(source)
     try:
-        config = AutoConfig.from_pretrained(local, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(local, local_files_only=True)
     except (ValueError, KeyError) as error:
         raise FptqError(
             f"transformers does not know this model ({first_line(error)}): code that comes with a "
@@ -58,6 +58,12 @@ def export(source: str, exporter: str, folder: Path, reference: Path) -> dict[st
         raise FptqError(
             f"{architecture} is not a causal language model, which is all that the exporter "
             f"{exporter} exports: use --exporter optimum"
+        )
+    takes = getattr(getattr(transformers, architecture, None), "main_input_name", "input_ids")
+    if takes != "input_ids":
+        raise FptqError(
+            f"{architecture} takes {takes}, not tokens: export it with optimum-cli, and give the "
+            "ONNX model to `fptq-onnx convert`"
         )
     model = None
     if exporter == "genai":

@@ -121,7 +121,9 @@ class Engine:
         prompt = list(request.prompt)
         generation = Generation(request)
         kept, self._left = self._left, []
-        reused = _common(kept, prompt[:-1]) if kept and not self._active else 0
+        # At least two tokens are fed, where there are so many: one alone would go the way of a
+        # decode step, whose sums round otherwise, and a draw would depend on what came before.
+        reused = _common(kept, prompt[:-2]) if kept and not self._active else 0
         end = len(prompt) if at_once is None else reused + at_once
         if reused:
             self._rows.truncate(0, reused)

@@ -52,6 +52,9 @@ def interact(
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
             return
+        except UnicodeDecodeError as error:
+            print(f"fptq-onnx: error: the line is no text ({error.reason})", file=sys.stderr)
+            continue
         if line.strip() in ("/exit", "/quit"):
             return
         if line.strip() == "/clear":

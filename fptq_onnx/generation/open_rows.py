@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from fptq_onnx.decoder import Decoder, find_io
+from fptq_onnx.decoder_advice import FOR_TEXT, advised
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.cache_rows import CacheRows
 from fptq_onnx.generation.padded_rows import PaddedRows
@@ -19,6 +20,7 @@ from fptq_onnx.model_load import load_model
 from fptq_onnx.passes.keep_last_logits import keep_last_logits
 from fptq_onnx.session import CUSTOM_DOMAIN, first_line
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.thread_count import check_threads
 
 # A graph whose weights are inside its file is copied to be changed. That is worth it while small.
 _LARGEST_COPY = 256 << 20
@@ -74,11 +76,16 @@ def open_generation_model(
         options: session options to begin with, without our library; they are changed by this call.
 
     Raises:
-        FptqError: nothing there, not a causal language model, or onnxruntime refuses it.
+        FptqError: nothing there, not a causal language model, too many threads, or onnxruntime
+            refuses it.
     """
+    check_threads(threads)
     loaded = load_model(path, allow_quantized=True)
     model = loaded.model
-    io = find_io(loaded.file, graph_inputs(model.graph), graph_outputs(model.graph))
+    try:
+        io = find_io(loaded.file, graph_inputs(model.graph), graph_outputs(model.graph))
+    except FptqError as error:
+        raise advised(error, FOR_TEXT) from error
     shares = can_share(model.graph, io)
     grouped = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     pads = not grouped and io.attention_mask is not None and io.position_ids is not None

@@ -10,17 +10,18 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
+_FLOAT, _INT8, _FLOAT16, _BFLOAT16 = 1, 3, 10, 16  # TensorProto.DataType
 _STORAGE: dict[int, type[np.generic]] = {
     _FLOAT: np.float32,
+    _INT8: np.int8,
     _FLOAT16: np.float16,
     _BFLOAT16: np.uint16,
 }
-ELEMENT_TYPES = {"float32": _FLOAT, "float16": _FLOAT16, "bfloat16": _BFLOAT16}
+ELEMENT_TYPES = {"float32": _FLOAT, "int8": _INT8, "float16": _FLOAT16, "bfloat16": _BFLOAT16}
 
 
 def storage(dtype: str) -> type[np.generic]:
-    """The NumPy type that holds elements of a float dtype; uint16 for bfloat16."""
+    """The NumPy type that holds a cache's elements; uint16 for bfloat16."""
     return _STORAGE[ELEMENT_TYPES[dtype]]
 
 

@@ -26,6 +26,7 @@ from fptq_onnx.graph.column_spans import picks_others
 from fptq_onnx.graph.constants import constant_of, scalar_ints
 from fptq_onnx.graph.fold_sites import passes_through, readers_of
 from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.moved_columns import MovedColumns
 from fptq_onnx.graph.value_sites import Columns, columns_of, value_source
 from fptq_onnx.graph.walk_back import WalkBack
 
@@ -68,9 +69,10 @@ def find_column_sites(linears: Sequence[Linear]) -> dict[str, ColumnSite]:
     """By name of a linear whose input is a product with another linear's output, the site."""
     by_node = {id(linear.nodes[0]): linear for linear in linears}
     by_output = {id(linear.output): linear for linear in linears}
+    moved = MovedColumns()
     found = {}
     for linear in linears:
-        site = _site_of(linear, by_node, by_output)
+        site = _site_of(linear, by_node, by_output, moved)
         if site is not None:
             found[linear.name] = site
     return found
@@ -85,7 +87,10 @@ def column_divisors(
 
 
 def _site_of(
-    linear: Linear, by_node: Mapping[int, Linear], by_output: Mapping[int, Linear]
+    linear: Linear,
+    by_node: Mapping[int, Linear],
+    by_output: Mapping[int, Linear],
+    moved: MovedColumns,
 ) -> ColumnSite | None:
     value = _before_casts(linear.x)
     root = _squared_source(linear, value, by_output)
@@ -94,7 +99,7 @@ def _site_of(
     attention = found is None
     if found is None:
         part = _part_of_linear(linear, value, by_output)
-        traced = part or value_source(linear.x, linear.k, by_output)
+        traced = part or value_source(linear.x, linear.k, by_output, moved)
         if traced is None:
             return None
         attention = part is None

@@ -56,7 +56,9 @@ def picks_others(n: int) -> Callable[[ir.Node, ir.Node], bool]:
         if node.op_type == "Gather":
             indices = [scalar_ints(item.inputs[1]) for item in (node, other)]
             same_axis = int_of(node, "axis") == int_of(other, "axis")
-            return same_axis and None not in indices and indices[0] != indices[1]
+            if not same_axis or any(index is None or min(index) < 0 for index in indices):
+                return False  # from the end: it may be the same part
+            return indices[0] != indices[1]
         if node.op_type == "Slice":
             one, two = span_of(node, n), span_of(other, n)
             return one is not None and two is not None and (one[1] <= two[0] or two[1] <= one[0])

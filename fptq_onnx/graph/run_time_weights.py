@@ -3,6 +3,7 @@
 MatMul(q, k)                     both are computed: attention
 MatMul(x, Gather(W, expert))     a weight is chosen while the model runs: one expert's
 MatMul(x, CumSum(W, axis))       made of constants by an op that is not followed
+MatMul(f, Range(Shape(x)))       made of sizes alone: positions, which are computed too
 """
 
 from __future__ import annotations
@@ -47,12 +48,15 @@ def _picked_from(value: ir.Value | None) -> str:
 def _made_of_constants(value: ir.Value | None) -> ir.Node | None:
     """The first node, from the constants on, that `constant_of` does not follow; or None.
 
-    None as well where anything but constants is among what the value is computed from.
+    None as well where anything but constants is among what the value is computed from, or no
+    floating-point numbers are: integers, with sizes, make positions.
     """
-    seen, pending, unknown = {id(value)}, [value], None
+    seen, pending, unknown, floats = {id(value)}, [value], None, False
     while pending:
         current = pending.pop()
-        if current is None or constant_of(current) is not None:
+        constant = constant_of(current)
+        if current is None or constant is not None:
+            floats |= constant is not None and constant.dtype.is_floating_point()
             continue
         node = current.producer()
         if node is None or not node.inputs:
@@ -64,4 +68,4 @@ def _made_of_constants(value: ir.Value | None) -> ir.Node | None:
             if id(operand) not in seen:
                 seen.add(id(operand))
                 pending.append(operand)
-    return unknown
+    return unknown if floats else None

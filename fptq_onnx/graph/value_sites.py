@@ -5,7 +5,8 @@
 A column of v serves a whole group of query heads (grouped-query attention), and v may be some
 columns of a wider linear (q, k and v in one). Forms: GroupQueryAttention, MultiHeadAttention,
 Attention (opset 23), and MatMul(probabilities, v) with its reshapes and transposes, heads repeated
-by Unsqueeze, Expand and Reshape.
+by Unsqueeze, Expand and Reshape. Between v and its heads anything may stand that moves, picks or
+repeats columns (moved_columns.py); the usual spellings are looked for first, which is faster.
 
 The cached values are divided as well: a cache made by the folded model belongs to it. Where a
 cache is not simply an input and an output of this model, nothing is folded.
@@ -20,36 +21,22 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.attention_steps import (
+    ATTENTION_OPS,
+    VALUE,
+    AttentionOp,
+    core_of,
+    merge_channels,
+    owns_cache,
+    swap_heads,
+)  # fmt: skip
 from fptq_onnx.graph.column_spans import is_last, picks_others, span_of
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.moved_columns import MovedColumns
 from fptq_onnx.graph.walk_back import WalkBack, dimension, domain_of, input_of, int_of
 
 Columns = NDArray[np.int64]
-
-_SWAP_HEADS = [0, 2, 1, 3]
-_VALUE, _PRESENT = 2, 2
-
-
-@dataclass(frozen=True)
-class _AttentionOp:
-    """An op that computes attention.
-
-    past: the position of the cached values among its inputs.
-    heads: the attribute with the number of query heads.
-    unsupported: inputs that would have to be divided, or hold scales of the cache.
-    """
-
-    past: int
-    heads: str
-    unsupported: tuple[int, ...] = ()
-
-
-_OPS = {
-    ("com.microsoft", "GroupQueryAttention"): _AttentionOp(4, "num_heads", (12, 13)),
-    ("com.microsoft", "MultiHeadAttention"): _AttentionOp(7, "num_heads", (3,)),
-    ("", "Attention"): _AttentionOp(5, "q_num_heads"),
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,7 @@ class _Layout:
 
 
 def value_source(
-    x: ir.Value, k: int, by_output: Mapping[int, Linear]
+    x: ir.Value, k: int, by_output: Mapping[int, Linear], moved: MovedColumns | None = None
 ) -> tuple[Linear, Columns] | None:
     """The linear whose columns become the channels of x through attention.
 
@@ -100,15 +87,26 @@ def value_source(
         x: input of a linear.
         k: its channels.
         by_output: linears by the id of their output value.
+        moved: of the graph; asked where the spelling is none of those known here.
 
     Returns:
         The linear, and for each channel of x the column of it, int64 [k]; or None.
     """
+    found = _by_spelling(x, k, by_output)
     walk = WalkBack(x)
-    while walk.take("Reshape"):
-        pass  # heads merge into channels; the order of elements stays
+    merge_channels(walk)
+    if found is None and moved is not None and swap_heads(walk):
+        return _by_movement(x, k, by_output, moved)
+    return found
+
+
+def _by_spelling(
+    x: ir.Value, k: int, by_output: Mapping[int, Linear]
+) -> tuple[Linear, Columns] | None:
+    walk = WalkBack(x)
+    merge_channels(walk)
     node = walk.value.producer()
-    op = _OPS.get((domain_of(node), node.op_type)) if node is not None else None
+    op = ATTENTION_OPS.get((domain_of(node), node.op_type)) if node is not None else None
     if node is not None and op is not None:
         layout = _through_op(walk, node, op, k)
     else:
@@ -128,73 +126,49 @@ def value_source(
     return source, columns + first
 
 
-def _through_op(walk: WalkBack, node: ir.Node, op: _AttentionOp, k: int) -> _Layout | None:
+def _by_movement(
+    x: ir.Value, k: int, by_output: Mapping[int, Linear], moved: MovedColumns
+) -> tuple[Linear, Columns] | None:
+    walk = WalkBack(x, moved.unchanged)
+    merge_channels(walk)
+    core = core_of(walk)
+    found = moved.of_heads(walk.value, by_output) if core is not None else None
+    if core is None or found is None:
+        return None
+    source, table = found
+    groups, size = table.shape
+    heads = k // size
+    if k % size or core.heads not in (None, heads) or not core.suits(groups, heads):
+        return None
+    if not walk.leads_only_here(lambda node, other: False, core.cache):
+        return None
+    return source, table[np.arange(heads) // (heads // groups)].reshape(-1)
+
+
+def _through_op(walk: WalkBack, node: ir.Node, op: AttentionOp, k: int) -> _Layout | None:
     """Through an op that takes and gives [batch, tokens, channels]."""
     heads = int_of(node, op.heads)
     groups = int_of(node, "kv_num_heads") or heads
-    if not heads or not groups or k % heads or heads % groups or not _owns_cache(node, op):
+    if not heads or not groups or k % heads or heads % groups or not owns_cache(node, op):
         return None
     size = k // heads
-    packed = input_of(node, _VALUE) is None
+    packed = input_of(node, VALUE) is None
     if packed and node.op_type != "GroupQueryAttention":
         return None
-    walk.take(node.op_type, 0 if packed else _VALUE, domain_of(node))
+    walk.take(node.op_type, 0 if packed else VALUE, domain_of(node))
     return _Layout(heads, size, groups, before=(heads + groups) * size if packed else 0)
-
-
-def _owns_cache(node: ir.Node, op: _AttentionOp) -> bool:
-    """Whether the op's cache of values is an input and an output of the model, or it has none."""
-    if any(input_of(node, index) is not None for index in op.unsupported):
-        return False
-    past = input_of(node, op.past)
-    present = node.outputs[_PRESENT] if len(node.outputs) > _PRESENT else None
-    used = present is not None and (present.uses() or present.is_graph_output())
-    if past is None:
-        return not used
-    return _is_cache_input(past) and not (present is not None and present.uses())
-
-
-def _is_cache_input(value: ir.Value) -> bool:
-    readers = [use.node for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
-    return value.is_graph_input() and len(readers) == 1
 
 
 def _through_heads(walk: WalkBack, k: int) -> _Layout | None:
     """Through what works on [batch, heads, tokens, size]."""
-    if not _swap_heads(walk):
-        return None
-    heads = None
-    node = walk.value.producer()
-    if node is not None and (domain_of(node), node.op_type) == ("", "Attention"):
-        if not _owns_cache(node, _OPS["", "Attention"]) or "q_num_heads" in node.attributes:
-            return None
-        walk.take("Attention", _VALUE)
-        repeats: int | None = 0
-    else:
-        split = walk.take("Reshape")  # after a product in three dimensions: batch and heads as one
-        if split is not None:
-            heads = dimension(split.inputs[1], 1)
-        if not walk.take("MatMul", 1):
-            return None
-        repeats = _repeat(walk, merged=split is not None)
-    if repeats is None:
-        return None
-    joined = walk.value.producer()
-    past = joined.inputs[0] if joined is not None and joined.op_type == "Concat" else None
-    cache = None
-    if past is not None and joined is not None:
-        if int_of(joined, "axis") not in (-2, 2) or not _is_cache_input(past):
-            return None
-        if len(joined.inputs) != 2 or not walk.take("Concat", 1):
-            return None
-        cache = joined.outputs[0]
-    found = _size_of_heads(walk)
-    if found is None:
+    core = core_of(walk)
+    found = _size_of_heads(walk) if core is not None else None
+    if core is None or found is None:
         return None
     size, part, parts, sliced = found
-    if k % size or heads not in (None, k // size):
+    if k % size or core.heads not in (None, k // size):
         return None
-    return _Layout(k // size, size, None, 0, part, parts, repeats, cache, sliced)
+    return _Layout(k // size, size, None, 0, part, parts, core.repeats, core.cache, sliced)
 
 
 def _size_of_heads(walk: WalkBack) -> tuple[int, int, int, int | None] | None:
@@ -204,7 +178,7 @@ def _size_of_heads(walk: WalkBack) -> tuple[int, int, int, int | None] | None:
     """
     value = walk.value
     cut = walk.take("Split") or walk.take("Slice")
-    if not _swap_heads(walk):
+    if not swap_heads(walk):
         return None
     picked = walk.take("Gather") if cut is None else None
     shaped = walk.take("Reshape")
@@ -228,37 +202,6 @@ def _size_of_heads(walk: WalkBack) -> tuple[int, int, int, int | None] | None:
             return None
         return last, index[0], parts, None
     return last, 0, 1, None
-
-
-def _swap_heads(walk: WalkBack) -> bool:
-    node = walk.value.producer()
-    perm = node.attributes.get("perm") if node is not None else None
-    return (
-        perm is not None
-        and list(perm.as_ints()) == _SWAP_HEADS
-        and walk.take("Transpose") is not None
-    )
-
-
-def _repeat(walk: WalkBack, *, merged: bool) -> int | None:
-    """How often heads are repeated; None where the nodes do something else."""
-    if not walk.take("Reshape"):
-        return None if merged else 1
-    expand = walk.take("Expand")
-    if expand is None:
-        # Only batch and heads become one, undone by the reshape after the product.
-        return 1 if merged else None
-    node = walk.take("Unsqueeze")
-    if node is None or scalar_ints(input_of(node, 1)) != [2]:
-        return None
-    sizes = input_of(expand, 1)
-    maker = None if sizes is None else sizes.producer()
-    while maker is not None and maker.op_type in ("Where", "Reshape"):
-        # TorchScript asks whether any of the sizes is -1, and takes 1 for those.
-        sizes = input_of(maker, 2 if maker.op_type == "Where" else 0)
-        maker = None if sizes is None else sizes.producer()
-    count = dimension(sizes, 2)
-    return count if count is not None and count > 0 else None
 
 
 def columns_of(walk: WalkBack, by_output: Mapping[int, Linear]) -> tuple[Linear, int, int] | None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears import FLOAT_TYPES
 
-_READS_SHAPE_ONLY = ("Shape", "Size")
+READS_SHAPE_ONLY = ("Shape", "Size")
 
 
 class WalkBack:
@@ -18,8 +18,17 @@ class WalkBack:
     value: where it is.
     """
 
-    def __init__(self, value: ir.Value) -> None:
+    def __init__(
+        self, value: ir.Value, also: Callable[[ir.Node], bool] = lambda node: False
+    ) -> None:
+        """Begin at a value.
+
+        Args:
+            value: where to begin.
+            also: whether a node gives its first input as it is, and is passed over like a cast.
+        """
         self.value = value
+        self._also = also
         self._passed: list[tuple[ir.Value, ir.Node]] = []
         self._skip_casts()
 
@@ -56,7 +65,7 @@ class WalkBack:
             if value.is_graph_output() and value is not cache:
                 return False
             for use in value.uses():
-                if use.node is node or use.node.op_type in _READS_SHAPE_ONLY:
+                if use.node is node or use.node.op_type in READS_SHAPE_ONLY:
                     continue
                 if not harmless(node, use.node):
                     return False
@@ -64,7 +73,9 @@ class WalkBack:
 
     def _skip_casts(self) -> None:
         node = self.value.producer()
-        while node is not None and _keeps_values(node) and node.inputs[0] is not None:
+        while node is not None and (_keeps_values(node) or self._also(node)):
+            if node.inputs[0] is None:
+                return
             self._passed.append((node.inputs[0], node))
             self.value = node.inputs[0]
             node = self.value.producer()

@@ -1,6 +1,6 @@
 """One archive of a folder, .tar.gz or .zip; the same bytes whenever the files are the same.
 
-Members are sorted, and belong to nobody, at no time.
+Members are sorted, manifest.json before all others, and belong to nobody, at no time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.packaging.manifest import MANIFEST_FILE
 
 SUFFIXES = (".tar.gz", ".tgz", ".zip")
 # Weights hardly get smaller, whatever the level.
@@ -44,6 +45,8 @@ def write_archive(folder: Path, top: str, archive: Path) -> None:
         OSError: the disk is full or not writable.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # First the list of sizes, so that who unpacks knows what is to come.
+    files.sort(key=lambda path: path != folder / MANIFEST_FILE)
     names = {f"{top}/{path.relative_to(folder).as_posix()}": path for path in files}
     with open(archive, "wb") as raw:
         if archive.name.endswith(".zip"):

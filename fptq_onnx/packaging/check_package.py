@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.output_folder import atomic_folder
-from fptq_onnx.packaging.manifest import FORMAT, MANIFEST_FILE, SUMS_FILE
-from fptq_onnx.packaging.package_files import package_files
+from fptq_onnx.packaging.listed_sizes import MOST_UNKNOWN, NOT_LISTED, ListedSizes
+from fptq_onnx.packaging.manifest import MANIFEST_FILE, SUMS_FILE, read_manifest
+from fptq_onnx.packaging.package_files import Allowance, PackagedFile, package_files
 
-# Lists of files are read into memory; a longer one is nobody's package.
-_LONGEST_LIST = 16 << 20
 _PIECE = 1 << 20
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
@@ -28,13 +26,11 @@ class CheckedPackage:
     manifest: what manifest.json says.
     files: how many were compared.
     bytes: their size.
-    unlisted: files of a folder that no list names: made later, such as a build.
     """
 
     manifest: Mapping[str, Any]
     files: int
     bytes: int
-    unlisted: tuple[str, ...]
 
 
 def check_package(package: Path, unpack_to: Path | None = None) -> CheckedPackage:
@@ -45,10 +41,12 @@ def check_package(package: Path, unpack_to: Path | None = None) -> CheckedPackag
 
     Args:
         package: an archive or a folder that `fptq-onnx package` wrote.
-        unpack_to: a folder to make and unpack into; nothing is left there unless all is well.
+        unpack_to: a folder to make and unpack into; nothing is left there unless all is well, and
+            no more than manifest.json lists is ever written.
 
     Raises:
-        FptqError: a file is changed, missing or too many; or see `package_files`.
+        FptqError: a file is changed, missing or too many; too little room; or see
+            `package_files`.
     """
     if unpack_to is None:
         return _check(package, None)
@@ -61,42 +59,48 @@ def check_package(package: Path, unpack_to: Path | None = None) -> CheckedPackag
 def _check(package: Path, work: Path | None) -> CheckedPackage:
     found: dict[str, str] = {}
     lists: dict[str, bytes] = {}
-    total = 0
-    with package_files(package) as files:
-        for name, file, executable in files:
-            digest, kept = hashlib.sha256(), bytearray()
-            keep = name in (MANIFEST_FILE, SUMS_FILE)
-            target = None if work is None else _open_below(work, name, executable)
+    allowance = Allowance(MOST_UNKNOWN)
+    sizes = ListedSizes(package)
+    with package_files(package, allowance) as files:
+        for file in files:
+            sizes.check(file)
+            target = None if work is None else _open_below(work, file)
             try:
-                while piece := file.read(_PIECE):
-                    digest.update(piece)
-                    total += len(piece)
-                    if keep:
-                        kept += piece
-                    if len(kept) > _LONGEST_LIST:
-                        raise FptqError(f"refused: {name} is larger than a list of files can be")
-                    if target is not None:
-                        target.write(piece)
+                found[file.name], kept = _copy(file, target)
             finally:
                 if target is not None:
                     target.close()
-            found[name] = digest.hexdigest()
-            if keep:
-                lists[name] = bytes(kept)
+            if file.name in (MANIFEST_FILE, SUMS_FILE):
+                lists[file.name] = kept
+            if file.name == MANIFEST_FILE:
+                sizes.read(kept, work)
+                allowance.set(sizes.total, len(sizes.listed))
     sums = _sums(package, lists)
     _compare(package, sums, found)
     manifest = _manifest(package, lists, sums)
-    unlisted = tuple(sorted(set(found) - set(sums) - {SUMS_FILE}))
-    if unlisted and not package.is_dir():
-        raise FptqError(f"{package} holds {unlisted[0]}, which {SUMS_FILE} does not list")
-    return CheckedPackage(manifest, len(sums) + 1, total, unlisted)
+    return CheckedPackage(manifest, len(sums) + 1, sizes.seen)
 
 
-def _open_below(work: Path, name: str, executable: bool) -> Any:
-    path = work / name
+def _copy(file: PackagedFile, target: IO[bytes] | None) -> tuple[str, bytes]:
+    """The sum of a file, and its content where that is a list."""
+    digest, kept, read = hashlib.sha256(), bytearray(), 0
+    while piece := file.content.read(_PIECE):
+        read += len(piece)
+        if read > file.size:
+            raise FptqError(f"refused: {file.name} is larger than the archive says")
+        digest.update(piece)
+        if file.name in (MANIFEST_FILE, SUMS_FILE):
+            kept += piece
+        if target is not None:
+            target.write(piece)
+    return digest.hexdigest(), bytes(kept)
+
+
+def _open_below(work: Path, file: PackagedFile) -> IO[bytes]:
+    path = work / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     target = open(path, "xb")
-    path.chmod(0o755 if executable else 0o644)
+    path.chmod(0o755 if file.executable else 0o644)
     return target
 
 
@@ -115,7 +119,8 @@ def _sums(package: Path, lists: Mapping[str, bytes]) -> dict[str, str]:
 def _compare(package: Path, sums: Mapping[str, str], found: Mapping[str, str]) -> None:
     changed = sorted(name for name in sums if name in found and found[name] != sums[name])
     missing = sorted(set(sums) - set(found))
-    for names, what in ((changed, "was changed"), (missing, "is missing")):
+    added = sorted(set(found) - set(sums) - {SUMS_FILE})
+    for names, what in ((changed, "was changed"), (missing, "is missing"), (added, NOT_LISTED)):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise FptqError(f"{names[0]}{more} {what} in {package}: get the package again")
@@ -125,16 +130,8 @@ def _manifest(
     package: Path, lists: Mapping[str, bytes], sums: Mapping[str, str]
 ) -> Mapping[str, Any]:
     """manifest.json, which must agree with SHA256SUMS: people may read either."""
-    try:
-        manifest = json.loads(lists[MANIFEST_FILE])
-        listed = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        version = manifest["format"]
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise FptqError(f"{package} has no {MANIFEST_FILE} that can be read") from error
-    if version != FORMAT:
-        raise FptqError(
-            f"{package} is of format {version!r}, this fptq-onnx knows {FORMAT}: use a newer one"
-        )
+    manifest = read_manifest(lists[MANIFEST_FILE], package)
+    listed = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     if {**listed, MANIFEST_FILE: sums.get(MANIFEST_FILE)} != dict(sums):
         raise FptqError(f"{MANIFEST_FILE} and {SUMS_FILE} of {package} do not agree")
-    return dict(manifest)
+    return manifest

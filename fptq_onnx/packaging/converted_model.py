@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.config import TARGETS
+from fptq_onnx.decoder import find_io
+from fptq_onnx.decoder_advice import advised
+from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_config
 from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.output_folder import REPORT_FILE
 from fptq_onnx.session import CUSTOM_DOMAIN
+from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
 _CUSTOM, _PORTABLE = "custom", "matmulnbits"
 
@@ -46,6 +50,18 @@ class ConvertedModel:
     def needs_library(self) -> bool:
         """Whether the main model has ops of ours."""
         return CUSTOM_DOMAIN in self.main.model.opset_imports
+
+    def decoder_io(self) -> DecoderIO:
+        """How the main model is fed.
+
+        Raises:
+            FptqError: not a causal language model.
+        """
+        graph = self.main.model.graph
+        try:
+            return find_io(self.main.file, graph_inputs(graph), graph_outputs(graph))
+        except FptqError as error:
+            raise advised(error, "this package is for models that generate text") from error
 
 
 def open_converted(path: Path) -> ConvertedModel:

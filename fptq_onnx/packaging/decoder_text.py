@@ -7,6 +7,7 @@ input_ids NAME TYPE                 so attention_mask, position_ids, cache_posit
 cache PAST PRESENT TYPE AXIS SIZE.. the axis of the tokens; sizes of an empty cache
 shared_cache                        past and present may be one buffer
 context_length N
+vocabulary N                        ids are below it
 end ID..                            tokens that end a text
 """
 
@@ -29,6 +30,7 @@ def decoder_text(
     library: str | None,
     shared_cache: bool,
     context_length: int | None,
+    vocabulary: int | None,
     end: Collection[int],
 ) -> str:
     """The lines.
@@ -59,6 +61,8 @@ def decoder_text(
         rows.append(("shared_cache",))
     if context_length is not None:
         rows.append(("context_length", context_length))
+    if vocabulary is not None:
+        rows.append(("vocabulary", vocabulary))
     if end:
         rows.append(("end", *sorted(end)))
     for row in rows:

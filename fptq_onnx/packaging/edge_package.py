@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fptq_onnx.decoder import find_io
 from fptq_onnx.generation.shared_rows import can_share
 from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_save import MODEL_FILE
@@ -28,7 +27,6 @@ from fptq_onnx.packaging.package_parts import (
 )
 from fptq_onnx.packaging.smoke_tokens import smoke_prompt, smoke_tokens
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
 SMOKE_FILE = "smoke_tokens.txt"
 
@@ -56,7 +54,7 @@ def write_edge_package(
         libraries.mkdir()
         copied = copy_library(target, library, libraries)
     graph = converted.main.model.graph
-    io = find_io(converted.main.file, graph_inputs(graph), graph_outputs(graph))
+    io = converted.decoder_io()
     special = read_special_ids(converted.main.folder)
     has_portable = write_graphs(converted, model, fallback=fallback)
     text = decoder_text(
@@ -66,6 +64,7 @@ def write_edge_package(
         library=f"../lib/{copied.name}" if copied is not None else None,
         shared_cache=can_share(graph, io),
         context_length=special.context_length,
+        vocabulary=io.vocab_size or special.vocab_size,
         end=special.eos,
     )
     (model / DECODER_FILE).write_text(text, encoding="utf-8")

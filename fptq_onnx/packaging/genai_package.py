@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.decoder import find_io
 from fptq_onnx.genai_config import GENAI_CONFIG, pointed_config
 from fptq_onnx.generation.shared_rows import can_share
 from fptq_onnx.model_configs import read_config, read_special_ids
@@ -29,7 +28,6 @@ from fptq_onnx.packaging.package_parts import (
     write_readme,
 )
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
 PORTABLE_CONFIG = "genai_config.portable.json"
 
@@ -77,7 +75,7 @@ def _config(converted: ConvertedModel) -> dict[str, Any]:
     if pointed_config(given, MODEL_FILE, None) is not None:
         return given
     graph = converted.main.model.graph
-    io = find_io(converted.main.file, graph_inputs(graph), graph_outputs(graph))
+    io = converted.decoder_io()
     special = read_special_ids(converted.main.folder)
     config = read_config(converted.main.folder, "config.json")
     return make_genai_config(io, special, config, shared_cache=can_share(graph, io))

@@ -48,6 +48,32 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
+def read_manifest(content: bytes, package: Path) -> dict[str, Any]:
+    """What manifest.json says; each of its files has "bytes" and "sha256".
+
+    Args:
+        content: of the file.
+        package: it is part of, for messages.
+
+    Raises:
+        FptqError: it cannot be read, or is of another version.
+    """
+    try:
+        manifest = json.loads(content)
+        version = manifest["format"]
+        files = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
+        known = all(type(size) is int and size >= 0 for size, _ in files)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise FptqError(f"{package} has no {MANIFEST_FILE} that can be read") from error
+    if version != FORMAT:
+        raise FptqError(
+            f"{package} is of format {version!r}, this fptq-onnx knows {FORMAT}: use a newer one"
+        )
+    if not known:
+        raise FptqError(f"{package} has no {MANIFEST_FILE} that can be read")
+    return dict(manifest)
+
+
 def is_plain(name: str) -> bool:
     """Whether a name is a relative path that stays where it is, in printable characters.
 

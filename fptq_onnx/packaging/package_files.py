@@ -12,9 +12,10 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 from zlib import error as ZlibError
 
 from fptq_onnx.errors import FptqError
@@ -25,20 +26,70 @@ _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, EOFError, ZlibError, LZMAError, ValueError, RuntimeError,
 )  # fmt: skip
 
-Files = Iterator[tuple[str, IO[bytes], bool]]
+# What a tar file has beside the files' bytes: two headers, names and padding for each; in all, the
+# end.
+_TAR_MEMBER = 4096
+_TAR_END = 1 << 20
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file of a package, to be read before the next one is asked for.
+
+    name: its path in the package, without the one folder that an archive has at its top.
+    size: bytes, as the archive or the disk says.
+    executable: whether it may be executed.
+    content: where to read it.
+    """
+
+    name: str
+    size: int
+    executable: bool
+    content: IO[bytes]
+
+
+Files = Iterator[PackagedFile]
+
+
+class Allowance:
+    """How many bytes may still come out of a compressed archive."""
+
+    def __init__(self, total: int) -> None:
+        """Begin.
+
+        Args:
+            total: bytes of all files.
+        """
+        self._read, self._most = 0, total + _TAR_END
+
+    def set(self, total: int, files: int) -> None:
+        """Know better.
+
+        Args:
+            total: bytes of all files.
+            files: how many there are.
+        """
+        self._most = total + files * _TAR_MEMBER + _TAR_END
+
+    def take(self, count: int) -> None:
+        """Count what came out.
+
+        Raises:
+            FptqError: it is more than may.
+        """
+        self._read += count
+        if self._read > self._most:
+            raise FptqError("refused: the archive unpacks to more than its manifest.json lists")
 
 
 @contextmanager
-def package_files(package: Path) -> Iterator[Files]:
+def package_files(package: Path, allowance: Allowance) -> Iterator[Files]:
     """Walk through a package.
 
     Args:
         package: a folder or an archive.
-
-    Yields:
-        An iterator of (path inside the package, its content, whether it may be executed); each is
-        to be read before the next one. The one folder that an archive has at its top is left out
-        of the paths.
+        allowance: of bytes that come out of a .tar.gz, whatever they are; a .zip says the size of
+            each file, and no more comes out of it.
 
     Raises:
         FptqError: no such package, a damaged one, or one with a member that is refused.
@@ -54,15 +105,26 @@ def package_files(package: Path) -> Iterator[Files]:
                 yield _of_zip(packed)
         else:
             # tarfile's own "r|gz" takes a file that is cut short for one that ends there.
-            with (
-                gzip.open(package) as stream,
-                tarfile.open(fileobj=stream, mode="r|") as packed_tar,
-            ):
-                yield _of_tar(packed_tar)
+            with gzip.open(package) as stream:
+                counted: Any = _Counted(stream, allowance)
+                with tarfile.open(fileobj=counted, mode="r|") as packed_tar:
+                    yield _of_tar(packed_tar)
     except _DAMAGE as error:
         raise FptqError(f"{package} is not a .tar.gz or .zip, or is damaged ({error})") from error
     except gzip.BadGzipFile as error:
         raise FptqError(f"{package} is not a .tar.gz or .zip, or is damaged ({error})") from error
+
+
+class _Counted:
+    """A stream for tarfile."""
+
+    def __init__(self, stream: gzip.GzipFile, allowance: Allowance) -> None:
+        self._stream, self._allowance = stream, allowance
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        self._allowance.take(len(piece))
+        return piece
 
 
 def _of_folder(folder: Path) -> Files:
@@ -72,7 +134,8 @@ def _of_folder(folder: Path) -> Files:
             raise FptqError(f"refused: {name} is a link")
         if path.is_file():
             with open(path, "rb") as file:
-                yield name, file, bool(path.stat().st_mode & 0o100)
+                about = path.stat()
+                yield PackagedFile(name, about.st_size, bool(about.st_mode & 0o100), file)
 
 
 def _of_tar(archive: tarfile.TarFile) -> Files:
@@ -86,7 +149,7 @@ def _of_tar(archive: tarfile.TarFile) -> Files:
             raise FptqError(f"refused: {entry.name!r} in the archive is a link or a device")
         file = archive.extractfile(entry)
         assert file is not None  # a regular file
-        yield name, file, bool(entry.mode & 0o100)
+        yield PackagedFile(name, entry.size, bool(entry.mode & 0o100), file)
 
 
 def _of_zip(archive: zipfile.ZipFile) -> Files:
@@ -100,7 +163,7 @@ def _of_zip(archive: zipfile.ZipFile) -> Files:
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise FptqError(f"refused: {entry.filename!r} in the archive is a link or a device")
         with archive.open(entry) as file:
-            yield name, file, bool(mode & 0o100)
+            yield PackagedFile(name, entry.file_size, bool(mode & 0o100), file)
 
 
 class _Names:

@@ -64,6 +64,7 @@ def serve(models: Sequence[Any], *, host: str, port: int) -> None:
     registry = kserve.ModelServer(enable_grpc=False, http_port=port)
     for model in models:
         registry.register_model(model)
+    _refuse_what_cannot_be_read(registry.dataplane)
     # Not its own start(): that listens on every interface.
     server = RESTServer(
         "kserve.model_server:app", registry.dataplane, registry.model_repository_extension, port
@@ -73,6 +74,26 @@ def serve(models: Sequence[Any], *, host: str, port: int) -> None:
         flush=True,
     )
     server.run(sockets=[listening])
+
+
+def _refuse_what_cannot_be_read(dataplane: Any) -> None:
+    """Let a request whose data and shape do not agree be the client's mistake, 400 and not 500."""
+    from kserve.errors import InvalidInput
+
+    decode = dataplane.decode
+
+    def checked(*arguments: Any, **named: Any) -> Any:
+        try:
+            return decode(*arguments, **named)
+        except InvalidInput:
+            raise
+        except Exception as error:  # KeyError, ValueError, ...: whatever the bytes led to
+            raise InvalidInput(
+                f"the request's tensors cannot be read ({first_line(error)}): send data, shape "
+                "and datatype that agree"
+            ) from error
+
+    dataplane.decode = checked
 
 
 def _schema() -> Any:
@@ -143,7 +164,7 @@ def _model(config: Any, session: ort.InferenceSession, version: str) -> Any:
             return _tensors(config.output, config.max_batch_size)
 
         async def predict(self, payload: Any, headers: Any = None, **_: Any) -> Any:
-            feeds = {tensor.name: tensor.as_numpy() for tensor in payload.inputs}
+            feeds = {tensor.name: _array(tensor) for tensor in payload.inputs}
             known = [tensor.name for tensor in config.output]
             names = [output.name for output in payload.request_outputs or ()] or known
             try:
@@ -159,6 +180,15 @@ def _model(config: Any, session: ort.InferenceSession, version: str) -> Any:
                 use_binary_outputs=payload.use_binary_outputs,
                 requested_outputs=payload.request_outputs,
             )  # fmt: skip
+
+    def _array(tensor: Any) -> Any:
+        try:
+            return tensor.as_numpy()
+        except Exception as error:  # NumPy's, of data that do not suit the shape or the type
+            raise InvalidInput(
+                f"the data of {tensor.name} are not {tensor.datatype} of shape "
+                f"{list(tensor.shape)}: {first_line(error)}"
+            ) from error
 
     model = RepositoryModel(config.name)
     model.ready = True

@@ -21,7 +21,7 @@ from fptq_onnx.serving.access import CountRequests, check_key
 from fptq_onnx.serving.answer import Answer
 from fptq_onnx.serving.answer_format import ChatFormat, CompletionFormat
 from fptq_onnx.serving.api_error import SERVER, ApiError, wrong
-from fptq_onnx.serving.read_body import parse_json, read_body
+from fptq_onnx.serving.read_body import TooLargeError, TooLargeResponse, parse_json, read_body
 from fptq_onnx.serving.read_request import Asked, read_chat, read_completion
 from fptq_onnx.serving.service import Service
 
@@ -166,7 +166,9 @@ def _for_engine(asked: Asked, ids: tuple[int, ...]) -> engine.Request:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+    unread = isinstance(error, TooLargeError) and error.unread
+    kind = TooLargeResponse if unread else JSONResponse
+    return kind(error.body(), status_code=error.status, headers=error.headers())
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

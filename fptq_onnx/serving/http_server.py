@@ -15,6 +15,7 @@ import uvicorn
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.serving.app import create_app
+from fptq_onnx.serving.http_connection import HttpConnection
 from fptq_onnx.serving.service import Service
 
 _BACKLOG = 2048
@@ -79,7 +80,7 @@ async def _serve(service: Service, bound: socket.socket, started: Callable[[], N
     config = uvicorn.Config(
         create_app(service),
         loop="asyncio",
-        http="httptools",
+        http=HttpConnection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
+from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.model_configs import find_model_file
 from fptq_onnx.samples import folder_of_tokenizer
@@ -32,11 +33,20 @@ def open_service(
         threads: intra-op threads, None for onnxruntime's choice.
 
     Raises:
-        FptqError: see LanguageModel.open and Service.
+        FptqError: an empty name, more tokens than the model's context, or see LanguageModel.open
+            and Service.
     """
+    if name is not None and not name.strip():
+        raise FptqError("--model-name is empty: give a name, or leave it out for the folder's")
     model = LanguageModel.open(
         path, tokenizer_folder=tokenizer and folder_of_tokenizer(tokenizer), threads=threads
     )
+    context, limit = model.special.context_length, settings.max_length
+    if context is not None and limit is not None and limit > context:
+        raise FptqError(
+            f"--max-length {limit} is more than the model's context of {context} tokens: "
+            "lower it, or leave it out for all of that"
+        )
     return Service(model, name or find_model_file(path).resolve().parent.name, settings)
 
 

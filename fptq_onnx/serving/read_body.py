@@ -7,13 +7,30 @@ import json
 from typing import Any, NoReturn
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from fptq_onnx.serving.api_error import ApiError
 
-# Read of a body that is too large, so that a client which first writes and then reads gets to
-# read the answer; and how long any body may take.
+_SECONDS = 60.0  # that any body may take
+# Of a body that is too large so much is read after its refusal, and so long is waited for more of
+# it: a client that first writes and then reads must get to read the answer.
 _DISCARD = 16 << 20
-_SECONDS = 60.0
+_IDLE = 5.0
+
+
+class TooLargeError(ApiError):
+    """A body that is not taken.
+
+    unread: there is more of it than was read.
+    """
+
+    def __init__(self, max_body: int, *, unread: bool) -> None:
+        """Describe it."""
+        super().__init__(
+            413, f"the request has more than {max_body} bytes", code="request_too_large"
+        )
+        self.unread = unread
 
 
 async def read_body(request: Request, max_body: int) -> bytes:
@@ -24,8 +41,9 @@ async def read_body(request: Request, max_body: int) -> bytes:
         max_body: bytes.
 
     Raises:
-        ApiError: 413 when it is larger, 415 when it is not said to be JSON, 408 when it is slow,
-            400 when the client leaves.
+        TooLargeError: 413, as soon as that is known: by Content-Length nothing is read.
+        ApiError: 415 when it is not said to be JSON, 408 when it is slow, 400 when the client
+            leaves.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
@@ -33,37 +51,54 @@ async def read_body(request: Request, max_body: int) -> bytes:
         raise ApiError(
             415, "the request must be JSON: send the header Content-Type: application/json"
         )
-    too_large = ApiError(
-        413, f"the request has more than {max_body} bytes", code="request_too_large"
-    )
     declared = request.headers.get("content-length", "")
-    over = declared.isdigit() and int(declared) > max_body
-    if over and request.headers.get("expect", "").lower() == "100-continue":
-        raise too_large  # it has sent nothing yet
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_body):
+        asks = request.headers.get("expect", "").lower() == "100-continue"
+        raise TooLargeError(max_body, unread=not asks)  # who asks has sent nothing yet
     try:
-        body, size = await asyncio.wait_for(_receive(request, max_body), _SECONDS)
+        return await asyncio.wait_for(_receive(request, max_body), _SECONDS)
     except asyncio.TimeoutError as error:
         raise ApiError(408, f"the request took more than {_SECONDS:g} s to arrive") from error
-    if size > max_body:
-        raise too_large
-    return body
 
 
-async def _receive(request: Request, max_body: int) -> tuple[bytes, int]:
-    """What fits of a body, and its size as far as it was read."""
+async def _receive(request: Request, max_body: int) -> bytes:
     parts, size = [], 0
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ApiError(400, "the client left in the middle of its request")
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= max_body:
-            parts.append(part)
-        else:
-            parts.clear()
-        if not message.get("more_body", False) or size > max_body + _DISCARD:
-            return b"".join(parts), size
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+        if size > max_body:
+            raise TooLargeError(max_body, unread=more)
+        if not more:
+            return b"".join(parts)
+
+
+class TooLargeResponse(JSONResponse):
+    """Sent at once; then the connection is kept until the client has written, or stops writing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, and read on for a while."""
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        try:
+            await asyncio.wait_for(_discard(receive), _SECONDS)
+        except asyncio.TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive) -> None:
+    size = 0
+    while size <= _DISCARD:
+        message = await asyncio.wait_for(receive(), _IDLE)
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        size += len(message.get("body", b""))
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.sampling import SamplingSettings
 from fptq_onnx.serving.api_error import ApiError, wrong
+from fptq_onnx.serving.read_messages import read_messages
 
 _MAX_STOPS = 16
 # Fields that say nothing about the answer's text.
@@ -18,15 +19,12 @@ _IGNORED = {
 }  # fmt: skip
 _COMMON = {
     "model", "stream", "stream_options", "temperature", "top_p", "seed", "stop", "max_tokens",
-    "n", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty",
     "top_k", "repetition_penalty", "ignore_eos", "return_token_ids",
 }  # fmt: skip
-_COMPLETION = {"prompt", "best_of", "echo", "suffix"}
-_CHAT = {
-    "messages", "max_completion_tokens", "top_logprobs", "response_format", "tools", "tool_choice",
-    "functions", "function_call", "parallel_tool_calls", "modalities",
-}  # fmt: skip
-# Fields that may be there with these values alone: any other would change the answer.
+_COMPLETION = {"prompt"}
+_CHAT = {"messages", "max_completion_tokens"}
+# Fields that may be there, on either route, with these values alone: any other would change the
+# answer.
 _ONLY: dict[str, tuple[object, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logit_bias": ({},),
     "presence_penalty": (0,), "frequency_penalty": (0,), "logprobs": (False,),
@@ -34,6 +32,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip
+_STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 
 
 @dataclass(frozen=True)
@@ -83,34 +82,15 @@ def read_chat(fields: Mapping[str, Any]) -> tuple[Asked, list[dict[str, str]]]:
         ApiError: 400.
     """
     _check_names(fields, _COMMON | _CHAT)
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise wrong("messages", "messages must be a list of at least one message")
-    read = [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
-    return _asked(fields, default_tokens=None), read
-
-
-def _message(message: object, where: str) -> dict[str, str]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise wrong(where, f'{where} must be {{"role": ..., "content": ...}}')
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        texts = [text for part in parts if isinstance(text := part.get("text"), str)]
-        if not texts or len(texts) != len(content):
-            raise wrong(f"{where}.content", f"{where}.content must be text: no images or audio")
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise wrong(f"{where}.content", f"{where}.content must be text")
-    role = "system" if message["role"] == "developer" else message["role"]
-    return {"role": role, "content": content}
+    messages = read_messages(fields.get("messages"))
+    return _asked(fields, default_tokens=None), messages
 
 
 def _check_names(fields: Mapping[str, Any], known: set[str]) -> None:
     for name, value in fields.items():
         if name in _IGNORED or value is None:
             continue
-        if name not in known:
+        if name not in known and name not in _ONLY:
             raise ApiError(
                 400, f"the field {name[:64]!r} is not supported: leave it out", param=name[:64],
                 code="unknown_parameter",
@@ -118,6 +98,18 @@ def _check_names(fields: Mapping[str, Any], known: set[str]) -> None:
         allowed = _ONLY.get(name)
         if allowed is not None and not any(_same(value, one) for one in allowed):
             raise wrong(name, f"{name} can only be {json.dumps(allowed[0])} here")
+
+
+def _check_stream_options(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in _STREAM_OPTIONS and value is not None:
+            full = f"stream_options.{name[:64]}"
+            raise ApiError(
+                400, f"the field {full} is not supported: leave it out", param=full,
+                code="unknown_parameter",
+            )  # fmt: skip
+    if _flag(options, "include_obfuscation"):
+        raise wrong("include_obfuscation", "include_obfuscation can only be false here")
 
 
 def _same(value: object, other: object) -> bool:
@@ -130,6 +122,7 @@ def _asked(fields: Mapping[str, Any], *, default_tokens: int | None) -> Asked:
     options = fields.get("stream_options")
     if options is not None and not (isinstance(options, dict) and stream):
         raise wrong("stream_options", "stream_options must be an object, with stream: true")
+    _check_stream_options(options or {})
     temperature = _number(fields, "temperature", 1.0)
     if temperature > 100:
         raise wrong("temperature", f"temperature must be at most 100, got {temperature:g}")

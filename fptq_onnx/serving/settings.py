@@ -45,4 +45,7 @@ class ServerSettings:
         if not self.timeout > 0:
             raise FptqError(f"the timeout must be above 0 seconds, got {self.timeout}")
         if self.api_key is not None and not self.api_key.strip():
-            raise FptqError("the API key is empty: give one, or leave it out for none")
+            raise FptqError(
+                "the API key is empty and would protect nothing: give one, or to serve without "
+                "leave out --api-key and unset FPTQ_API_KEY"
+            )

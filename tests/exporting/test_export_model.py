@@ -188,6 +188,24 @@ def test_an_encoder_keeps_its_head(tmp_path: Path, kind: str, shape: tuple[int, 
     assert "worst output logits" in done.stdout
 
 
+def test_an_encoder_for_masked_tokens_without_token_types(tmp_path: Path) -> None:
+    """Its inputs and outputs are those of a decoder without a cache."""
+    folder = small_bert(tmp_path / "roberta", "RobertaForMaskedLM")
+    done = command("export", folder, "-o", tmp_path / "out", "--exporter", "optimum")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out" / "config.json").rename(tmp_path / "config.json")
+    for config in (False, True):  # from what it computes, and from its configuration
+        if config:
+            (tmp_path / "config.json").rename(tmp_path / "out" / "config.json")
+        done = command("convert", tmp_path / "out", "-o", tmp_path / f"w{config}", *FEW)
+        assert done.returncode == 0, done.stderr
+        assert "worst output logits" in done.stdout and "perplexity" not in done.stdout
+    refused(
+        "run", tmp_path / "wTrue", "--prompt", "Once",
+        saying="not a causal language model: config.json says RobertaForMaskedLM",
+    )  # fmt: skip
+
+
 def test_a_head_that_is_not_known_is_refused(tmp_path: Path) -> None:
     folder = small_bert(tmp_path / "bert", "BertForNextSentencePrediction")
     refused(
@@ -195,6 +213,18 @@ def test_a_head_that_is_not_known_is_refused(tmp_path: Path) -> None:
         saying="BertForNextSentencePrediction is neither a causal language model nor an encoder",
     )  # fmt: skip
     assert leftovers(tmp_path) == ["bert"]
+
+
+def test_a_model_of_pictures_is_refused(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                       intermediate_size=48, image_size=32)  # fmt: skip
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    refused(
+        "export", tmp_path / "vit", "-o", tmp_path / "out", "--exporter", "optimum",
+        saying="ViTModel takes pixel_values, not tokens: export it with optimum-cli",
+    )  # fmt: skip
 
 
 def test_an_architecture_that_an_exporter_does_not_know(tmp_path: Path) -> None:

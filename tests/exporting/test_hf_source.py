@@ -68,5 +68,5 @@ def test_refusals_of_the_command(folder: Path, tmp_path: Path) -> None:
     refused("export", MODEL, "-o", out, saying="holds an ONNX model already")
     refused("export", MODEL / "model.onnx", "-o", out, saying="is a file")
     refused("export", folder, "-o", out, "--exporter", "onnx", saying="use one of genai, optimum")
-    refused("export", folder, "-o", out, "--threads", "-1", saying="must not be negative")
+    refused("export", folder, "-o", out, "--threads", "-1", saying="--threads must be")
     assert leftovers(tmp_path) == ["hf"]

@@ -26,12 +26,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_linear_of_the_classes_is_listed_with_its_shape(kind, monkeypatch):
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from module_tree import module_tree
-
     # Old classes know no head_dim and no fewer key heads: they must not be told of them.
     settings = dict(CONFIGS[kind])
     if kind in ("opt", "qwen2", "phi3"):
@@ -40,11 +35,31 @@ def test_every_linear_of_the_classes_is_listed_with_its_shape(kind, monkeypatch)
         settings.pop("num_key_value_heads")
         settings.pop("intermediate_size")
     config = transformers.AutoConfig.for_model(kind, **settings)
+    compare_with_classes(config, transformers.AutoModelForCausalLM.from_config)
+
+
+def test_every_linear_of_the_models_that_are_exported(monkeypatch):
+    """Encoders, Falcon of three kinds: what make_exports.py makes."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from small_models import MODELS, small_config
+
+    assert {"bert", "roberta", "falcon-new", "gpt-neox", "gemma3"} <= set(MODELS)
+    for model in MODELS.values():
+        compare_with_classes(small_config(model), getattr(transformers, model.architecture))
+
+
+def compare_with_classes(config, make):
+    """The tree of a configuration against the modules that transformers makes of it."""
+    import torch
+    from module_tree import module_tree
+    from transformers.pytorch_utils import Conv1D
+
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = make(config)
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
+        # FalconLinear is one of nn.Linear. A pooler is no part of what is exported.
+        if isinstance(module, torch.nn.Linear) and name != "pooler.dense":
             found[name] = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
             found[name] = (module.nx, module.nf)
@@ -53,9 +68,10 @@ def test_every_linear_of_the_classes_is_listed_with_its_shape(kind, monkeypatch)
     stem = stem.removesuffix(f"0.{tree.layer[0].name}")
     wanted = {
         f"{stem}{number}.{module.name}": (module.inputs, sum(n for _, n in module.parts))
-        for number in range(3)
+        for number in range(tree.layers)
         for module in tree.layer
     }
-    wanted[tree.head.name] = (tree.head.inputs, tree.head.parts[0][1])
-    assert found == wanted
+    for module in tree.outer:
+        wanted[module.name] = (module.inputs, sum(n for _, n in module.parts))
+    assert found == wanted, config.model_type
     assert tree.count == len(found) and len(tree.parts()) >= len(found)

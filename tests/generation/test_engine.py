@@ -139,6 +139,18 @@ def test_what_the_cache_holds_is_not_fed_again(model: LanguageModel) -> None:
     assert other.generation.tokens == alone.generation.tokens
 
 
+def test_the_same_prompt_again_is_fed_two_tokens(model: LanguageModel) -> None:
+    """One token alone is a decode step, whose sums round otherwise: a draw would notice."""
+    engine = model.engine()
+    prompt = model.encode("The sun was hot. Lily wanted")
+    for length, reused in ((8, 6), (3, 1), (2, 0), (1, 0)):
+        asked = Request(prompt[:length], 3)
+        *_, first = engine.stream(asked)
+        *_, again = engine.stream(asked)
+        assert again.generation.reused == reused
+        assert again.generation.tokens == first.generation.tokens
+
+
 @pytest.mark.parametrize("kind", ["shared", "separate", "refed"])
 def test_a_prompt_fed_in_pieces_among_others(model: LanguageModel, kind: str) -> None:
     decoder = model.model.decoder

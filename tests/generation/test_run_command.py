@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -91,10 +92,93 @@ def test_refusals(options: tuple[str, ...], saying: str) -> None:
     assert refused("run", MODEL, *options, saying=saying).stdout == ""
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (MODEL, "--max-tokens", 5, "Once"), ("--max-tokens", 5, MODEL, "Once"),
+        (MODEL, "Once", "--max-tokens", 5), (MODEL, "--max-tokens", 5, "--", "Once"),
+    ],
+)  # fmt: skip
+def test_a_prompt_before_or_after_options(arguments: tuple[object, ...]) -> None:
+    done = command("run", *arguments)
+    assert (done.returncode, done.stdout) == (0, "Once upon a time, there\n"), done.stderr
+
+
+def test_a_prompt_that_begins_with_a_dash() -> None:
+    done = command("run", MODEL, "--max-tokens", 3, "--raw", "--", "-5")
+    assert done.returncode == 0 and done.stdout.startswith("-5"), done.stderr
+    done = command("run", MODEL, "--max-tokens", 3, "--", "--foo")
+    assert done.returncode == 0 and done.stdout.startswith("--foo"), done.stderr
+    saying = "unrecognized arguments: --max-tokens 3"
+    assert refused("run", MODEL, "--", "-5", "--max-tokens", 3, saying=saying).stdout == ""
+    refused("run", MODEL, "Once", "--foo", saying="unrecognized arguments: --foo")
+    refused("run", MODEL, "Once", "--ids", "upon", saying="unrecognized arguments: upon")
+    refused("run", saying="required: model")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
+def test_output_that_cannot_be_written(redirection: str) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    script = f'"$0" -m fptq_onnx run "$1" Once --max-tokens 3 {redirection}'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, MODEL],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fptq-onnx: error")]
+    assert "standard output" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_bytes_that_are_no_text() -> None:
     done = command("run", MODEL, "Once \udcff")  # how Python hands on a byte ff
     assert done.returncode == 2 and "the prompt is not valid UTF-8" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+LOCALES = [{}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+           {"PYTHONIOENCODING": "latin-1"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=str)
+def test_piped_bytes_in_any_locale(locale: dict[str, str], chat_model: Path) -> None:
+    def piped(data: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+        words = [sys.executable, "-m", "fptq_onnx", "run", *map(str, arguments)]
+        return subprocess.run(
+            [*words, "--max-tokens", "3"], input=data, env={**os.environ, **locale},
+            capture_output=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    for model in (MODEL, chat_model):
+        done = piped(b"Once \xff\xfe\n", model)
+        assert done.returncode == 2 and done.stdout == b"", done.stderr
+        assert b"not UTF-8 text" in done.stderr and b"Traceback" not in done.stderr
+    done = piped("naïve 日本\n".encode(), MODEL)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode("latin-1" if "PYTHONIOENCODING" in locale else "utf-8")
+    assert shown.startswith(("naïve 日本", "naïve ??", "na?ve ??")), shown
+    whole = piped("naïve 日本\n".encode(), MODEL, "--ids")
+    assert (
+        whole.stdout
+        == command("run", MODEL, "naïve 日本", "--ids", "--max-tokens", 3).stdout.encode()
+    )
+
+
+def test_a_line_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = lines("Once")
+
+    def read(prompt: str, broken: list[int] = [0]) -> str:  # noqa: B006
+        broken[0] += 1
+        if broken[0] == 1:
+            return b"\xff".decode()  # as input() fails
+        return "Once \udcff" if broken[0] == 2 else waiting(prompt)
+
+    out = io.StringIO()
+    interact(LanguageModel.open(MODEL), chat=False, max_tokens=5, read_line=read, stream=out)
+    assert out.getvalue() == "Once upon a time, there\n"
+    said = capsys.readouterr().err
+    assert "the line is no text" in said and "not valid UTF-8" in said
 
 
 def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:

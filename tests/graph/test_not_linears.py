@@ -87,6 +87,14 @@ CASES = {
         {"W": (4, 3)},
         "made by CumSum",
     ),
+    "positions": (  # a rotary table: frequencies [F, 1] times positions [1, A]
+        "g (float[F, 1] f, float[A, 3] x) => (float[F, A] y) { s = Shape<end = 1>(x)"
+        " n = Squeeze(s) z = Constant<value = int64 {0}>() o = Constant<value = int64 {1}>()"
+        " r = Range(z, n, o) b = Constant<value = int64[1] {0}>() u = Unsqueeze(r, b)"
+        " p = Cast<to = 1>(u) y = MatMul(f, p) }",
+        {},
+        "both operands are computed",
+    ),
     "empty": (f"g ({X}) => (float[A, 0] y) {{ y = MatMul(x, W) }}", {"W": (4, 0)}, "empty"),
 }
 

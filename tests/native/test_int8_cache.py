@@ -1,4 +1,4 @@
-"""fptq::GroupQueryAttention with a cache of int8 codes, against its definition and ONNX Runtime's."""
+"""fptq::GroupQueryAttention with a cache of int8 codes: its definition, and ONNX Runtime's."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Case:
 
 def close(got: list[NDArray[Any]], wanted: list[NDArray[Any]]) -> None:
     np.testing.assert_allclose(got[0], wanted[0], rtol=0, atol=TOLERANCE * 4)
-    # Keys turn in float32 and in float64: where the product lies between two codes, either may come.
+    # Keys turn in float32 and in float64: between two codes, either may come.
     assert got[1].dtype == got[2].dtype == np.int8
     difference = np.abs(got[1].astype(int) - wanted[1])
     assert difference.max(initial=0) <= 1 and difference.sum() <= 0.001 * difference.size

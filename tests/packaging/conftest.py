@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from command_line import MODEL, RANDOM_FEW, command
+from edge_tools import compile_runner, opened
+
+from fptq_onnx.packaging.manifest import write_manifest
 
 FAST = ("--recipe", "paper", "--calibration", "random", *RANDOM_FEW, "--embedding-bits", "8")
 
@@ -32,3 +35,25 @@ def edge(custom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("package", custom, "--for", "edge", "-o", archive)
     assert done.returncode == 0, done.stderr
     return archive
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small package."""
+    made = tmp_path / "package"
+    (made / "model").mkdir(parents=True)
+    (made / "model" / "weights.bin").write_bytes(bytes(range(256)) * 40)
+    (made / "run.sh").write_text("#!/bin/sh\n")
+    (made / "run.sh").chmod(0o755)
+    write_manifest(made, {"name": "small", "for": "edge", "target": "linux-x86_64"})
+    return made
+
+
+@pytest.fixture(scope="session")
+def package(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return opened(edge, tmp_path_factory.mktemp("opened"))
+
+
+@pytest.fixture(scope="session")
+def runner(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_runner(package, tmp_path_factory.mktemp("runner"))

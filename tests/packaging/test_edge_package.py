@@ -13,7 +13,13 @@ import onnx
 import pytest
 from bigrams import bigram_text, parsed
 from command_line import command
-from edge_tools import compile_runner, members, opened, run_tokens, runtime_library
+from edge_tools import (
+    compile_runner,
+    fptq_run,
+    members,
+    opened,
+    smoke_test,
+)
 
 from fptq_onnx.decoder import find_io, open_decoder
 from fptq_onnx.generate import generate
@@ -24,31 +30,8 @@ PROMPT = [1, 432, 445, 261, 406]
 NEW = 60
 
 
-@pytest.fixture(scope="module")
-def package(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return opened(edge, tmp_path_factory.mktemp("opened"))
-
-
-@pytest.fixture(scope="module")
-def runner(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_runner(package, tmp_path_factory.mktemp("runner"))
-
-
 def ours(folder: Path, prompt: list[int] = PROMPT, new: int = NEW) -> list[int]:
     return list(generate(open_decoder(folder, threads=1), prompt, new, eos=[2]))
-
-
-def fptq_run(runner: Path, model: Path, *arguments: object, code: int = 0) -> tuple[list[int], str]:
-    options = ("--onnxruntime", runtime_library(), "--model", model, "--threads", 1)
-    return run_tokens(runner, *options, *arguments, code=code)
-
-
-def smoke_test(package: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [package / "smoke_test.sh", runtime_library()],
-        env={**os.environ, "CXXFLAGS": "-O0"},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 def test_its_own_test_passes(package: Path) -> None:
@@ -205,36 +188,6 @@ def test_the_official_header_agrees(package: Path, runner: Path, tmp_path: Path)
     assert tokens == fptq_run(runner, package / "model", *PROMPT)[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "saying"),
-    [
-        ((), "give at least one token"),
-        (("x",), "not a number in range: x"),
-        (("-5",), "not a number in range: -5"),
-        (("--tokens",), "--tokens needs a value"),
-        (("--tokens", "0", "1"), "fills the model's context"),
-        (("99999", "1"), "idx=99999"),
-    ],
-)
-def test_the_runner_refuses(
-    package: Path, runner: Path, arguments: tuple[str, ...], saying: str
-) -> None:
-    _, told = fptq_run(runner, package / "model", *arguments, code=2)
-    assert saying in told
-
-
-def test_the_runner_without_what_it_needs(package: Path, runner: Path, tmp_path: Path) -> None:
-    for arguments, saying in (
-        (("--onnxruntime", tmp_path / "absent.so", "--model", package / "model"), "ONNX Runtime:"),
-        (("--onnxruntime", runtime_library(), "--model", tmp_path), "no decoder.txt"),
-        (("--model", package / "model"), "give --onnxruntime LIB"),
-        (("--onnxruntime", package / "lib" / "libfptq_ort_ops.so", "--model", package / "model"),
-         "is not ONNX Runtime's library"),
-    ):  # fmt: skip
-        _, told = run_tokens(runner, *arguments, 1, code=2)
-        assert saying in told
-
-
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 def test_a_model_without_a_cache(runner: Path, tmp_path: Path, kind: str) -> None:
     """Each token is followed by the next one in a circle, by the last bit of a half."""
@@ -248,7 +201,7 @@ def test_a_model_without_a_cache(runner: Path, tmp_path: Path, kind: str) -> Non
     specs = session_inputs(decoder.session), session_outputs(decoder.session)
     lines = decoder_text(
         find_io(tmp_path / "model.onnx", *specs), graph="model.onnx", portable=None, library=None,
-        shared_cache=False, context_length=None, end=(),
+        shared_cache=False, context_length=None, vocabulary=None, end=(),
     )  # fmt: skip
     (tmp_path / "decoder.txt").write_text(lines)
     assert fptq_run(runner, tmp_path, "--tokens", 6, 2)[0] == [3, 4, 0, 1, 2, 3]
@@ -263,7 +216,7 @@ def test_other_exporters(shared_exports: Path, runner: Path, tmp_path: Path, nam
     (file,) = (shared_exports / name).glob("*.onnx")
     lines = decoder_text(
         decoder.io, graph=file.name, portable=None, library=None, shared_cache=False,
-        context_length=None, end=(),
+        context_length=None, vocabulary=None, end=(),
     )  # fmt: skip
     for path in (shared_exports / name).iterdir():
         (tmp_path / path.name).symlink_to(path)

@@ -5,7 +5,9 @@ The schema and the server need the extra kserve: make test-package.
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -239,6 +241,33 @@ def test_a_request_that_does_not_suit_the_model(address: str) -> None:
     with pytest.raises(InferenceServerException, match="input_ids"):
         step(client, "story", {"wrong": np.zeros((1, 1), np.int64)})
     assert client.is_server_ready()
+
+
+def refusal(address: str, tensor: dict[str, object], data: bytes = b"") -> str:
+    """Of a request with one input, and its data behind it."""
+    client_of(address)
+    about = {"name": "input_ids", "shape": [1, 5], "datatype": "INT64", **tensor}
+    head = json.dumps({"inputs": [about]}).encode()
+    headers = {"Content-Type": "application/octet-stream" if data else "application/json"}
+    if data:
+        headers["Inference-Header-Content-Length"] = str(len(head))
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("POST", "/v2/models/story/infer", head + data, headers)
+    answer = connection.getresponse()
+    error = json.loads(answer.read())["error"]
+    connection.close()
+    assert answer.status == 400, error
+    return str(error)
+
+
+def test_data_and_shapes_that_do_not_agree(address: str) -> None:
+    for tensor in ({"shape": [1, 7]}, {"shape": [2, 5]}, {"data": ["a"] * 5}):
+        said = refusal(address, {"data": PROMPT, **tensor})
+        assert f"input_ids are not INT64 of shape {tensor.get('shape', [1, 5])}" in said
+    for other in ({"shape": [5]}, {"datatype": "FP32"}, {"name": "other"}):
+        assert "input_ids" in refusal(address, {"data": PROMPT, **other})
+    binary = {"parameters": {"binary_data_size": 24}}
+    assert "tensors cannot be read" in refusal(address, binary, bytes(24))
 
 
 @pytest.mark.parametrize(

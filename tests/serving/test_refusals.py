@@ -61,6 +61,13 @@ def server() -> Iterator[Server]:
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {}}, "stream_options", "with stream: true"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage", "true or"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}},
+         "stream_options.continuous_usage_stats", "not supported"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}},
+         "include_obfuscation", "can only be false"),
+        ({"tools": [{"type": "function"}]}, "tools", "can only be []"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "can only be"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens", "not supported"),
         ({"model": None}, "model", "must be a name"),
         ({"model": 5}, "model", "must be a name"),
     ],
@@ -80,6 +87,8 @@ def test_fields(server: Server, fields: dict[str, object], param: str | None, sa
         {"seed": -(2**63) + 1, "temperature": 2},
         {"stop": "never comes", "top_k": 5, "repetition_penalty": 1.1, "best_of": 1},
         {"max_tokens": 10**9},
+        {"tools": [], "response_format": {"type": "text"}, "tool_choice": "none"},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"stop": None, "stream": None, "temperature": None, "seed": None, "max_tokens": None},
     ],
 )
@@ -182,6 +191,22 @@ def test_chat_without_a_template(server: Server) -> None:
         ([{"role": "user", "content": [5]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": [], "text": "a"}]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}],
+            "messages[0].content",
+        ),
+        ([user, {"role": "tool", "content": "5", "tool_call_id": "a"}], "messages[1].role"),
+        ([user, {"role": "function", "content": "5", "name": "f"}], "messages[1].role"),
+        ([user, {"role": "User", "content": "5"}], "messages[1].role"),
+        (
+            [{"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}],
+            "messages[0].tool_calls",
+        ),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], "messages[0].content"),
+        ([{**user, "tool_call_id": "a"}], "messages[0].tool_call_id"),
+        ([{**user, "weight": 0}], "messages[0].weight"),
+        ([{**user, "name": 5}], "messages[0].name"),
     ):
         status, error = chat(messages)
         assert (status, error["param"]) == (400, param)

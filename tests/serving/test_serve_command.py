@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import os
 import signal
 import socket
 import subprocess
@@ -119,8 +120,11 @@ def test_the_key_of_the_environment() -> None:
     ("options", "warned"),
     [(("--host", "0.0.0.0"), True), (("--host", "0.0.0.0", "--api-key", "x"), False), ((), False)],
 )
-def test_a_warning_beyond_loopback(options: tuple[str, ...], warned: bool) -> None:
-    with serving(*options, environment={serve_command.KEY_VARIABLE: ""}) as server:
+def test_a_warning_beyond_loopback(
+    options: tuple[str, ...], warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(serve_command.KEY_VARIABLE, raising=False)
+    with serving(*options) as server:
         assert server.process is not None and server.process.stderr is not None
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
@@ -142,7 +146,11 @@ def test_a_warning_beyond_loopback(options: tuple[str, ...], warned: bool) -> No
         (("--drain-seconds", -1), "drain must be at least 0"),
         (("--drain-seconds", "inf"), "drain must be a number of seconds"),
         (("--api-key", ""), "the API key is empty"),
-        (("--threads", -1), "--threads must be at least 0"),
+        (("--api-key", " "), "the API key is empty"),
+        (("--api-key=",), "unset FPTQ_API_KEY"),
+        (("--model-name=",), "--model-name is empty"),
+        (("--max-length", 257), "--max-length 257 is more than the model's context of 256 tokens"),
+        (("--threads", -1), "--threads must be"),
         (("--host", "no such host"), "choose another --host"),
         (("--port", 70000), "--port"),
         (("--port", -1), "--port"),
@@ -154,6 +162,12 @@ def test_options_that_mean_nothing(
     assert main(["serve", *map(str, (MODEL, "--port", 0, *options))]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fptq-onnx: error: ") and saying in line
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n"])
+def test_an_empty_key_in_the_environment(key: str) -> None:
+    environment = {**os.environ, serve_command.KEY_VARIABLE: key}
+    refused("serve", MODEL, "--port", 0, saying="would protect nothing", env=environment)
 
 
 def test_no_model_there(tmp_path: Path) -> None:

@@ -73,6 +73,24 @@ FOLDABLE = {
     "Attention of heads": f"{_P} v = MatMul(x, Wg) {_GROUPED} k4 = MatMul(x, Wg2)"
     " kg = Reshape(k4, by_groups) kh = Transpose<perm = [0, 2, 1, 3]>(kg) h = Attention(q, kh, vt)"
     f" {_MERGE}",
+    "the same shape again": f"{_P} v = MatMul(x, Wv) {_SPLIT.replace('vh =', 'vt =')}"
+    f" vh = Reshape(vt, by_all) h_ = MatMul(p, vh) h = Reshape(h_, by_all) {_MERGE}",
+    # Falcon: heads of queries, then one of keys and one of values.
+    "one of the heads": f"{_P} qkv = MatMul(x, W8) v6 = Reshape(qkv, by_heads)"
+    " a = Slice(v6, begin, less_two, two) b = Gather<axis = 2>(v6, four_) y = Add(a, b)"
+    f" v1 = Gather<axis = 2>(v6, last) vh = Transpose<perm = [0, 2, 1, 3]>(v1) {_END}",
+    "one of the heads, turned": f"{_P} qkv = MatMul(x, W8) v6 = Reshape(qkv, by_heads)"
+    " y = Slice(v6, begin, less_two, two) vf = Transpose<perm = [2, 0, 1, 3]>(v6)"
+    " v1 = GatherND(vf, last_row) vh = Transpose<perm = [1, 0, 2, 3]>(v1)"
+    f" {_END}",
+    # Falcon 40b: groups of so many heads of queries, one of keys and one of values.
+    "a part of each group": f"{_P} qkv = MatMul(x, W9) v5 = Reshape(qkv, by_fours)"
+    " y = Slice(v5, begin, less_two, three) v1 = Gather<axis = 3>(v5, last)"
+    f" e = Expand(v1, repeated) {_SPLIT.replace('(v,', '(e,')} {_END}",
+    "Attention of repeated heads": f"{_P} v = MatMul(x, Wg) {_GROUPED} {_REPEAT}"
+    f" h = Attention(q, q, vh) {_MERGE}",
+    "heads behind channels": f"{_P} v = MatMul(x, Wv) v4 = Reshape(v, by_size)"
+    f" vh = Transpose<perm = [0, 3, 1, 2]>(v4) {_END}",
 }  # fmt: skip
 
 NOT_FOLDABLE = {
@@ -88,8 +106,6 @@ NOT_FOLDABLE = {
     f" s = MatMul(vh, vk) p = Softmax(s) {_END}",
     "tokens as channels": f"{_P} v = MatMul(x, Wv) {_SPLIT} h = MatMul(p, vh)"
     " t = Transpose<perm = [0, 2, 3, 1]>(h) m = Reshape(t, merged) o = MatMul(m, Wo)",
-    "heads behind channels": f"{_P} v = MatMul(x, Wv) v4 = Reshape(v, by_size)"
-    f" vh = Transpose<perm = [0, 3, 1, 2]>(v4) {_END}",
     "overlapping slices": f"{_P} qkv = MatMul(x, W3) a = Slice(qkv, one_k, end, two)"
     f" v = Slice(qkv, two_k, end, two) y = Exp(a) {_SPLIT} {_END}",
     "overlapping slices in heads": f"{_P} qkv = MatMul(x, W3) v4 = Reshape(qkv, by_triples)"
@@ -104,6 +120,15 @@ NOT_FOLDABLE = {
     "the same part twice": f"{_P} qkv = MatMul(x, W3) v5 = Reshape(qkv, by_parts)"
     " a = Gather<axis = 3>(v5, index2) y = Exp(a) v4 = Gather<axis = 3>(v5, index2)"
     f" vh = Transpose<perm = [0, 2, 1, 3]>(v4) {_END}",
+    "the same part twice, from the end": f"{_P} qkv = MatMul(x, W3) v5 = Reshape(qkv, by_parts)"
+    " a = Gather<axis = 3>(v5, minus_one) y = Exp(a) v4 = Gather<axis = 3>(v5, index2)"
+    f" vh = Transpose<perm = [0, 2, 1, 3]>(v4) {_END}",
+    "one of the heads, read twice": f"{_P} qkv = MatMul(x, W8) v6 = Reshape(qkv, by_heads)"
+    " y = Slice(v6, one_, end, two)"
+    f" v1 = Gather<axis = 2>(v6, last) vh = Transpose<perm = [0, 2, 1, 3]>(v1) {_END}",
+    "another function of a head": f"{_P} qkv = MatMul(x, W8) v6 = Reshape(qkv, by_heads)"
+    " v1 = Gather<axis = 2>(v6, last) e = Transpose<perm = [0, 2, 1, 3]>(v1) y = Exp(v6)"
+    f" vh = Identity(e) {_END}",
     "a cache without a past": f"{_P} v = MatMul(x, Wv) v4 = Reshape(v, by_heads)"
     f" present = Transpose<perm = [0, 2, 1, 3]>(v4) vh = Identity(present) {_END}",
     "a cache read elsewhere": f"{_P} {_OLD} v = MatMul(x, Wg) {_GROUPED} y = Exp(present)"
@@ -130,6 +155,7 @@ def attention_model(rng: np.random.Generator, text: str) -> ir.Model:
     shapes: Mapping[str, tuple[int, ...]] = {
         "Wv": (K, K), "Wv2": (K, K), "Wv3": (K, K), "Wg": (K, GROUPS * SIZE),
         "Wg2": (K, GROUPS * SIZE), "W1": (K, SIZE), "W3": (K, 3 * K), "W6": (K, 6 * K),
+        "W8": (K, (HEADS + 2) * SIZE), "W9": (K, GROUPS * 4 * SIZE),
         "W4": (K, K + 2 * GROUPS * SIZE), "Wo": (K, 5), "Wh": (K // 2, 5), "W2": (2 * K, 5),
         "bv": (K,), "b3": (3 * K,),
     }  # fmt: skip
@@ -149,7 +175,11 @@ def attention_model(rng: np.random.Generator, text: str) -> ir.Model:
         "late": np.array([2 * K + SIZE]),
         "one_k": np.array([K]), "two_k": np.array([2 * K]),
         "one_size": np.array([SIZE]), "two_sizes": np.array([2 * SIZE]), "minus": np.array([-1]),
-        "less": np.array([-SIZE]),
+        "less": np.array([-SIZE]), "less_two": np.array([-2]), "four_": np.array([4]),
+        "one_": np.array([1]), "three": np.array([3]), "last": np.array([-1]),
+        "last_row": np.array([[-1]]), "minus_one": np.array(-1),
+        "by_fours": np.array([2, TOKENS, -1, 4, SIZE]),
+        "repeated": np.array([2, TOKENS, 2, 2, SIZE]),
         "three_k": np.array([3 * K]), "end": np.array([1 << 40]),
         "index0": np.array(0), "index2": np.array(2), "zero": np.zeros((1, 1, 1, 1), np.float32),
         "old": np.array([2, HEADS, TOKENS, PAST]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tarfile
@@ -64,3 +65,18 @@ def run_tokens(*arguments: object, code: int = 0) -> tuple[list[int], str]:
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return [int(word) for word in done.stdout.split()], done.stderr
+
+
+def smoke_test(package: Path) -> subprocess.CompletedProcess[str]:
+    """A package's own test."""
+    return subprocess.run(
+        [package / "smoke_test.sh", runtime_library()],
+        env={**os.environ, "CXXFLAGS": "-O0"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def fptq_run(runner: Path, model: Path, *arguments: object, code: int = 0) -> tuple[list[int], str]:
+    """`run_tokens` of the runner with the usual options."""
+    options = ("--onnxruntime", runtime_library(), "--model", model, "--threads", 1)
+    return run_tokens(runner, *options, *arguments, code=code)

@@ -41,7 +41,8 @@ def small_bert(folder: Path, kind: str = "BertModel") -> Path:
     import transformers
 
     torch.manual_seed(7)
-    config = transformers.BertConfig(
+    family = transformers.RobertaConfig if kind.startswith("Roberta") else transformers.BertConfig
+    config = family(
         vocab_size=2048,
         hidden_size=64,
         intermediate_size=96,

@@ -24,6 +24,7 @@ from command_line import MODEL
 
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.serving.app import create_app
+from fptq_onnx.serving.http_connection import HttpConnection
 from fptq_onnx.serving.http_server import bind
 from fptq_onnx.serving.service import Service
 from fptq_onnx.serving.settings import ServerSettings
@@ -150,8 +151,9 @@ def in_thread(model: LanguageModel, **settings: Any) -> Iterator[Server]:
     service = Service(model, NAME, ServerSettings(**settings))
     bound = bind("127.0.0.1", 0)
     config = uvicorn.Config(
-        create_app(service), log_config=None, ws="none", timeout_graceful_shutdown=5
-    )
+        create_app(service), http=HttpConnection, log_config=None, ws="none",
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()

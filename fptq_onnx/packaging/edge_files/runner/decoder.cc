@@ -22,6 +22,7 @@ Type type_of(const std::string& name) {
       {"float32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4}},
       {"float16", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2}},
       {"bfloat16", {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, 2}},
+      {"int8", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, 1}},
       {"int64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8}},
       {"int32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4}},
       {"bool", {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}}};

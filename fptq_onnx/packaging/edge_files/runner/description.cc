@@ -50,6 +50,8 @@ Description read_description(const std::string& folder) {
       d.shared_cache = true;
     } else if (key == "context_length") {
       if (!(words >> d.context_length)) throw damaged(line);
+    } else if (key == "vocabulary") {
+      if (!(words >> d.vocabulary)) throw damaged(line);
     } else if (key == "end") {
       int64_t token = 0;
       while (words >> token) d.end_tokens.push_back(token);

@@ -28,6 +28,7 @@ struct Description {
   std::vector<CacheTensor> cache;
   bool shared_cache = false;   // past and present may be one buffer
   int64_t context_length = 0;  // 0: not known
+  int64_t vocabulary = 0;      // tokens; 0: not known
   std::vector<int64_t> end_tokens;
 };
 

@@ -1,5 +1,9 @@
 // fptq_run: goes on from token ids with the most likely token each time.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +23,7 @@ constexpr const char* kUsage =
     "  --onnxruntime LIB  libonnxruntime.so, 1.20 or newer (or the variable ONNXRUNTIME_LIB)\n"
     "  --model DIR        folder with decoder.txt (model)\n"
     "  --tokens N         how many to write at most (32)\n"
-    "  --threads N        0 for ONNX Runtime's choice (0)\n"
+    "  --threads N        0 for ONNX Runtime's choice (0), at most 4 for each CPU\n"
     "  --portable         the graph that needs no library of ours\n"
     "  --ignore-end       go on after the token that ends a text\n";
 
@@ -30,13 +34,31 @@ struct Options {
   std::vector<int64_t> prompt;
 };
 
-int64_t number(const std::string& text) {
+// A command line that means nothing.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Nobody reads any more (head, less): no reason to complain.
+struct ReaderLeft {};
+
+int64_t number(const std::string& what, const std::string& text) {
   char* end = nullptr;
   const long long value = std::strtoll(text.c_str(), &end, 10);
   if (text.empty() || *end != '\0' || value < 0 || value > 1000000000) {
-    throw std::runtime_error("not a number in range: " + text);
+    throw UsageError(what + " must be a whole number from 0 to 1000000000, got " + text);
   }
   return value;
+}
+
+// More threads than CPUs only wait for each other, and each takes memory.
+void check_threads(int64_t threads) {
+  const int64_t cpus = std::max<int64_t>(1, sysconf(_SC_NPROCESSORS_ONLN));
+  if (threads > 4 * cpus) {
+    throw UsageError("--threads must be from 0 to " + std::to_string(4 * cpus) +
+                     " (4 for each of the " + std::to_string(cpus) + " CPUs here), got " +
+                     std::to_string(threads));
+  }
 }
 
 Options parse(int count, char** words) {
@@ -46,7 +68,7 @@ Options parse(int count, char** words) {
   for (int i = 1; i < count; ++i) {
     const std::string word = words[i];
     const auto value = [&]() -> std::string {
-      if (++i >= count) throw std::runtime_error(word + " needs a value");
+      if (++i >= count) throw UsageError(word + " needs a value");
       return words[i];
     };
     if (word == "--onnxruntime") {
@@ -54,19 +76,23 @@ Options parse(int count, char** words) {
     } else if (word == "--model") {
       options.model = value();
     } else if (word == "--tokens") {
-      options.tokens = number(value());
+      options.tokens = number(word, value());
     } else if (word == "--threads") {
-      options.threads = number(value());
+      options.threads = number(word, value());
     } else if (word == "--portable") {
       options.portable = true;
     } else if (word == "--ignore-end") {
       options.ignore_end = true;
+    } else if (word.size() > 1 && word[0] == '-' && (word[1] < '0' || word[1] > '9')) {
+      throw UsageError("unknown option " + word);
     } else {
-      options.prompt.push_back(number(word));
+      options.prompt.push_back(number("a token", word));
     }
   }
-  if (options.runtime.empty()) throw std::runtime_error("give --onnxruntime LIB");
-  if (options.prompt.empty()) throw std::runtime_error("give at least one token");
+  if (options.runtime.empty()) throw UsageError("give --onnxruntime LIB");
+  if (options.prompt.empty()) throw UsageError("give at least one token");
+  if (options.tokens < 1) throw UsageError("--tokens must be at least 1");
+  check_threads(options.threads);
   return options;
 }
 
@@ -86,8 +112,26 @@ std::unique_ptr<Decoder> open(const Options& options, const Description& about, 
   }
 }
 
+void check_prompt(const std::vector<int64_t>& prompt, int64_t vocabulary) {
+  for (const int64_t token : prompt) {
+    if (vocabulary > 0 && token >= vocabulary) {
+      throw std::runtime_error("the token " + std::to_string(token) + " is beyond the model's " +
+                               std::to_string(vocabulary) + " tokens");
+    }
+  }
+}
+
+void write(const std::string& text) {
+  if (std::fputs(text.c_str(), stdout) >= 0 && std::fflush(stdout) == 0) return;
+  if (errno == EPIPE) throw ReaderLeft();
+  throw std::runtime_error(std::string("standard output: ") + std::strerror(errno));
+}
+
 void generate(const Options& options) {
+  // Before anything is opened, which would take its place.
+  if (fcntl(STDOUT_FILENO, F_GETFD) == -1) throw std::runtime_error("standard output is closed");
   const Description about = read_description(options.model);
+  check_prompt(options.prompt, about.vocabulary);
   const auto prompt = static_cast<int64_t>(options.prompt.size());
   int64_t wanted = options.tokens;
   if (about.context_length > 0) wanted = std::min(wanted, about.context_length - prompt);
@@ -102,12 +146,11 @@ void generate(const Options& options) {
     return !options.ignore_end && std::count(about.end_tokens.begin(), about.end_tokens.end(), id);
   };
   while (!is_end(token)) {
-    std::printf(written == 0 ? "%lld" : " %lld", static_cast<long long>(token));
-    std::fflush(stdout);
+    write((written == 0 ? "" : " ") + std::to_string(token));
     if (++written == wanted) break;
     token = decoder->feed({token});
   }
-  std::printf("\n");
+  write("\n");
   const std::chrono::duration<double> first = fed - start, rest = Clock::now() - fed;
   std::fprintf(stderr, "%lld tokens read in %.3f s, %lld written, %.1f tokens/s\n",
                static_cast<long long>(prompt), first.count(), static_cast<long long>(written),
@@ -123,8 +166,13 @@ int main(int count, char** words) {
   }
   try {
     generate(parse(count, words));
-  } catch (const std::exception& error) {
+  } catch (const ReaderLeft&) {
+    return 0;
+  } catch (const UsageError& error) {
     std::fprintf(stderr, "fptq_run: error: %s; see fptq_run --help\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "fptq_run: error: %s\n", error.what());
     return 2;
   }
   return 0;
