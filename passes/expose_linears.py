@@ -23,7 +23,7 @@ from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import Array, constant_of
 from fptq_onnx.graph.held_weights import MICROSOFT, attention_obstacle
 from fptq_onnx.passes._replace import constant_initializer, put_in_place, remade
-from fptq_onnx.passes.open_convolutions import open_convolution
+from fptq_onnx.passes.open_convolutions import open_convolutions
 
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid")
 _KEPT_BY_ATTENTION = ("num_heads", "unidirectional", "mask_filter_value", "scale")
@@ -38,7 +38,7 @@ def expose_linears(model: ir.Model) -> int:
     Returns:
         How many nodes were rewritten.
     """
-    rewritten = 0
+    rewritten = open_convolutions(model)
     for node in list(model.graph):
         rule = _RULES.get((node.domain, node.op_type))
         if rule is not None:
@@ -182,5 +182,4 @@ _RULES: dict[tuple[str, str], Callable[[ir.Graph, ir.Node], bool]] = {
     ("", "Gemm"): _plain_gemm,
     ("", "MatMul"): _flat_weight,
     ("", "Einsum"): _einsum,
-    ("", "Conv"): open_convolution,
 }

@@ -18,16 +18,20 @@ from fptq_onnx.passes._replace import put_in_place, remade, remove_unused
 _SWAP = [0, 2, 1]
 
 
-def open_convolution(graph: ir.Graph, node: ir.Node) -> bool:
-    """Rewrite one Conv in place, where that is the same.
+def open_convolutions(model: ir.Model) -> int:
+    """Rewrite in place those that are the same as a linear.
 
     Args:
-        graph: the main graph.
-        node: a Conv of it.
+        model: its main graph is looked at.
 
     Returns:
-        Whether it was rewritten.
+        How many were rewritten.
     """
+    convolutions = [node for node in model.graph if (domain_of(node), node.op_type) == ("", "Conv")]
+    return sum(_open(model.graph, node) for node in convolutions)
+
+
+def _open(graph: ir.Graph, node: ir.Node) -> bool:
     weight, x = constant_of(input_of(node, 1)), node.inputs[0]
     if weight is None or x is None or convolution_obstacle(node) != "":
         return False

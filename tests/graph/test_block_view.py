@@ -265,26 +265,6 @@ def test_a_product_of_two_linears_without_an_activation(rng):
         assert (roles[names[0]], roles[names[1]]) == ("gate", "up")
 
 
-@pytest.mark.parametrize("normed", ["before", "after"])
-def test_attention_that_holds_its_weights(rng, normed):
-    """An op with q, k and v inside reads the residual stream: what it reads is none of the three.
-
-    Rotating inside keeps it closed.
-    """
-    text, x = "", "x"
-    for at in ("l0", "l1"):
-        read = f"{at}r" if normed == "before" else x
-        text += norm(x, read) if normed == "before" else ""
-        text += f" {at}_a = com.microsoft.Attention<num_heads = 1, do_rotary = 1>"
-        text += f"({read}, {at}_W3, {at}_b3) {at}_o = MatMul({at}_a, {at}_Wo)"
-        text += add(x, f"{at}_o", f"{at}s") + norm(f"{at}s", f"{at}n") + plain(f"{at}n", at)
-        stream = f"{at}s" if normed == "before" else f"{at}n"
-        text += add(stream, f"{at}_fc2", f"{at}t") + norm(f"{at}t", f"{at}y")
-        x = f"{at}t" if normed == "before" else f"{at}y"
-    found = blocks_of(blocks_model(rng, text + f" y = Identity({x})" + HEAD))
-    assert found == expected(2, "o", "fc1", "fc2") | {"head": Block("head", None)}
-
-
 @pytest.mark.parametrize("name", attention.FOLDABLE)
 def test_attention_in_every_spelling(rng, name):
     text = attention.FOLDABLE[name]
