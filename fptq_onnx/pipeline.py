@@ -26,7 +26,7 @@ from fptq_onnx.passes.complete_plan import complete_plan
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.plan import Plan
 from fptq_onnx.quality_gate import Gate
-from fptq_onnx.report import Report, coverage_lines
+from fptq_onnx.report import Report, coverage_lines, why_none
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
 from fptq_onnx.targets import FLOAT_TARGET, check_targets
@@ -132,6 +132,7 @@ def convert(
     if not scan.linears:
         raise FptqError(
             f"no linear layer found in {loaded.file} ({scan.coverage}): nothing to quantize"
+            f"{why_none(scan, loaded.model)}"
         )
     _check_names(scan, config, plan)
     if config.quantize:

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from fptq_onnx.graph.block_view import Block
+from fptq_onnx.graph.held_weights import CONVOLUTIONS
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 
@@ -77,6 +80,17 @@ def coverage_lines(scan: LinearScan) -> list[str]:
     reasons = Counter(other.reason for other in scan.others)
     lines += [f"             {count} left alone: {reason}" for reason, count in reasons.items()]
     return lines
+
+
+def why_none(scan: LinearScan, model: ir.Model) -> str:
+    """What a model without linears has instead, to follow a sentence; '' where it has nothing."""
+    reasons = Counter(other.reason for other in scan.others)
+    parts = [f"{count} left alone: {reason}" for reason, count in reasons.items()]
+    named = {other.name for other in scan.others}
+    rest = sum(node.op_type in CONVOLUTIONS and node.name not in named for node in model.graph)
+    if rest:
+        parts.append(f"{rest} convolutions, which are not quantized")
+    return "".join(f"; {part}" for part in parts)
 
 
 def scheme_lines(plan: Plan) -> list[str]:

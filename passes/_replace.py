@@ -1,4 +1,4 @@
-"""What the three emitters share: put a node where a linear was, and tensors made when written."""
+"""What passes share: put nodes where a linear or another was, and tensors made when written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.constants import Array, Constant
 from fptq_onnx.graph.linears import Linear
 
 
@@ -106,3 +107,47 @@ def follow_with(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
             node.replace_input_with(index, value)
     value.name, new.name, value.shape = f"{name}/before_{node.op_type}", name, None
     graph.insert_after(maker, node)
+
+
+def remade(
+    graph: ir.Graph,
+    node: ir.Node,
+    constant: Constant,
+    change: Callable[[Array], Array],
+    shape: tuple[int, ...],
+    index: int = 1,
+) -> ir.Value:
+    """An initializer made from a constant each time it is read.
+
+    Args:
+        graph: the main graph.
+        node: what reads the constant; the name is made of its output's.
+        constant: where it is made from.
+        change: makes an array of the given shape; the constant's dtype comes out.
+        shape: of the result.
+        index: tells apart several for one node.
+    """
+
+    def make() -> Array:
+        changed = change(constant.load())
+        return np.ascontiguousarray(changed.astype(constant.dtype.numpy(), copy=False))
+
+    name = f"{constant.name}_of_{node.outputs[0].name}_{index}"
+    return lazy_initializer(graph, name, constant.dtype, shape, make)
+
+
+def put_in_place(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put nodes in place of one; the last one's first output is the old one's.
+
+    Args:
+        graph: the main graph.
+        old: removed, with its hints for people given to the first of the new.
+        nodes: in the order of evaluation.
+    """
+    new, result = nodes[-1].outputs[0], old.outputs[0]
+    nodes[0].metadata_props.update(old.metadata_props)
+    new.name, new.shape, new.type = result.name, result.shape, result.type
+    graph.insert_before(old, nodes)
+    result.replace_all_uses_with(new, replace_graph_outputs=True)
+    result.name = None
+    graph.remove(old, safe=True)

@@ -1,11 +1,13 @@
 """Give linears that other ops hold inside a MatMul or Gemm of their own, so that they are found.
 
-    com.microsoft.Attention(x, W, b, mask)   ->  MatMul, Add, Split, MultiHeadAttention
+    com.microsoft.Attention(x, W, b, mask)   ->  MatMul, Add, Split, MultiHeadAttention; both ops
+                                                 take a mask, or the number of tokens of each row
     com.microsoft.FusedMatMul(x, W), alpha   ->  MatMul(x, alpha W)
     com.microsoft.FusedGemm(x, W, b)         ->  Gemm, then the activation
     Gemm with alpha or beta                  ->  Gemm(x, alpha W, beta b)
     MatMul(x, W [1, K, N])                   ->  MatMul(x, W [K, N])
     Einsum("bsk,kn->bsn", x, W)              ->  MatMul(x, W)
+    Conv(x, W [N, K, 1])                     ->  Transpose, MatMul, Transpose (open_convolutions.py)
 
 ONNX Runtime's optimizers write the first three. Weights are made anew when they are read.
 """
@@ -18,10 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.axes import least_rank
-from fptq_onnx.graph.constants import Array, Constant, constant_of
+from fptq_onnx.graph.constants import Array, constant_of
 from fptq_onnx.graph.einsum_product import plain_product
 from fptq_onnx.graph.held_weights import MICROSOFT, attention_obstacle
-from fptq_onnx.passes._replace import constant_initializer, lazy_initializer
+from fptq_onnx.passes._replace import constant_initializer, put_in_place, remade
+from fptq_onnx.passes.open_convolutions import open_convolutions
 
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid")
 _KEPT_BY_ATTENTION = ("num_heads", "unidirectional", "mask_filter_value", "scale")
@@ -36,7 +39,7 @@ def expose_linears(model: ir.Model) -> int:
     Returns:
         How many nodes were rewritten.
     """
-    rewritten = 0
+    rewritten = open_convolutions(model)
     for node in list(model.graph):
         rule = _RULES.get((node.domain, node.op_type))
         if rule is not None:
@@ -88,7 +91,7 @@ def _split_attention(graph: ir.Graph, node: ir.Node) -> bool:
         attributes,
         name=node.name,
     )
-    _put(graph, node, [*nodes, split, attention])
+    put_in_place(graph, node, [*nodes, split, attention])
     return True
 
 
@@ -98,9 +101,9 @@ def _plain_matmul(graph: ir.Graph, node: ir.Node) -> bool:
     if weight is None or len(weight.shape) != 2 or any(_integer(node, key) for key in transposes):
         return False
     alpha, turned = _float(node, "alpha"), bool(_integer(node, "transB"))
-    w = _remade(graph, node, weight, lambda array: _scaled(array.T if turned else array, alpha),
+    w = remade(graph, node, weight, lambda array: _scaled(array.T if turned else array, alpha),
                 weight.shape[::-1] if turned else weight.shape)  # fmt: skip
-    _put(graph, node, [ir.node("MatMul", [node.inputs[0], w], name=node.name)])
+    put_in_place(graph, node, [ir.node("MatMul", [node.inputs[0], w], name=node.name)])
     return True
 
 
@@ -111,12 +114,12 @@ def _plain_gemm(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     inputs = [
         node.inputs[0],
-        _remade(graph, node, weight, lambda array: _scaled(array, alpha), weight.shape),
+        remade(graph, node, weight, lambda array: _scaled(array, alpha), weight.shape),
     ]
     if bias is not None:
-        inputs.append(_remade(graph, node, bias, lambda array: _scaled(array, beta), bias.shape, 2))
+        inputs.append(remade(graph, node, bias, lambda array: _scaled(array, beta), bias.shape, 2))
     kept = {key: _integer(node, key) for key in ("transA", "transB") if key in node.attributes}
-    _put(graph, node, [ir.node("Gemm", inputs, kept, name=node.name)])
+    put_in_place(graph, node, [ir.node("Gemm", inputs, kept, name=node.name)])
     return True
 
 
@@ -133,7 +136,7 @@ def _open_gemm(graph: ir.Graph, node: ir.Node) -> bool:
     gemm = ir.node("Gemm", list(node.inputs), kept, name=node.name)
     gemm.outputs[0].name = f"{node.outputs[0].name}/product"
     then = ir.node(kind, [gemm.outputs[0]], name=f"{node.outputs[0].name}/{kind}")
-    _put(graph, node, [gemm, then])
+    put_in_place(graph, node, [gemm, then])
     _plain_gemm(graph, gemm)
     return True
 
@@ -145,8 +148,8 @@ def _flat_weight(graph: ir.Graph, node: ir.Node) -> bool:
     if constant_of(x) is not None or least_rank(x) < len(weight.shape):
         return False  # the weight's axes would be the product's
     shape = weight.shape[-2:]
-    w = _remade(graph, node, weight, lambda array: array.reshape(shape), shape)
-    _put(graph, node, [ir.node("MatMul", [x, w], name=node.name)])
+    w = remade(graph, node, weight, lambda array: array.reshape(shape), shape)
+    put_in_place(graph, node, [ir.node("MatMul", [x, w], name=node.name)])
     return True
 
 
@@ -159,43 +162,14 @@ def _einsum(graph: ir.Graph, node: ir.Node) -> bool:
     weight = held[matrices[0]]
     if found is None or weight is None:
         return False
-    w = _remade(graph, node, weight, lambda array: array.T if found.turned else array,
-                weight.shape[::-1] if found.turned else weight.shape)  # fmt: skip
-    _put(graph, node, [ir.node("MatMul", [node.inputs[found.x], w], name=node.name)])
+    w = remade(graph, node, weight, lambda array: array.T if found.turned else array,
+               weight.shape[::-1] if found.turned else weight.shape)  # fmt: skip
+    put_in_place(graph, node, [ir.node("MatMul", [node.inputs[found.x], w], name=node.name)])
     return True
 
 
 def _scaled(array: Array, factor: float) -> Array:
     return array if factor == 1 else (array.astype(np.float32) * np.float32(factor))
-
-
-def _remade(
-    graph: ir.Graph,
-    node: ir.Node,
-    constant: Constant,
-    change: Callable[[Array], Array],
-    shape: tuple[int, ...],
-    index: int = 1,
-) -> ir.Value:
-    """An initializer made from a constant each time it is read."""
-
-    def make() -> Array:
-        changed = change(constant.load())
-        return np.ascontiguousarray(changed.astype(constant.dtype.numpy(), copy=False))
-
-    name = f"{constant.name}_of_{node.outputs[0].name}_{index}"
-    return lazy_initializer(graph, name, constant.dtype, shape, make)
-
-
-def _put(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node]) -> None:
-    """Put nodes in place of one; the last one's first output is the old one's."""
-    new, result = nodes[-1].outputs[0], old.outputs[0]
-    nodes[0].metadata_props.update(old.metadata_props)
-    new.name, new.shape, new.type = result.name, result.shape, result.type
-    graph.insert_before(old, nodes)
-    result.replace_all_uses_with(new, replace_graph_outputs=True)
-    result.name = None
-    graph.remove(old, safe=True)
 
 
 _RULES: dict[tuple[str, str], Callable[[ir.Graph, ir.Node], bool]] = {

@@ -1,6 +1,8 @@
 """Where a graph computes attention: what it reads as queries, keys and values, and its result.
 
     GroupQueryAttention, MultiHeadAttention, Attention, ...   inputs 0, 1, 2; or 0 holds all three
+    com.microsoft.Attention, ...                              holds the weights of q, k and v too:
+                                                              no linear's output is one of them
     MatMul(q, k) -> scale, mask -> Softmax -> MatMul(p, v)    found from the Softmax, both ways
 
 A softmax without a product of two computed values before it (a router, a vocabulary) is none.
@@ -19,6 +21,11 @@ PARTS = "qkv"
 READS_SHAPE_ONLY = ("Shape", "Size")
 _PRODUCTS = ("MatMul", "FusedMatMul", "Einsum")
 _DOMAINS = ("", "com.microsoft")
+# They read the residual stream, and weights, where others read queries, keys and values.
+_WITH_WEIGHTS = (
+    "Attention", "QAttention", "PackedAttention", "LongformerAttention", "DecoderAttention",
+    "DecoderMaskedSelfAttention", "QOrderedAttention", "QOrderedLongformerAttention",
+)  # fmt: skip
 
 
 @dataclass
@@ -27,7 +34,7 @@ class AttentionCores:
 
     slots: (id of a node, position of its input) -> the core, and which of q, k and v it reads.
     results: id of a value -> the core that computes it.
-    nodes: ids of the nodes with slots.
+    nodes: ids of the nodes with slots, and of those that hold weights; walks end there.
     """
 
     slots: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
@@ -59,8 +66,9 @@ def find_attention(graph: ir.Graph, linear_nodes: Collection[int]) -> AttentionC
 
 
 def _enter_op(found: AttentionCores, core: int, node: ir.Node) -> None:
+    inside = domain_of(node) == "com.microsoft" and node.op_type in _WITH_WEIGHTS
     packed = input_of(node, 1) is None and input_of(node, 2) is None
-    for index, part in enumerate(PARTS):
+    for index, part in enumerate(() if inside else PARTS):
         if input_of(node, index) is not None:
             found.add(core, node, index, PARTS if packed else part)
     found.nodes.add(id(node))

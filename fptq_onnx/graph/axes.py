@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fptq_onnx.graph.constants import constant_of, scalar_ints
+from fptq_onnx.graph.constants import constant_of
 
 # Nodes looked at before giving up; what tells a rank is rarely further than a layer away.
 _MOST_STEPS = 64
 _SAME_RANK = (
     "Cast", "Identity", "Slice", "Split", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Sqrt",
     "Softmax", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "Concat",
-    "Dropout", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Reciprocal",
+    "Dropout", "Pad", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Reciprocal",
 )  # fmt: skip
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "MatMul", "Where")
 
@@ -46,14 +46,33 @@ def least_rank(value: ir.Value) -> int:
     return best
 
 
-def reshaped_last_size(node: ir.Node) -> int | None:
-    """The last dimension a Reshape asks for, where it is a constant; None where nothing tells."""
-    sizes = node.inputs[1]
-    made_by = sizes.producer() if sizes is not None else None
-    if made_by is not None and made_by.op_type == "Concat":
-        sizes = made_by.inputs[-1]
-    found = scalar_ints(sizes)
-    return found[-1] if found and found[-1] > 0 else None
+def rank_of(value: ir.Value) -> int | None:
+    """The rank of a value; None where nothing near tells."""
+    return _rank_from(value, {})
+
+
+def _rank_from(value: ir.Value, seen: dict[int, int | None]) -> int | None:
+    """The same; `seen` has what was looked at, by value."""
+    if id(value) in seen or len(seen) > _MOST_STEPS:
+        return seen.get(id(value))
+    seen[id(value)] = None
+    known, node = _known_rank(value), value.producer()
+    if known is None and node is not None and node.inputs and None not in node.inputs[:2]:
+        operands = [operand for operand in node.inputs[:2] if operand is not None]
+        if node.op_type == "Gemm":
+            known = 2
+        elif node.op_type in (*_SAME_RANK, "BatchNormalization"):
+            known = _rank_from(operands[0], seen)
+        elif node.op_type == "MatMul":
+            weight = constant_of(operands[1])
+            plain = weight is not None and len(weight.shape) == 2
+            known = _rank_from(operands[0], seen) if plain else None
+        elif node.op_type in _BROADCAST and len(node.inputs) == 2:
+            ranks = [_rank_from(operand, seen) for operand in operands]
+            known = max((rank for rank in ranks if rank is not None), default=None)
+            known = None if None in ranks else known
+    seen[id(value)] = known
+    return known
 
 
 def _known_rank(value: ir.Value) -> int | None:
@@ -72,9 +91,21 @@ def _known_rank(value: ir.Value) -> int | None:
         made_by = sizes.producer()
         if made_by is not None and made_by.op_type == "Concat":
             # torch joins sizes one by one
-            parts = [constant_of(part) for part in made_by.inputs]
-            if all(part is None or part.shape == (1,) for part in parts):
-                return None if any(part is None for part in parts) else len(parts)
+            parts = [_counts_one(part) for part in made_by.inputs]
+            if all(parts):
+                return len(parts)
+            if not any(part is False for part in parts):
+                return None
         constant = constant_of(sizes)
         return constant.shape[0] if constant is not None and constant.shape else None
     return None
+
+
+def _counts_one(size: ir.Value | None) -> bool | None:
+    """Whether a piece of a shape has one element; None where nothing tells."""
+    constant = constant_of(size)
+    if constant is not None:
+        return constant.shape == (1,)
+    made_by = size.producer() if size is not None else None
+    # A shape is a vector, and so are its pieces: what Unsqueeze makes one of is a scalar.
+    return True if made_by is not None and made_by.op_type == "Unsqueeze" else None

@@ -4,20 +4,26 @@ Dividing channel j of a value by s_j may happen before or after such a node, the
 There are two kinds:
 
     casts, reshapes          every element stays where it is in memory, whatever the shape
-    the others               rows are chosen, moved, averaged or multiplied by one number; the
-                             channels must be the last axis, before and after
+    the others               rows are chosen, moved, averaged, multiplied by one number, added as
+                             zeros; the channels must be the last axis, before and after
+
+Relu is one of the first kind, as divisors are positive. Concat joins rows: all of them must come
+from the same value (tokens rolled around, as in Swin).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from fptq_onnx.graph.axes import is_not_last, reshaped_last_size
+from fptq_onnx.graph.axes import is_not_last
 from fptq_onnx.graph.constants import constant_of, scalar_ints
+from fptq_onnx.graph.last_sizes import last_size
+from fptq_onnx.graph.padding import pads_rows
 
 _STANDARD = ("", "ai.onnx")
+_SAME_PLACE = ("Cast", "Identity", "Relu")
 _KEEPS_ORDER = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -37,7 +43,7 @@ def may_pass(node: ir.Node) -> ir.Value | None:
     """
     if node.domain not in _STANDARD or not node.inputs:
         return None
-    if keeps_order(node) or node.op_type in _ROW_WISE:
+    if keeps_order(node) or node.op_type in ("Relu", "Concat") or node.op_type in _ROW_WISE:
         source = node.inputs[0]  # a Gather from a table passes nothing on
         return None if source is None or constant_of(source) is not None else source
     if node.op_type in ("Mul", "Div"):
@@ -65,21 +71,43 @@ def passes_on(
     """
     if may_pass(node) is not source or sum(value is source for value in node.inputs) != 1:
         return
-    if keeps_order(node):
+    if keeps_order(node) or node.op_type == "Relu":
         yield node.outputs[0], _last_after_reshape(node, k, last)
-    elif last:
+    elif last and node.op_type != "Concat":  # one input alone tells nothing: see Joined
         rule = _ROW_WISE.get(node.op_type)
         if rule is None or rule(node, source):
             yield from ((output, True) for output in node.outputs)
 
 
+class Joined:
+    """Concats met on the ways from one value, each passed when all its inputs come from there."""
+
+    def __init__(self) -> None:
+        self._met: dict[int, tuple[ir.Node, set[int]]] = {}
+
+    def takes(self, node: ir.Node, index: int) -> bool:
+        """Note that input `index` is such a value; False where it is no Concat of whole rows."""
+        value, axis = node.inputs[index], node.attributes.get("axis")
+        if node.op_type != "Concat" or node.domain not in _STANDARD or value is None:
+            return False
+        if axis is None or not is_not_last(axis.as_int(), value):
+            return False
+        self._met.setdefault(id(node), (node, set()))[1].add(index)
+        return True
+
+    def completed(self, node: ir.Node) -> Sequence[ir.Value]:
+        """The output of a Concat whose last input was just noted."""
+        return node.outputs if len(self._met[id(node)][1]) == len(node.inputs) else ()
+
+    def incomplete(self) -> ir.Node | None:
+        """A Concat with another input than those from the value."""
+        return next((n for n, seen in self._met.values() if len(seen) < len(n.inputs)), None)
+
+
 def _last_after_reshape(node: ir.Node, k: int, last: bool) -> bool:
-    if node.op_type in ("Cast", "Identity"):
+    if node.op_type in _SAME_PLACE:
         return last
-    if node.op_type == "Reshape" and (size := reshaped_last_size(node)) is not None:
-        return size == k
-    shape = node.outputs[0].shape
-    return shape is not None and len(shape) > 0 and shape[-1] == k
+    return last_size(node.outputs[0]) == k
 
 
 def _attribute(node: ir.Node, name: str, default: int) -> int:
@@ -120,12 +148,17 @@ def _reduce(node: ir.Node, source: ir.Value) -> bool:
     return bool(axes) and all(is_not_last(axis, source) for axis in axes)
 
 
+def _pad(node: ir.Node, source: ir.Value) -> bool:
+    return pads_rows(node)
+
+
 # Sums, means and the largest of rows go with positive factors per channel.
 _ROW_WISE: dict[str, Callable[[ir.Node, ir.Value], bool]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Split": _split,
     "Transpose": _transpose,
+    "Pad": _pad,
     "ReduceMean": _reduce,
     "ReduceSum": _reduce,
     "ReduceMax": _reduce,

@@ -7,6 +7,8 @@ is free when every reader of that value is a linear, whose row j of W then takes
     LayerNormalization, SkipLayerNormalization                                        gain, bias
     Mul(normalized, gain)                       decomposed RMSNorm, gain a constant [K]
     Add(one of the above, bias)                 decomposed LayerNorm
+    EmbedLayerNormalization                                                           gain, bias
+    BatchNormalization of [rows, channels]      scale, bias
 
 Between the norm and its linears may stand what leaves channel j in its place (channel_paths.py).
 
@@ -20,7 +22,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fptq_onnx.graph.channel_paths import keeps_order, may_pass, passes_on
+from fptq_onnx.graph.axes import rank_of
+from fptq_onnx.graph.channel_paths import Joined, keeps_order, may_pass, passes_on
 from fptq_onnx.graph.constants import Constant, constant_of
 from fptq_onnx.graph.linears import FLOAT_TYPES, Linear
 
@@ -32,6 +35,8 @@ _FUSED_NORMS: dict[str, tuple[int, ...]] = {
     "LayerNormalization": (1, 2),
     "SkipSimplifiedLayerNormalization": (2,),
     "SkipLayerNormalization": (2, 3),
+    "BatchNormalization": (1, 2),
+    "EmbedLayerNormalization": (5, 6),
 }
 _READS_SHAPE_ONLY = ("Shape", "Size")
 _STANDARD = ("", "ai.onnx")
@@ -101,6 +106,8 @@ def _norm_operands(value: ir.Value, producer: ir.Node, k: int) -> list[Operand] 
     if op in _FUSED_NORMS:
         if value.index() != 0:
             return f"its input is not the normalized output of {producer.name}"
+        if op == "BatchNormalization" and (obstacle := _batch_obstacle(producer)):
+            return obstacle
         positions = _FUSED_NORMS[op]
         operands = [_operand(producer, i, k) for i in positions if _has_input(producer, i)]
     elif op == "Mul" and producer.domain in _STANDARD:
@@ -125,6 +132,21 @@ def _norm_operands(value: ir.Value, producer: ir.Node, k: int) -> list[Operand] 
         if isinstance(operand, str):
             return operand
     return [operand for operand in operands if isinstance(operand, Operand)]
+
+
+def _batch_obstacle(node: ir.Node) -> str:
+    """Why a BatchNormalization does not scale the last axis by constants; ''."""
+    training = node.attributes.get("training_mode")
+    if (training is not None and training.as_int()) or len(node.outputs) > 1:
+        return f"its input is made by {node.name} (BatchNormalization) in training mode"
+    rank = None if node.inputs[0] is None else rank_of(node.inputs[0])
+    if rank != 2:
+        found = "of unknown rank" if rank is None else f"with {rank} axes"
+        return (
+            f"its input is made by {node.name} (BatchNormalization) from a value {found}: it "
+            f"scales the second axis, a linear multiplies the last one"
+        )
+    return ""
 
 
 def _has_input(node: ir.Node, index: int) -> bool:
@@ -165,6 +187,7 @@ def readers_of(
     """
     readers: list[Linear] = []
     pending = [(root, channels is not None)]
+    joined = Joined()
     while pending:
         value, last = pending.pop()
         if value.is_graph_output():
@@ -174,6 +197,9 @@ def readers_of(
             if linear is not None and use.idx == 0:
                 readers.append(linear)
                 continue
+            if channels is not None and last and joined.takes(use.node, use.idx):
+                pending.extend((output, True) for output in joined.completed(use.node))
+                continue
             onward = list(passes_on(use.node, value, channels or 0, last))
             if onward:
                 pending.extend(onward)
@@ -182,4 +208,9 @@ def readers_of(
                     f"the normalized value {value.name} also feeds {use.node.name} "
                     f"({use.node.op_type}), which would be divided as well"
                 )
+    if (node := joined.incomplete()) is not None:
+        return (
+            f"the normalized value {root.name} is joined with others by {node.name} "
+            f"({node.op_type}), which have no gain to fold into"
+        )
     return readers

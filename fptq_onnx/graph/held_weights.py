@@ -6,11 +6,13 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.token_lengths import holds_lengths
 
 MICROSOFT = "com.microsoft"
 _STANDARD = ("", "ai.onnx")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _EXPERTS = ("MoE", "QMoE", "MoEPacked")
+CONVOLUTIONS = ("Conv", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 # ONNX Runtime's ops that read matrices without multiplying by them (tables of embeddings and of
 # angles, masks, biases), and convolutions. Of ops that are not here a matrix is taken for a weight.
@@ -22,7 +24,7 @@ _NO_PRODUCT = {
     "BiasGelu", "BiasAdd", "BiasSoftmax", "BiasSplitGelu", "BiasDropout", "FastGelu", "Gelu",
     "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "GroupNorm",
     "SkipGroupNorm", "GatedRMSNorm", "GatedAdd", "BranchwiseRMSNorm", "SwiGLU", "Pad", "Trilu",
-    "Conv", "NhwcConv", "FusedConv", "NhwcFusedConv", "ConvTransposeWithDynamicPads",
+    "ConvTransposeWithDynamicPads",
     "CausalConvWithState", "VarlenCausalConvWithState", "WordConvEmbedding", "ExpandDims",
     "Unique", "ComplexMul", "ComplexMulConj", "BeamSearch", "GreedySearch", "Sampling",
     "WhisperBeamSearch", "GatherBlockQuantized", "Attention", "FusedMatMul", "FusedGemm",
@@ -32,8 +34,11 @@ _NO_PRODUCT = {
 def held_weights(node: ir.Node) -> str:
     """Why weights inside an op stay as they are; '' for an op without weights, or one looked into.
 
-    Convolutions are not mentioned: they are no linears to anybody.
+    Of convolutions those are mentioned that see one position at a time, which others may call
+    linears. The rest are no linears to anybody.
     """
+    if node.op_type in CONVOLUTIONS and node.domain in (*_STANDARD, MICROSOFT):
+        return convolution_obstacle(node) or ""
     if node.domain in _STANDARD and node.op_type in _RECURRENT:
         return f"its weights are inside {node.op_type}, which has no 4-bit form"
     if node.domain == MICROSOFT and node.op_type in _EXPERTS:
@@ -76,9 +81,41 @@ def attention_obstacle(node: ir.Node) -> str:
         return "which keeps its cache in one tensor"
     if any(_is_set(node, name) for name in ("do_rotary", "past_present_share_buffer")):
         return "which rotates inside or shares its cache"
-    if mask is not None and least_rank(mask) not in (2, 3):
-        return "whose mask is neither [batch, sequence] nor [batch, sequence, all]"
+    if mask is None or least_rank(mask) in (2, 3) or holds_lengths(mask, _input(node, 0)):
+        return ""
+    if least_rank(mask) > 3:
+        return "whose mask has four axes, which MultiHeadAttention does not take"
+    return "whose mask is not known to be [batch], [batch, sequence] or [batch, sequence, all]"
+
+
+def convolution_obstacle(node: ir.Node) -> str | None:
+    """Why a convolution with a kernel of 1 stays one; '' where it can be a MatMul.
+
+    Returns:
+        None where the kernel is larger, where each channel is scaled alone, and where it is not
+        known: then it is a linear to nobody.
+    """
+    value = _input(node, 1)
+    weight = constant_of(value)
+    shape = weight.shape if weight is not None else tuple(value.shape or ()) if value else ()
+    if len(shape) < 3 or any(size != 1 for size in shape[2:]) or shape[1] == 1:
+        return None
+    if weight is None or weight.dtype not in _FLOATS:
+        return "it is a 1x1 convolution whose weight is no float constant"
+    if (group := node.attributes.get("group")) is not None and group.as_int() != 1:
+        return f"it is a 1x1 convolution in {group.as_int()} groups, with a small matrix for each"
+    if _differs(node, "strides", 1) or _differs(node, "pads", 0):
+        return "it is a 1x1 convolution that leaves out or adds positions (strides or pads)"
+    if len(shape) != 3:
+        return "it is a 1x1 convolution of images, not of tokens, and stays a convolution"
+    if node.op_type != "Conv":
+        return f"it is a 1x1 convolution inside {node.op_type}, which is not taken apart"
     return ""
+
+
+def _differs(node: ir.Node, name: str, usual: int) -> bool:
+    found = node.attributes.get(name)
+    return found is not None and any(size != usual for size in found.as_ints())
 
 
 def _is_set(node: ir.Node, name: str) -> bool:

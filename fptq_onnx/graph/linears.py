@@ -204,7 +204,7 @@ def _path(node: ir.Node, weight: Constant) -> str:
         return scopes
     name = node.name or ""
     if "/" in name:
-        return re.sub(r"/(MatMul|Gemm)$", "", name).strip("/").replace("/", ".")
+        return re.sub(r"/(MatMul|Gemm|Conv)$", "", name).strip("/").replace("/", ".")
     if "." in weight.name and "::" not in weight.name:
         return re.sub(r"(\.MatMul)?\.weight(_[a-z0-9]+)?$", "", weight.name)
     return name

@@ -34,10 +34,10 @@ CASES = {
     ),
     "reader behind a reshape": (
         RMS,
-        "q = MatMul(n, Wq) t2 = Reshape(n, to_rows) k = Relu(t2)",
+        "q = MatMul(n, Wq) t2 = Reshape(n, to_rows) k = Tanh(t2)",
         "float q, float k",
         {},
-        "also feeds k (Relu)",
+        "also feeds k (Tanh)",
     ),
     "right operand of a product": (
         RMS,
@@ -90,11 +90,11 @@ CASES = {
         "not the normalized output of n",
     ),
     "activation": (
-        Norm("n = Relu(x)", ()),
+        Norm("n = Tanh(x)", ()),
         "q = MatMul(n, Wq)",
         "float q",
         {},
-        "made by n (Relu)",
+        "made by n (Tanh)",
     ),
     "sum": (
         Norm("s = Sigmoid(x) n = Add(x, s)", ()),
@@ -119,7 +119,7 @@ CASES = {
     ),
     "value before the bias read elsewhere": (
         NORMS["decomposed LayerNorm"],
-        "q = MatMul(n, Wq) k = Relu(w)",
+        "q = MatMul(n, Wq) k = Tanh(w)",
         "float q, float k",
         {},
         "before the bias of n feeds other nodes",
@@ -132,7 +132,7 @@ CASES = {
         "before the bias of n feeds other nodes",
     ),
     "model input": (
-        Norm("unused = Relu(x)", ()),
+        Norm("unused = Tanh(x)", ()),
         "q = MatMul(x, Wq)",
         "float q, float unused",
         {},
@@ -174,7 +174,7 @@ def test_declined_with_the_reason(rng: np.random.Generator, case: str) -> None:
 def test_a_computed_gain(rng: np.random.Generator) -> None:
     for text, reason in (
         ("n = LayerNormalization(x, s)", "is not a constant"),
-        ("h = Relu(x) n = Mul(h, s)", "no gain to fold"),
+        ("h = Tanh(x) n = Mul(h, s)", "no gain to fold"),
     ):
         model = normed_graph(
             rng,
@@ -192,13 +192,13 @@ def test_a_value_that_a_subgraph_reads(rng: np.random.Generator) -> None:
     model = build(
         "g_ (bool c, float[A, 8] x) => (float[A, 6] q, float[A, 8] k) {"
         " n = LayerNormalization(x, g) q = MatMul(n, Wq)"
-        " k = If(c) <then_branch = t () => (float[A, 8] i) { i = Relu(n) },"
-        " else_branch = e () => (float[A, 8] j) { j = Relu(x) }> }",
+        " k = If(c) <then_branch = t () => (float[A, 8] i) { i = Tanh(n) },"
+        " else_branch = e () => (float[A, 8] j) { j = Tanh(x) }> }",
         {"g": weight(rng, 8), "Wq": weight(rng, 8, 6)},
     )
     site = find_fold_sites(find_linears(model).linears)["q"]
     assert isinstance(site, str)
-    assert "also feeds i (Relu)" in site
+    assert "also feeds i (Tanh)" in site
 
 
 def test_a_weight_product_with_the_gain_on_the_wrong_side(rng: np.random.Generator) -> None:

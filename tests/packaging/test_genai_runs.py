@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import RANDOM_FEW, command
+from command_line import MODEL, RANDOM_FEW, command
 
 from fptq_onnx.decoder import open_decoder
 from fptq_onnx.generate import generate
@@ -74,6 +74,19 @@ def test_the_portable_form_is_a_file_away(converted: Path, both: Path, tmp_path:
     shutil.copy(package / "genai_config.portable.json", package / "genai_config.json")
     (package / "libfptq_ort_ops.so").unlink()
     assert theirs(package) == ours(both / "matmulnbits")
+
+
+def test_an_int8_cache(tmp_path: Path) -> None:
+    fast = ("--recipe", "paper", "--calibration", "random", *RANDOM_FEW)
+    done = command("convert", MODEL, "-o", tmp_path / "story", "--kv-cache", "int8", *fast)
+    assert done.returncode == 0, done.stderr
+    package = packaged(tmp_path / "story", tmp_path / "package")
+    expected = ours(tmp_path / "story")
+    assert {item.dtype for item in open_decoder(package).io.cache} == {"int8"}
+    assert theirs(package) == expected
+    shutil.copy(package / "genai_config.portable.json", package / "genai_config.json")
+    (package / "libfptq_ort_ops.so").unlink()
+    assert len(theirs(package)) > 25
 
 
 def test_the_readme_reads_text(both: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan
 
 # q and k read the norm; down reads an activation that no gain can take.
-READERS = "q = MatMul(n, Wq) k = MatMul(n, Wk) act = Relu(x) down = MatMul(act, Wd)"
+READERS = "q = MatMul(n, Wq) k = MatMul(n, Wk) act = Tanh(x) down = MatMul(act, Wd)"
 OUTPUTS = "float q, float k, float down"
 
 
@@ -73,7 +73,7 @@ def test_no_site_means_per_token_with_the_reason(model: ir.Model) -> None:
     assert (plan.scheme, plan.fold_site, plan.input_scale) == (PER_TOKEN, None, None)
     assert plan.reason == (
         "v0 = 15 < range 20 <= v1 = 150, but it cannot be equalized: "
-        "its input is made by act (Relu), which has no gain to fold into"
+        "its input is made by act (Tanh), which has no gain to fold into"
     )
 
 
@@ -150,7 +150,7 @@ def test_a_site_is_scaled_by_all_its_readers(rng: np.random.Generator) -> None:
 
 def test_an_all_zero_activation(rng: np.random.Generator) -> None:
     model = normed_graph(
-        rng, Norm("n = Relu(x)", ()), readers="q = MatMul(n, Wq)", outputs="float q"
+        rng, Norm("n = Tanh(x)", ()), readers="q = MatMul(n, Wq)", outputs="float q"
     )
     stats = stats_of(model, {"n": np.zeros(K)})
     entry = choose_schemes(find_linears(model), stats, Config()).linears[0]

@@ -25,7 +25,7 @@ def model(rng: np.random.Generator) -> ir.Model:
     return normed_graph(
         rng,
         NORMS["dynamo RMSNorm"],
-        readers="q = MatMul(n, Wq) k = MatMul(n, Wk) act = Relu(x) down = MatMul(act, Wd)",
+        readers="q = MatMul(n, Wq) k = MatMul(n, Wk) act = Tanh(x) down = MatMul(act, Wd)",
         outputs="float q, float k, float down",
         more={"Wd": rng.standard_normal((K, 3)).astype(np.float32)},
     )
@@ -131,7 +131,7 @@ def test_entries_come_back_in_graph_order(setting: Setting) -> None:
 
 def test_an_impossible_fold_is_refused(setting: Setting) -> None:
     scan, stats, plan = setting
-    with pytest.raises(FptqError, match=r"input of down, but .* \(Relu\).*: use per_token"):
+    with pytest.raises(FptqError, match=r"input of down, but .* \(Tanh\).*: use per_token"):
         complete_plan(edited(plan, "down", scheme=LAE_STATIC), scan, stats)
 
 

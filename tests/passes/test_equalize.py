@@ -189,8 +189,8 @@ def test_weights_are_rescaled_only_when_read(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("norm", "readers"),
     [
-        (NORMS["dynamo RMSNorm"], "q = MatMul(n, Wq) k = Relu(n)"),
-        (Norm("n = Relu(x)", ()), "q = MatMul(n, Wq) k = Sigmoid(n)"),
+        (NORMS["dynamo RMSNorm"], "q = MatMul(n, Wq) k = Tanh(n)"),
+        (Norm("n = Tanh(x)", ()), "q = MatMul(n, Wq) k = Sigmoid(n)"),
     ],
 )
 def test_a_declined_site_leaves_the_model_as_it_is(
@@ -211,13 +211,13 @@ def test_a_plan_that_asks_for_the_impossible_is_refused(rng: np.random.Generator
     model = normed_graph(
         rng,
         NORMS["dynamo RMSNorm"],
-        readers="q = MatMul(n, Wq) k = Relu(n)",
+        readers="q = MatMul(n, Wq) k = Tanh(n)",
         outputs="float q, float k",
     )
     plan = plan_for(model, ABSMAX)
     forced = replace(plan, linears=(replace(plan.linears[0], scheme=LAE_STATIC),))
     stats = stats_of(model, {"n": ABSMAX})
-    with pytest.raises(FptqError, match=r"input of q, but .* also feeds k \(Relu\)"):
+    with pytest.raises(FptqError, match=r"input of q, but .* also feeds k \(Tanh\)"):
         equalize(model, forced, stats)
     assert not any("_equalized" in name for name in model.graph.initializers)
 

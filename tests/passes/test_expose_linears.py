@@ -6,25 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tiny_graphs import Arrays, build, run, weight
+from tiny_graphs import build, raw, run, weight
 
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.passes.expose_linears import expose_linears
 
 X3 = "float[B, S, 8] x"
 H = 8
-
-
-def raw(body: str, weights: Arrays, opset: int = 18) -> ir.Model:
-    """As `build`, without the normalization that calls the pass."""
-    tensors = [ir.Tensor(array, name=name) for name, array in weights.items()]
-    model = ir.from_onnx_text(
-        f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n{body}',
-        initializers=tensors,
-    )
-    for node in model.graph.all_nodes():
-        node.name = node.outputs[0].name
-    return model
 
 
 def attention(more: str = "", inputs: str = "x, W, b, mask", declared: str = "") -> str:
@@ -41,6 +29,38 @@ TAKEN_OUT = {
     "causal attention": (attention(", unidirectional = 1"), W3, 1),
     "attention without bias": (attention(inputs="x, W, , mask"), {"W": (H, 3 * H)}, 1),
     "attention with a scale": (attention(", scale = 0.3"), W3, 1),
+    "a mask of lengths": (
+        f"g ({X3}, int32[B] mask) => (float[B, S, 8] y)"
+        " { y = com.microsoft.Attention<num_heads = 2>(x, W, b, mask) }",
+        W3,
+        1,
+    ),
+    "a mask of lengths of another input": (
+        f"g ({X3}, int32[B] mask) => (float[B, S, 8] y) {{ h = MatMul(x, V)"
+        " y = com.microsoft.Attention<num_heads = 2, unidirectional = 1>(h, W, b, mask) }",
+        {**W3, "V": (H, H)},
+        2,
+    ),
+    "a mask of lengths, in numbers": (
+        "g (float[2, S, 8] x, int32[2] mask) => (float[2, S, 8] y)"
+        " { y = com.microsoft.Attention<num_heads = 2>(x, W, b, mask) }",
+        W3,
+        1,
+    ),
+    "a mask that is summed": (
+        f"g ({X3}, int32[B, S] mask) => (float[B, S, 8] y)"
+        " { n = ReduceSum<keepdims = 0>(mask, one) c = Cast<to = 6>(n)"
+        " y = com.microsoft.Attention<num_heads = 2, mask_filter_value = -3.0e38>(x, W, b, c) }",
+        W3,
+        1,
+    ),
+    "embeddings that count the mask": (
+        "g (int32[B, S] ids, int32[B, S] mask) => (float[B, S, 8] y)"
+        " { x, n = com.microsoft.EmbedLayerNormalization(ids, , T, P, , g, h, mask)"
+        " y = com.microsoft.Attention<num_heads = 2>(x, W, b, n) }",
+        {**W3, "T": (9, H), "P": (6, H), "g": (H,), "h": (H,)},
+        1,
+    ),
     "a narrower value": (
         f"g ({X3}, int32[B, S] mask) => (float[B, S, 4] y) {{"
         " y = com.microsoft.Attention<num_heads = 2, qkv_hidden_sizes = [8, 8, 4]>"
@@ -123,12 +143,17 @@ TAKEN_OUT = {
 def test_taken_out_and_the_same(rng: np.random.Generator, case: str) -> None:
     body, shapes, count = TAKEN_OUT[case]
     weights = {name: weight(rng, *shape) for name, shape in shapes.items()}
-    model = raw(body, weights)
+    arrays = weights | ({"one": np.array([1], np.int64)} if ", one)" in body else {})
+    model = raw(body, arrays)
     feeds: dict[str, np.ndarray] = {"x": rng.standard_normal((2, 5, H)).astype(np.float32)}
     if "float[B, 8] x" in body:
         feeds["x"] = feeds["x"][0]
-    if "mask" in body:
+    if "ids" in body:
+        feeds = {"ids": rng.integers(0, 9, (2, 5)).astype(np.int32)}
+    if "int32[B, S] mask" in body:
         feeds["mask"] = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.int32)
+    elif "] mask" in body:
+        feeds["mask"] = np.array([5, 3], np.int32)
     before = run(model, feeds)["y"]
     assert expose_linears(model) == 1
     assert len(find_linears(model).linears) == count
@@ -146,11 +171,29 @@ LEFT = {
         {"W": (H, 3 * H), "b": (3 * H,)},
         "keeps its cache",
     ),
-    "attention with a mask of lengths": (
-        f"g ({X3}, int32[B] mask) => (float[B, S, 8] y)"
+    "starts and ends of tokens": (
+        f"g ({X3}, int32[C] mask) => (float[B, S, 8] y)"
         " { y = com.microsoft.Attention<num_heads = 2>(x, W, b, mask) }",
-        {"W": (H, 3 * H), "b": (3 * H,)},
-        "whose mask",
+        W3,
+        "whose mask is not known",
+    ),
+    "starts and ends, in numbers": (
+        "g (float[2, S, 8] x, int32[4] mask) => (float[2, S, 8] y)"
+        " { y = com.microsoft.Attention<num_heads = 2>(x, W, b, mask) }",
+        W3,
+        "whose mask is not known",
+    ),
+    "ends and starts joined": (
+        f"g ({X3}, int32[B] e, int32[B] s) => (float[B, S, 8] y) {{ m = Concat<axis = 0>(e, s)"
+        " y = com.microsoft.Attention<num_heads = 2>(x, W, b, m) }",
+        W3,
+        "whose mask is not known",
+    ),
+    "sums over the batch": (
+        f"g ({X3}, int32[B, S] m) => (float[B, S, 8] y) {{ n = ReduceSum<keepdims = 0>(m, zero)"
+        " y = com.microsoft.Attention<num_heads = 2>(x, W, b, n) }",
+        W3,
+        "whose mask is not known",
     ),
     "a weight for each of the batch": (
         "g (float[3, S, 8] x) => (float[3, S, 6] y) { y = MatMul(x, W) }",
@@ -194,8 +237,10 @@ LEFT = {
 @pytest.mark.parametrize("case", LEFT)
 def test_left_alone_with_a_reason(rng: np.random.Generator, case: str) -> None:
     body, shapes, reason = LEFT[case]
-    weights = {name: weight(rng, *shape) for name, shape in shapes.items()}
-    model = raw(body, weights)
+    arrays = {name: weight(rng, *shape) for name, shape in shapes.items()}
+    if ", zero)" in body:
+        arrays["zero"] = np.array([0], np.int64)
+    model = raw(body, arrays)
     before = [node.op_type for node in model.graph]
     assert expose_linears(model) == 0
     assert [node.op_type for node in model.graph] == before

@@ -24,7 +24,7 @@ class Norm:
 
     text: str
     gains: tuple[str, ...]
-    scalars: Mapping[str, float | list[int]] = field(default_factory=dict)
+    scalars: Mapping[str, float | list[int] | list[list[int]]] = field(default_factory=dict)
     opset: int = 18
     inputs: str = f"float[A, S, {K}] x"
 
@@ -78,6 +78,13 @@ NORMS = {
         "n = com.microsoft.SkipLayerNormalization<epsilon = 1.0e-5>(x, skip, g, c)",
         ("g", "c"),
         inputs=_SKIP,
+    ),
+    "EmbedLayerNormalization": Norm(
+        "i = ArgMax<axis = -1, keepdims = 0>(x) ids = Cast<to = 6>(i) table = Cast<to = 1>(eye)"
+        " n, none = com.microsoft.EmbedLayerNormalization<epsilon = 1.0e-5>"
+        "(ids, , table, table, , g, c)",
+        ("g", "c"),
+        {"eye": np.eye(K, dtype=int).tolist()},
     ),
     "decomposed LayerNorm": Norm(
         "m = ReduceMean(x, axes) e = Sub(x, m) p = Mul(e, e) va = ReduceMean(p, axes)"

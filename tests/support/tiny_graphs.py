@@ -44,6 +44,18 @@ def build(
     return model
 
 
+def raw(body: str, weights: Arrays, opset: int = 18) -> ir.Model:
+    """As `build`, without the normalization that calls the pass."""
+    tensors = [tensor_of(name, array) for name, array in weights.items()]
+    model = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n{body}',
+        initializers=tensors,
+    )
+    for node in model.graph.all_nodes():
+        node.name = node.outputs[0].name
+    return model
+
+
 def tensor_of(name: str, array: NDArray[np.generic]) -> ir.Tensor:
     """An ir tensor of an array, bfloat16 and int4 included."""
     return ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype), name=name)
