@@ -98,6 +98,8 @@ class Config:
             raise FptqError(
                 f"--embedding-bits must be 8, 4, or 32 to leave them, got {self.embedding_bits}"
             )
+        if self.kv_cache == "int8" and not self.quantize:
+            raise FptqError("--equalize-only keeps all floats: leave --kv-cache int8 out")
         if self.bits_budget is not None and not 0 < self.bits_budget <= 32:
             raise FptqError(f"--bits-budget must be between 4 and 32, got {self.bits_budget:g}")
         options = [("--ignore", self.ignore), ("--w8", self.w8)]

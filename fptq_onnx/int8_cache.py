@@ -24,10 +24,11 @@ def check_cache(model: ir.Model) -> None:
     found, declined = find_caches(model)
     if found:
         return
-    reason = declined[0] if declined else "it has no GroupQueryAttention, which alone can hold one"
+    if declined:
+        raise FptqError(f"--kv-cache int8 cannot be done: {declined[0]}")
     raise FptqError(
-        f"the model cannot get an int8 KV cache: {reason}; export it with onnxruntime-genai's "
-        f"builder (fptq-onnx export --exporter genai), or leave --kv-cache int8 out"
+        "--kv-cache int8 needs a GroupQueryAttention, and the model has none: export it with "
+        "onnxruntime-genai's builder (fptq-onnx export --exporter genai), or leave the option out"
     )
 
 

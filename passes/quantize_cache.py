@@ -115,6 +115,9 @@ def _reason_against(node: ir.Node) -> str | None:
     for index in _PAST:
         past = node.inputs[index]
         assert past is not None  # see above
+        producer = past.producer()
+        if producer is not None and producer.op_type == "Cast":
+            return "its past goes through a Cast: convert the model from before it became float16"
         if not past.is_graph_input() or len(past.uses()) != 1:
             return "its past is not an input of the model that only it reads"
         if past.dtype not in _FLOATS:

@@ -94,4 +94,8 @@ def test_what_was_asked_is_said(tmp_path: Path) -> None:
     }
     done = command("convert", MODEL, "-o", tmp_path / "no", "--kv-cache", "int4", *fast)
     assert done.returncode != 0 and "--kv-cache 'int4' is not one of float, int8" in done.stderr
+    done = command(
+        "convert", MODEL, "-o", tmp_path / "no", "--kv-cache", "int8", "--equalize-only", *fast
+    )
+    assert done.returncode != 0 and "--equalize-only keeps all floats" in done.stderr
     assert not (tmp_path / "no").exists()

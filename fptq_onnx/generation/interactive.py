@@ -68,7 +68,8 @@ def interact(
             request = Request(ids, max_tokens, sampling or SamplingSettings(), stop)
             stats = write_text(engine, request, out, before="" if chat else line)
         except FptqError as error:  # such as a full context: the person can go on
-            print(f"fptq-onnx: error: {error}", file=sys.stderr)
+            hint = "; /clear begins a new conversation" if len(messages) > len(before) else ""
+            print(f"fptq-onnx: error: {error}{hint}", file=sys.stderr)
             continue
         out.write("\n")
         out.flush()

@@ -18,6 +18,7 @@ from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.decoder_text import DECODER_FILE, decoder_text
 from fptq_onnx.packaging.library_file import copy_library
 from fptq_onnx.packaging.manifest import write_manifest
+from fptq_onnx.packaging.oldest_runtime import oldest_runtime
 from fptq_onnx.packaging.package_parts import (
     copy_tokenizer_and_report,
     describe,
@@ -80,6 +81,7 @@ def write_edge_package(
         if path.is_file():
             path.chmod(0o755 if path.suffix in (".sh", ".so") else 0o644)
     values = {"name": converted.name, "target": target, "prompt": lines[0].strip()}
+    values["runtime"] = oldest_runtime(converted.main.model, portable=has_portable)
     if has_portable:
         values["portable"] = PORTABLE_FILE
     if target != "linux-x86_64":

@@ -66,7 +66,7 @@ def package_model(
     converted = open_converted(model)
     place = output or _default(converted, options.kind, target)
     if not converted.needs_library:
-        say("note         the model has no ops of ours: it runs anywhere, and needs no fallback")
+        say("note         the model has no ops of ours: it needs no library, and no fallback")
     if options.kind == "edge":
         _archive(converted, place, target, options)
     else:

@@ -15,13 +15,13 @@ from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.output_folder import REPORT_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.library_file import needed_glibc
+from fptq_onnx.packaging.oldest_runtime import oldest_runtime
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE
 from fptq_onnx.session import open_session
 from fptq_onnx.side_files import SIDE_FILES
 
 LICENCE_FILE = "LICENSE"
 README_FILE = "README.md"
-OLDEST_RUNTIME = "1.20"
 
 
 def copy_tokenizer_and_report(converted: ConvertedModel, folder: Path) -> None:
@@ -95,7 +95,12 @@ def load_graphs(folder: Path, *, portable: bool) -> None:
 
 
 def describe(
-    converted: ConvertedModel, kind: str, target: str, *, portable: str | None, library: Path | None
+    converted: ConvertedModel,
+    kind: str,
+    target: str,
+    *,
+    portable: str | None,
+    library: Path | None,
 ) -> dict[str, Any]:
     """What manifest.json says of a package.
 
@@ -111,7 +116,7 @@ def describe(
         "name": converted.name,
         "for": kind,
         "target": target,
-        "onnxruntime": f">={OLDEST_RUNTIME}",
+        "onnxruntime": f">={oldest_runtime(converted.main.model, portable=portable is not None)}",
         "glibc": needed_glibc(library) if library is not None else None,
         "portable": portable,
         "model": {

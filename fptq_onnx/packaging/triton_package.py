@@ -20,6 +20,7 @@ from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.library_file import copy_library
 from fptq_onnx.packaging.manifest import write_manifest
+from fptq_onnx.packaging.oldest_runtime import oldest_runtime
 from fptq_onnx.packaging.package_parts import (
     copy_tokenizer_and_report,
     describe,
@@ -79,6 +80,7 @@ def write_triton_package(
     _write_config(version, seen, f"the model with ops of fptq-onnx, for {target}")
     copy_tokenizer_and_report(converted, folder)
     values = {"name": name, "target": target, "served_at": served_at}
+    values["runtime"] = oldest_runtime(converted.main.model, portable=has_portable)
     if has_portable:
         values["portable"] = f"{name}{_PORTABLE_END}"
     write_readme(folder, "triton", values)

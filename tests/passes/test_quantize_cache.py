@@ -113,7 +113,23 @@ def test_quantized_already(rng: np.random.Generator) -> None:
         check_cache(model)
 
 
+def test_a_cache_that_is_cast() -> None:
+    model = build(
+        """g (float[b, s, 32] q, float[b, s, 16] k, float[b, s, 16] v,
+             float16[b, 2, p, 8] half_k, float16[b, 2, p, 8] half_v, int32[b] lengths, int32 total)
+          => (float[b, s, 32] core, float[b, 2, t, 8] present_k, float[b, 2, t, 8] present_v) {
+          past_k = Cast <to = 1> (half_k)
+          past_v = Cast <to = 1> (half_v)
+          core, present_k, present_v = com.microsoft.GroupQueryAttention
+            <num_heads = 4, kv_num_heads = 2> (q, k, v, past_k, past_v, lengths, total)
+        }""",
+        microsoft=True,
+    )
+    with pytest.raises(FptqError, match="convert the model from before it became float16"):
+        check_cache(model)
+
+
 def test_no_cache_at_all() -> None:
     model = build("g (float[b, 4] x) => (float[b, 4] y) { y = Relu (x) }")
-    with pytest.raises(FptqError, match=r"no GroupQueryAttention.*--exporter genai"):
+    with pytest.raises(FptqError, match=r"needs a GroupQueryAttention.*--exporter genai"):
         check_cache(model)

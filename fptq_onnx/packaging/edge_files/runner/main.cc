@@ -20,7 +20,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: fptq_run --onnxruntime LIB [--model DIR] [--tokens N] [--threads N] [--portable]\n"
     "                [--ignore-end] TOKEN...\n"
-    "  --onnxruntime LIB  libonnxruntime.so, 1.20 or newer (or the variable ONNXRUNTIME_LIB)\n"
+    "  --onnxruntime LIB  libonnxruntime.so, as new as README.md says (or the variable ONNXRUNTIME_LIB)\n"
     "  --model DIR        folder with decoder.txt (model)\n"
     "  --tokens N         how many to write at most (32)\n"
     "  --threads N        0 for ONNX Runtime's choice (0), at most 4 for each CPU\n"
