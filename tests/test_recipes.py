@@ -29,10 +29,11 @@ def test_an_unknown_recipe_is_told_the_known_ones():
 
 
 # Ops that must be there, ops that must not, bits per weight, and a bound on the KL: about twice
-# what was measured (fp16 1e-6, smoothquant 0.002, w8a8 0.004, gptq 0.008, w4a8-static 0.02).
+# what was measured (fp16 1e-6, smoothquant 0.002, w8a8 0.004, gptq 0.008, w4a8-static 0.02); of
+# smoothquant it was 0.0055 without VNNI, where ONNX Runtime's int8 products saturate.
 EXPECTED = {
     "w8a8": ({"QuantizeLinear", "DequantizeLinear"}, {"MatMulNBits", "MatMulW4A8"}, 8.1, 0.008),
-    "smoothquant": ({"QuantizeLinear", "DequantizeLinear"}, {"MatMulW4A8", "Abs"}, 8.1, 0.004),
+    "smoothquant": ({"QuantizeLinear", "DequantizeLinear"}, {"MatMulW4A8", "Abs"}, 8.1, 0.008),
     "gptq": ({"MatMulNBits"}, {"QuantizeLinear", "MatMul", "MatMulW4A8"}, 4.36, 0.02),
     "fp16": ({"MatMul"}, {"QuantizeLinear", "MatMulNBits", "MatMulW4A8"}, 16.0, 1e-4),
     "w4a8-static": ({"MatMulW4A8"}, {"MatMul", "QuantizeLinear"}, 4.3, 0.04),
