@@ -171,7 +171,7 @@ class Job:
 
     def _quantize_caches(self, model: ir.Model, folder: Path, report: Report) -> Report:
         """The int8 cache, where it is wanted; it is measured on what was written."""
-        if self.config.kv_cache != "int8" or not self.config.quantize:
+        if self.config.kv_cache != "int8":
             return report
         done, declined = quantize_written_caches(
             model, folder / MODEL_FILE, self.loaded, self.samples,

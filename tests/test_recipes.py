@@ -1,6 +1,8 @@
 """Each recipe's settings, and what they make of a model."""
 
 import json
+import platform
+from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -28,12 +30,16 @@ def test_an_unknown_recipe_is_told_the_known_ones():
     assert len({recipe.name for recipe in RECIPES}) == len(RECIPES)
 
 
+CPU = Path("/proc/cpuinfo")
+SATURATES = platform.machine() in ("x86_64", "AMD64") and not (
+    CPU.is_file() and "vnni" in CPU.read_text()
+)
+
 # Ops that must be there, ops that must not, bits per weight, and a bound on the KL: about twice
-# what was measured (fp16 1e-6, smoothquant 0.002, w8a8 0.004, gptq 0.008, w4a8-static 0.02); of
-# smoothquant it was 0.0055 without VNNI, where ONNX Runtime's int8 products saturate.
+# what was measured (fp16 1e-6, smoothquant 0.002, w8a8 0.004, gptq 0.008, w4a8-static 0.02).
 EXPECTED = {
     "w8a8": ({"QuantizeLinear", "DequantizeLinear"}, {"MatMulNBits", "MatMulW4A8"}, 8.1, 0.008),
-    "smoothquant": ({"QuantizeLinear", "DequantizeLinear"}, {"MatMulW4A8", "Abs"}, 8.1, 0.008),
+    "smoothquant": ({"QuantizeLinear", "DequantizeLinear"}, {"MatMulW4A8", "Abs"}, 8.1, 0.004),
     "gptq": ({"MatMulNBits"}, {"QuantizeLinear", "MatMul", "MatMulW4A8"}, 4.36, 0.02),
     "fp16": ({"MatMul"}, {"QuantizeLinear", "MatMulNBits", "MatMulW4A8"}, 16.0, 1e-4),
     "w4a8-static": ({"MatMulW4A8"}, {"MatMul", "QuantizeLinear"}, 4.3, 0.04),
@@ -50,7 +56,8 @@ def test_a_recipe_writes_what_it_says(name, tmp_path):
     assert present <= ops and not absent & ops
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["bits_per_weight"] == pytest.approx(bits, abs=0.06)
-    assert report["verification"]["kl"] < kl
+    # Without VNNI ONNX Runtime's int8 products saturate on x86: smoothquant had 0.0055 then.
+    assert report["verification"]["kl"] < (2 * kl if SATURATES and 8 < bits < 9 else kl)
 
 
 @pytest.mark.parametrize("name", ["w8a8", "smoothquant"])

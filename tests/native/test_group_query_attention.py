@@ -9,15 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from attention_node import INTEGERS, NAMES, attention_model
 from numpy.typing import NDArray
 
 from fptq_onnx.numerics.attention import causal_attention, rotate
 
-NAMES = (
-    "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length",
-    "cos_cache", "sin_cache",
-)  # fmt: skip
-INTEGERS = {"seqlens_k", "total_sequence_length"}
 # Float32 with scores of a few units over up to 300 keys: see native/tests/test_attention.cc for the
 # bound of one problem. Here it is about which number meets which.
 TOLERANCE = 2e-5
@@ -35,36 +31,18 @@ class Case:
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def model(self, domain: str = "fptq") -> ir.Model:
-        values = {}
-        for name in NAMES:
-            kind = ir.DataType.INT32 if name in INTEGERS else ir.DataType.FLOAT
-            values[name] = ir.Value(name=name, type=ir.TensorType(kind))
-        inputs: list[ir.Value | None] = list(values.values())
+        inputs: list[str | None] = list(NAMES if self.rotary else NAMES[:7])
         if self.packed:
             inputs[1] = inputs[2] = None
-        if not self.rotary:
-            del inputs[7:]
         attributes: dict[str, Any] = {
             "num_heads": self.heads,
             "kv_num_heads": self.kv_heads,
             "do_rotary": int(bool(self.rotary)),
             "rotary_interleaved": int(self.interleaved),
-            **({} if self.scale is None else {"scale": self.scale}),
+            "scale": self.scale,
             **self.attributes,
         }
-        attributes = {key: value for key, value in attributes.items() if value is not None}
-        outputs = [
-            ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
-            for name in ("output", "present_key", "present_value")
-        ]
-        node = ir.node(
-            "GroupQueryAttention", inputs, attributes, domain=domain, outputs=outputs, name="core"
-        )
-        graph = ir.Graph(
-            [value for value in inputs if value is not None], outputs, nodes=[node],
-            opset_imports={"": 21, domain: 1}, name="one",
-        )  # fmt: skip
-        return ir.Model(graph, ir_version=10)
+        return attention_model(inputs, attributes, domain=domain)
 
     def feed(
         self, batch: int, tokens: int, past: int, lengths: list[int] | None = None

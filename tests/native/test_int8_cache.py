@@ -9,17 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from attention_node import NAMES, attention_model
 from numpy.typing import NDArray
 
 from fptq_onnx.numerics.attention import causal_attention, rotate
 from fptq_onnx.numerics.cache_codes import cache_scales, encode_cache
 
-NAMES = (
-    "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length",
-    "cos_cache", "sin_cache", "k_scale", "v_scale",
-)  # fmt: skip
-OUTPUTS = ("output", "present_key", "present_value")
-CACHES = {"past_key", "past_value", "present_key", "present_value"}
+SCALES = ("k_scale", "v_scale")
 # As in test_group_query_attention.py.
 TOLERANCE = 2e-5
 
@@ -31,31 +27,18 @@ class Case:
     size: int = 16
     scales: int = 0  # numbers in each: 0 is one for every channel
 
-    def model(self, domain: str = "fptq", names: tuple[str, ...] = NAMES) -> ir.Model:
-        def value(name: str) -> ir.Value:
-            integers = name in ("seqlens_k", "total_sequence_length")
-            kind = ir.DataType.INT32 if integers else ir.DataType.FLOAT
-            kind = ir.DataType.INT8 if name in CACHES else kind
-            return ir.Value(name=name, type=ir.TensorType(kind))
-
-        inputs = [value(name) for name in names]
-        feed: list[ir.Value | None] = list(inputs)
+    def model(self, domain: str = "fptq", scales: tuple[str, ...] = SCALES) -> ir.Model:
         attributes: dict[str, Any] = {
             "num_heads": self.heads, "kv_num_heads": self.kv_heads, "do_rotary": 1,
             "rotary_interleaved": 0,
         }  # fmt: skip
+        between: tuple[None, ...] = ()
         if domain == "com.microsoft":
-            feed[9:9] = [None, None, None]  # positions, bias, sinks
+            between = (None, None, None)  # positions, bias, sinks
             kind = "PER_TENSOR" if self.scales == 1 else "PER_CHANNEL"
             attributes |= {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
-        outputs = [value(name) for name in OUTPUTS]
-        node = ir.node(
-            "GroupQueryAttention", feed, attributes, domain=domain, outputs=outputs, name="core"
-        )
-        graph = ir.Graph(
-            inputs, outputs, nodes=[node], opset_imports={"": 21, domain: 1}, name="one"
-        )
-        return ir.Model(graph, ir_version=10)
+        inputs = [*NAMES, *between, *scales]
+        return attention_model(inputs, attributes, domain=domain, cache=ir.DataType.INT8)
 
     def feed(self, batch: int, tokens: int, past: int) -> dict[str, NDArray[Any]]:
         """Random inputs; every sequence has `past` tokens."""
@@ -201,7 +184,7 @@ def test_how_a_prompt_is_cut_does_not_matter(op: Any, each_kernel: str) -> None:
 
 def test_scales_belong_to_codes(op: Any) -> None:
     with pytest.raises(Exception, match="k_scale must be given where the cache is int8"):
-        op.open_session(Case().model(names=NAMES[:9]))
+        op.open_session(Case().model(scales=()))
 
 
 @pytest.mark.parametrize(

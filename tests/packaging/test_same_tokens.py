@@ -31,8 +31,8 @@ WAYS = [
     "edge package, aarch64 cortex-a72",
 ]  # fmt: skip
 # Rows of a batch differ from rows alone in ONNX Runtime's own op: with AVX2 in half of these texts,
-# with AVX-512 in none. So may two tokens that are as good as equal: 0.07 was the largest difference
-# between the two highest logits at such a place (docs/packaging.md).
+# with AVX-512 in none. So may two tokens that are as good as equal: 0.061 was the most between the
+# two highest logits at such a place (docs/packaging.md).
 BATCHES = ("server, 4 requests at a time", "engine, batch 4")
 GOOD_AS_EQUAL = 0.1
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
