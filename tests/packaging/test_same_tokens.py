@@ -7,7 +7,8 @@ Our ops give the same bits everywhere, whatever else is in the batch. What ONNX 
 around them in float (norms, attention) ends in another last bit on another kind of CPU, and its own
 MatMulNBits, which the portable graph has, quantizes activations in another way on Arm and sums in
 another order for other numbers of rows. Two tokens that are as good as equal can then change places
-(docs/packaging.md has how often): the texts are so short that none does, but for batches.
+(docs/packaging.md has how often), so there a text may part from the others, but only where its two
+most likely tokens were that near to each other.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ WAYS = [
     "edge package, x86-64", "edge package, aarch64 max", "edge package, aarch64 cortex-a76",
     "edge package, aarch64 cortex-a72",
 ]  # fmt: skip
-# Rows of a batch differ from rows alone in ONNX Runtime's own op: with AVX2 in half of these texts,
-# with AVX-512 in none. So may two tokens that are as good as equal: 0.061 was the most between the
-# two highest logits at such a place (docs/packaging.md).
 BATCHES = ("server, 4 requests at a time", "engine, batch 4")
-GOOD_AS_EQUAL = 0.1
+# Most between the two highest logits where texts part. Of 50 longer texts it was 0.03 with our ops,
+# on Arm, and 0.061 with ONNX Runtime's own, on Arm and in batches (docs/packaging.md). In these it
+# depends on the CPU whether any parts: with AVX2 half of them do in batches, with AVX-512 none.
+GOOD_AS_EQUAL = {"custom": 0.05, "portable": 0.1}
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
@@ -71,12 +72,15 @@ def test_the_tokens_of_run(rows: Rows, graph: str, way: str) -> None:
     if row["absent"]:
         pytest.skip(row["absent"])
     assert row["texts"] == PROMPTS
-    if graph == "portable" and way in BATCHES:
-        assert row["same_texts"] == PROMPTS or 0 < row["margin"] < GOOD_AS_EQUAL
-        return
-    assert row["same_texts"] == PROMPTS
-    tokens = EMULATED_TOKENS if "aarch64" in way else TOKENS
-    assert row["tokens"] == row["same_tokens"] > PROMPTS * tokens // 2
+    emulated = "aarch64" in way
+    assert row["tokens"] > PROMPTS * (EMULATED_TOKENS if emulated else TOKENS) // 2
+    if emulated or (graph == "portable" and way in BATCHES):
+        equal = row["same_texts"] == PROMPTS
+        assert equal or 0 < row["margin"] < GOOD_AS_EQUAL[graph]
+        assert row["same_tokens"] > row["tokens"] // 2
+    else:
+        assert row["same_texts"] == PROMPTS
+        assert row["same_tokens"] == row["tokens"]
 
 
 def test_no_way_is_left_out(rows: Rows) -> None:
