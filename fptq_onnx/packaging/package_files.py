@@ -114,7 +114,9 @@ def package_files(package: Path, allowance: Allowance, folders: set[str]) -> Ite
                     yield _of_tar(packed_tar, folders)
                     content.finish(packed_tar.offset)
     except _DAMAGE as error:
-        raise FptqError(f"{package} is not a .tar.gz or .zip, or is damaged ({error})") from error
+        raise FptqError(
+            f"{package} is not a .tar.gz or .zip, or is damaged ({error}): get the package again"
+        ) from error
 
 
 def _of_folder(folder: Path, folders: set[str]) -> Files:
