@@ -115,7 +115,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for number, other in ((left, right), (right, left)):
                 if isinstance(number, int):
-                    self._check(number * (_shallow(other) - _VALUE))
+                    self._check(number * _shallow(other))
         result = super().call_binop(context, operator, left, right)
         self.take(_shallow(result))
         return result

@@ -108,10 +108,6 @@ def plain_json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def test_long_text_of_its_own() -> None:
-    assert ChatTemplate("{{ 'ab' * 3000000 }}").render([]) == "ab" * 3000000
-
-
 @pytest.mark.parametrize("source", TURNS)
 def test_the_same_text_as_without_bounds(source: str) -> None:
     template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
