@@ -6,6 +6,7 @@ It is a Jinja program written by whoever published the model, so it runs in Jinj
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,46 +15,36 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_config
 
 TEMPLATE_FILE = "chat_template.jinja"
-_CONFIG_FILE = "tokenizer_config.json"
-_MOST_SOURCE = 1 << 20  # real ones have some 20,000 characters at most
-_MOST_FORM = 100
-_MOST_ERROR = 300
 
 
 class ChatTemplate:
     """A compiled template."""
 
-    def __init__(
-        self,
-        source: str,
-        special_tokens: Mapping[str, str] | None = None,
-        *,
-        file: str = TEMPLATE_FILE,
-    ) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """Compile a template.
 
         Args:
             source: the Jinja text.
             special_tokens: what it can name besides messages, such as bos_token.
-            file: name of the file it comes from, for messages.
 
         Raises:
-            FptqError: not a valid template, or longer than templates are.
+            FptqError: not a valid template.
         """
-        from fptq_onnx.generation.bounded_jinja import BoundedEnvironment  # only chat needs Jinja
+        import jinja2  # only models for chat need it
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self._name = f"the model's chat template ({file})"
-        if len(source) > _MOST_SOURCE:
-            raise FptqError(
-                f"{self._name} has {len(source)} characters, more than {_MOST_SOURCE}: remove it"
-            )
-        self._environment = BoundedEnvironment()
-        self._environment.globals["raise_exception"] = _refuse
-        self._environment.globals["strftime_now"] = _strftime_now
+        # The settings of transformers' apply_chat_template, which templates are written for.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         try:
-            self._template = self._environment.bounded_template(source)
-        except Exception as error:  # Jinja's own, and Python's of what is nested too deeply
-            raise FptqError(f"{self._name} is not valid Jinja: {_cut(error)}") from error
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise FptqError(f"the model's chat template is not valid Jinja: {error}") from error
         self._special = dict(special_tokens or {})
 
     def render(
@@ -66,26 +57,20 @@ class ChatTemplate:
             add_generation_prompt: end with what an answer begins after.
 
         Raises:
-            FptqError: the template refuses the messages, fails, or builds far more than a prompt.
+            FptqError: the template refuses the messages, or fails.
         """
-        from fptq_onnx.generation.bounded_jinja import TooMuchError
-
-        variables = {
-            "messages": [dict(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-            **self._special,
-        }
         try:
-            return self._environment.bounded_render(self._template, variables)
-        except TooMuchError as error:
-            raise FptqError(
-                f"{self._name} builds far more text than a prompt can be: mend or remove it, or "
-                "use the text as it is (--raw)"
-            ) from error
+            text: str = self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
+            )
         except Exception as error:  # a template can raise anything that Python can
             raise FptqError(
-                f"{self._name} refuses the messages: {_cut(error)}; use the text as it is (--raw)"
+                f"the model's chat template refuses the messages: {error}; use the text as it is "
+                "(--raw)"
             ) from error
+        return text
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
@@ -97,7 +82,7 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     Raises:
         FptqError: a template that cannot be read or compiled.
     """
-    config = read_config(folder, _CONFIG_FILE)
+    config = read_config(folder, "tokenizer_config.json")
     file = folder / TEMPLATE_FILE
     source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
@@ -116,20 +101,13 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str):
             tokens[key] = content
-    return ChatTemplate(source, tokens, file=TEMPLATE_FILE if file.is_file() else _CONFIG_FILE)
+    return ChatTemplate(source, tokens)
 
 
-def _strftime_now(form: str) -> str:
-    if len(form) > _MOST_FORM:  # what Python gives for it may be 256 times as long
-        raise ValueError("the form of a date is too long")
-    return datetime.datetime.now().strftime(form)
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    # Jinja's own escapes characters of HTML, which a prompt is not.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _cut(error: Exception) -> str:
-    """The message without line ends, and no longer than a person reads."""
-    text = " ".join(str(error)[: 2 * _MOST_ERROR].split())
-    return text if len(text) <= _MOST_ERROR else f"{text[:_MOST_ERROR]}..."
-
-
-def _refuse(message: Any) -> NoReturn:
-    raise ValueError(message if isinstance(message, str) else "it gives no reason")
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
