@@ -77,6 +77,24 @@ def test_a_fold_goes_through(rng: np.random.Generator, path: str) -> None:
     assert_fold_is_exact(rng, norm, model, "n")
 
 
+def test_a_fold_goes_through_the_rows_picked_for_experts(rng: np.random.Generator) -> None:
+    """As torch writes `x.view(-1, size)[None, rows]`; nothing but the router tells the size."""
+    norm = Norm(RMS.text, RMS.gains, RMS.scalars, 20)
+    readers = (
+        "whole = Shape(n) size = Gather<axis = 0>(whole, last) last_ = Unsqueeze(size, zero)"
+        " flat = Concat<axis = 0>(rest, last_) t = Reshape(n, flat) k = MatMul(t, Wk)"
+        " t1 = Unsqueeze(t, zero) t2 = Gather<axis = 1>(t1, rows) t3 = Reshape(t2, flat)"
+        " q = MatMul(t3, Wq)"
+    )
+    more = {"last": np.array(2, np.int64), "rest": np.array([-1]), "rows": np.array([2, 0])}
+    sites, model = sites_and_models(rng, norm, readers, "float[2, 6] q, float[R, 6] k", **more)
+    assert isinstance(sites["q"], FoldSite), sites["q"]
+    model.graph.inputs[0].shape = None
+    site = find_fold_sites(find_linears(model).linears)["q"]
+    assert isinstance(site, FoldSite) and set(site.linears) == {"q", "k"}, site
+    assert_fold_is_exact(rng, norm, model, "n")
+
+
 def test_a_positive_axis_needs_a_rank(rng: np.random.Generator) -> None:
     """Without one, axis 1 might be the channels'."""
     readers, outputs = PATHS["last token by Gather"]
