@@ -22,6 +22,9 @@ INTS = {
     "sizes": np.array([1, 2], np.int64),
     "regroup": np.array([0, 0, 2, 4], np.int64),
     "half": np.array([0.5], np.float32),
+    "pairs": np.array([[0, 1], [1, 0]], np.int64),
+    "firsts": np.array([[1], [0]], np.int64),
+    "triples": np.array([[0, 1, 2], [1, 0, 3]], np.int64),
 }
 
 
@@ -46,6 +49,11 @@ PATHS = {
     "last token by Gather": ("t = Gather<axis = 1>(n, first) q = MatMul(t, Wq)", "float[A, 6] q"),
     "last token, negative axis": (
         "t = Gather<axis = -2>(n, first) q = MatMul(t, Wq)",
+        "float[A, 6] q",
+    ),
+    "tokens picked by GatherND": ("t = GatherND(n, pairs) q = MatMul(t, Wq)", "float[2, 6] q"),
+    "tokens picked in each row": (
+        "t = GatherND<batch_dims = 1>(n, firsts) q = MatMul(t, Wq)",
         "float[A, 6] q",
     ),
     "Slice of rows": ("t = Slice(n, zero, one_, one_) q = MatMul(t, Wq)", "float[A, 1, 6] q"),
@@ -112,6 +120,10 @@ MIXED = {
     "some channels": (
         "t = Slice(n, zero, two_, two_) t2 = Gather<axis = 2>(n, zero) q = MatMul(t, W2)",
         "float[A, S, 6] q",
+    ),
+    "numbers picked by GatherND": (
+        "t = GatherND(n, triples) t2 = Concat<axis = 0>(t, t) q = MatMul(t2, W4)",
+        "float[6] q",
     ),
     "a regrouping reshape, then a choice": (
         "t = Reshape(n, regroup) t2 = Gather<axis = 2>(t, first) q = MatMul(t2, W4)",
