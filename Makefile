@@ -79,9 +79,10 @@ wheel-aarch64: $(STAMP)
 	  --no-deps --no-build-isolation --wheel-dir dist \
 	  --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/toolchains/aarch64-linux-gnu.cmake .
 
-# Small matrices: threads of BLAS would only wait for each other.
+# Small matrices: threads of BLAS would only wait for each other. A file stays on one process: its
+# tests share models.
 pytest: $(STAMP)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # lm-evaluation-harness on our models, with the extra it needs; local task files, no network.
 test-lm-eval: $(STAMP)

@@ -231,6 +231,9 @@ void LinearOp::read_weights(const ort::KernelInfo* info) {
     }
     panel += part.panels;
   }
+  const auto bytes = static_cast<size_t>(panels_ * shape.steps * line_bytes);
+  prefer_huge_pages(lines, bytes);
+  moves_ = HugePages::wanted();
 }
 
 }  // namespace fptq

@@ -1,9 +1,11 @@
 // fptq::MatMulW4A8 and fptq::MatMulW8A8, version 1: what the nodes mean is written in docs/kernels.md.
 #pragma once
 
+#include <mutex>
 #include <string>
 #include <vector>
 
+#include "huge_pages.h"
 #include "kernel.h"
 #include "ort_wrappers.h"
 
@@ -39,6 +41,7 @@ class LinearOp {
   void read_activation_attributes(const ort::KernelInfo* info);
   void read_gate(const ort::KernelInfo* info);
   void read_weights(const ort::KernelInfo* info);
+  void move_weights() const;
   std::string string_attribute(const ort::KernelInfo* info, const char* name) const;
   const void* constant(const ort::KernelInfo* info, size_t index, ort::ElementType type,
                        const std::vector<int64_t>& dims, bool may_be_empty) const;
@@ -54,7 +57,11 @@ class LinearOp {
   const Kernel* kernel_ = nullptr;
   ort::Allocator* allocator_ = nullptr;
   // Linears of one input: one output each, or the two of a gated MLP with one output.
-  std::vector<PackedWeights> parts_;
+  // Where their weights are changes once, before the first of them is used.
+  mutable std::vector<PackedWeights> parts_;
+  mutable HugePages huge_pages_;
+  mutable std::once_flag moved_;
+  bool moves_ = false;
   Gate gate_ = Gate::kNone;
   int64_t panels_ = 0;  // of all parts
   bool per_token_ = false;

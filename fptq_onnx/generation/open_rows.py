@@ -93,8 +93,10 @@ def open_generation_model(
     options.log_severity_level = 4  # what goes wrong comes as an exception, too
     options.intra_op_num_threads = threads or 0
     if CUSTOM_DOMAIN in model.opset_imports:
-        from fptq_onnx.runtime import register  # only then: the library may not be there
+        # Only then: the library may not be there.
+        from fptq_onnx.runtime import prefer_huge_pages, register
 
+        prefer_huge_pages()
         register(options)
     cut = 0
     if loaded.file.stat().st_size <= _LARGEST_COPY:

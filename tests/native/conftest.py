@@ -175,7 +175,7 @@ def assert_exact(node: Node, x: NDArray[Any], threads: int = 1) -> None:
         np.testing.assert_array_equal(ours, definition, strict=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def op() -> Any:
     """The functions of this file, as test modules cannot import a conftest."""
 

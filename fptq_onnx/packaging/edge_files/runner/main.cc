@@ -164,6 +164,7 @@ int main(int count, char** words) {
     std::fputs(kUsage, stdout);
     return 0;
   }
+  setenv("FPTQ_HUGE_PAGES", "1", 0);  // unless it says otherwise
   try {
     generate(parse(count, words));
   } catch (const ReaderLeft&) {
