@@ -1,23 +1,28 @@
-"""What to do about a model that is no decoder: that depends on what was wanted of it."""
+"""The error for a model that is no decoder: what to do depends on what was wanted of it."""
 
 from __future__ import annotations
 
-import re
-
 from fptq_onnx.errors import FptqError
 
-# What decoder_io.py and kv_cache.py advise for conversion, which can do without a decoder.
-_FOR_CONVERSION = re.compile(r"(;|, or) give calibration samples as \.npz files$")
+FOR_CONVERSION = "give calibration samples as .npz files"
 FOR_TEXT = (
     "only an export with token ids as input and logits as output can be run, served or measured"
 )
 
 
-def advised(error: FptqError, advice: str) -> FptqError:
-    """The same error with advice for something other than conversion.
+class NoDecoderError(FptqError):
+    """A model whose inputs and outputs are not those of a decoder, or not known to be."""
 
-    Args:
-        error: of `find_io` or `DecoderIO.from_specs`.
-        advice: takes the place of what is advised for conversion; nothing else is changed.
-    """
-    return FptqError(_FOR_CONVERSION.sub(f"; {advice}", str(error)))
+    def __init__(self, wrong: str, advice: str = FOR_CONVERSION) -> None:
+        """Join both to one sentence.
+
+        Args:
+            wrong: what is wrong.
+            advice: what to do; conversion can do without a decoder.
+        """
+        super().__init__(f"{wrong}; {advice}")
+        self._wrong = wrong
+
+    def advised(self, advice: str) -> NoDecoderError:
+        """The same error with advice for something other than conversion."""
+        return NoDecoderError(self._wrong, advice)

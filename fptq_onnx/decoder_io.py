@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.decoder_advice import NoDecoderError
 from fptq_onnx.kv_cache import CacheTensor, cache_tensor, pair_cache, symbolic_sizes
 from fptq_onnx.model_configs import architecture_of, is_masked_model
 from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
@@ -24,8 +24,6 @@ _POSITIONS = ("position_ids",)
 _CACHE_POSITION = ("cache_position",)
 _INT_DTYPES = frozenset({"int32", "int64"})
 _MASK_DTYPES = _INT_DTYPES | {"bool", "float16", "float32"}
-
-_NOT_LM = "not a causal language model: {}; give calibration samples as .npz files"
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ class DecoderIO:
                 it symbolic and the two configurations do not say.
 
         Raises:
-            FptqError: not a causal language model ("not a causal language model: ..."), or one
-                with an input that this tool does not know how to feed.
+            NoDecoderError: not a causal language model ("not a causal language model: ..."), or
+                one with an input that this tool does not know how to feed.
         """
         decoder = _decoder_section(genai_config)
         names_in: Mapping[str, Any] = decoder.get("inputs") or {}
@@ -113,32 +111,34 @@ class DecoderIO:
 
         ids = find_input_ids(inputs, genai_config)
         if ids is None:
-            raise FptqError(_NOT_LM.format("it has no input named input_ids"))
+            raise _no_language_model("it has no input named input_ids")
         if ids.dtype not in _INT_DTYPES or ids.rank not in (2, None):
-            raise FptqError(_NOT_LM.format(f"{ids.describe()} is not an integer [batch, sequence]"))
+            raise _no_language_model(f"{ids.describe()} is not an integer [batch, sequence]")
         mask = role("attention_mask", _MASK)
         if mask is not None and (mask.rank not in (2, None) or mask.dtype not in _MASK_DTYPES):
-            raise FptqError(
-                f"cannot feed {mask.describe()}: a mask must be [batch, past + sequence]; "
-                "give calibration samples as .npz files"
+            raise NoDecoderError(
+                f"cannot feed {mask.describe()}: a mask must be [batch, past + sequence]"
             )
         positions = role("position_ids", _POSITIONS)
         if positions is not None and positions.rank not in (2, None):
-            raise FptqError(
-                f"cannot feed {positions.describe()}: positions must be [batch, sequence]; "
-                "give calibration samples as .npz files"
+            raise NoDecoderError(
+                f"cannot feed {positions.describe()}: positions must be [batch, sequence]"
             )
         cache_position = role("cache_position", _CACHE_POSITION)
         known = {spec.name for spec in (ids, mask, positions, cache_position) if spec is not None}
         past = [spec for spec in inputs if spec.name not in known]
         if is_masked_model(config or {}) and not any(is_cache_name(spec.name) for spec in past):
             named = architecture_of(config or {})
-            raise FptqError(_NOT_LM.format(f"config.json says {named}, which reads both sides"))
+            raise _no_language_model(f"config.json says {named}, which reads both sides")
         logits = find_logits(outputs, names_out.get("logits"))
         sizes = symbolic_sizes(decoder, config or {}, head_size)
         pairs = pair_cache(past, [o for o in outputs if o is not logits], names_in, names_out)
         cache = tuple(cache_tensor(p, q, ids, sizes) for p, q in pairs)
         return cls(ids, logits, mask, positions, cache_position, cache)
+
+
+def _no_language_model(wrong: str) -> NoDecoderError:
+    return NoDecoderError(f"not a causal language model: {wrong}")
 
 
 def find_input_ids(
@@ -172,7 +172,7 @@ def gives_logits(outputs: Sequence[TensorSpec], largest_id: int = 0) -> bool:
     """
     try:
         width = _fixed(find_logits(outputs, None), 2)
-    except FptqError:
+    except NoDecoderError:
         return False
     return width is None or width > largest_id
 
@@ -185,7 +185,7 @@ def find_logits(outputs: Sequence[TensorSpec], configured: str | None = None) ->
         configured: its name in genai_config.json.
 
     Raises:
-        FptqError: there is none.
+        NoDecoderError: there is none.
     """
     by_name = {spec.name: spec for spec in outputs}
     for name in (configured, "logits", "lm_logits"):
@@ -193,13 +193,13 @@ def find_logits(outputs: Sequence[TensorSpec], configured: str | None = None) ->
             if by_name[name].rank in (3, None):
                 return by_name[name]
             found = by_name[name].describe()
-            raise FptqError(_NOT_LM.format(f"{found} is not [batch, sequence, vocabulary]"))
+            raise _no_language_model(f"{found} is not [batch, sequence, vocabulary]")
     for spec in outputs:
         if spec.rank != 3 or spec.dtype not in FLOAT_DTYPES or is_cache_name(spec.name):
             continue
         if "hidden" not in spec.name.lower():  # last_hidden_state of an encoder
             return spec
-    raise FptqError(_NOT_LM.format("it has no logits output"))
+    raise _no_language_model("it has no logits output")
 
 
 def is_cache_name(name: str) -> bool:

@@ -13,7 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from fptq_onnx.decoder import Decoder, open_decoder
-from fptq_onnx.decoder_advice import advised
+from fptq_onnx.decoder_advice import NoDecoderError
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_settings import LASTWORD, PERPLEXITY, EvalSettings
 from fptq_onnx.evaluate import compare_windows, measure_windows
@@ -176,8 +176,9 @@ def _open(path: Path, threads: int) -> Decoder:
     try:
         return open_decoder(path, threads=threads)
     except FptqError as error:
-        advice = "evaluate an export with token ids as input and logits as output"
-        raise FptqError(f"{path}: {advised(error, advice)}") from error
+        if isinstance(error, NoDecoderError):
+            error = error.advised("evaluate an export with token ids as input and logits as output")
+        raise FptqError(f"{path}: {error}") from error
 
 
 def _check_vocabularies(decoders: Sequence[Decoder], source: _Source) -> None:

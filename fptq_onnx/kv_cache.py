@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fptq_onnx.decoder_advice import NoDecoderError
 from fptq_onnx.errors import FptqError
 from fptq_onnx.tensor_spec import CACHE_DTYPES, TensorSpec
 
@@ -50,13 +51,13 @@ def pair_cache(
         names_out: genai_config.json's decoder.outputs, or {}.
 
     Raises:
-        FptqError: an input that cannot be a cache, or a cache without its output.
+        NoDecoderError: an input that cannot be a cache, or a cache without its output.
     """
     for spec in past:
         if spec.dtype not in CACHE_DTYPES or (spec.rank is not None and spec.rank < 3):
-            raise FptqError(
+            raise NoDecoderError(
                 f"cannot feed the input {spec.describe()}: it is none of token ids, attention "
-                "mask, positions and KV cache; give calibration samples as .npz files"
+                "mask, positions and KV cache"
             )
     configured = _configured_names(past, names_in, names_out)
     by_name = {spec.name: spec for spec in outputs}
@@ -79,9 +80,9 @@ def pair_cache(
         return list(zip(past, floats, strict=True))
     paired = {p.name for p, _ in pairs}
     unpaired = next((s.name for s in past if s.name not in paired), past[-1].name)
-    raise FptqError(
-        f"cannot tell which output is the next step's {unpaired}; export the model so that "
-        "past_key_values.N.key goes with present.N.key, or give calibration samples as .npz files"
+    raise NoDecoderError(
+        f"cannot tell which output is the next step's {unpaired}: past_key_values.N.key goes with "
+        "present.N.key in an export"
     )
 
 

@@ -69,6 +69,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     from fptq_onnx.generation.language_model import LanguageModel
     from fptq_onnx.generation.sampling import SamplingSettings
+    from fptq_onnx.generation.sequence import check_stops
     from fptq_onnx.generation.write_text import write_text
     from fptq_onnx.samples import folder_of_tokenizer
 
@@ -82,6 +83,7 @@ def run_command(options: argparse.Namespace) -> None:
     )
     if options.max_tokens is not None and options.max_tokens < 1:
         raise FptqError(f"--max-tokens must be at least 1, got {options.max_tokens}")
+    check_stops(options.stop)
     model = LanguageModel.open(
         options.model,
         tokenizer_folder=options.tokenizer and folder_of_tokenizer(options.tokenizer),

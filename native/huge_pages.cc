@@ -53,16 +53,20 @@ bool memory_left(size_t bytes) {
   const long long total = number_in("/proc/meminfo", "MemTotal:") * 1024;
   const auto needed = static_cast<long long>(bytes);
   if (available - needed < total / 4) return false;
-  struct Limit {
-    const char *most, *used;
+  struct Group {
+    const char *most, *used, *parts, *active, *inactive;
   };
-  constexpr Limit kLimits[] = {
-      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-      {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
-       "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
-  for (const Limit& limit : kLimits) {
-    const long long most = number_in(limit.most);
-    if (most > 0 && number_in(limit.used) + needed > most / 4 * 3) return false;
+  constexpr Group kGroups[] = {
+      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat",
+       "active_file ", "inactive_file "},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+       "/sys/fs/cgroup/memory/memory.stat", "total_active_file ", "total_inactive_file "}};
+  for (const Group& group : kGroups) {
+    const long long most = number_in(group.most);
+    if (most <= 0) continue;
+    const long long cached =
+        number_in(group.parts, group.active) + number_in(group.parts, group.inactive);
+    if (number_in(group.used) - cached + needed > most / 4 * 3) return false;
   }
   return true;
 }

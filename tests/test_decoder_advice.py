@@ -11,8 +11,9 @@ import pytest
 from command_line import MODEL
 
 from fptq_onnx.cli import main
-from fptq_onnx.decoder_advice import advised
-from fptq_onnx.errors import FptqError
+from fptq_onnx.decoder_advice import FOR_CONVERSION, NoDecoderError
+from fptq_onnx.kv_cache import pair_cache
+from fptq_onnx.tensor_spec import TensorSpec
 
 ENCODER = """<ir_version: 8, opset_import: ["" : 17]>
     encoder (float[1, 4] pixels) => (float[1, 4] hidden) { hidden = Relu(pixels) }"""
@@ -41,7 +42,15 @@ def test_commands_that_write_text(
 
 
 def test_only_the_advice_is_changed() -> None:
-    for end in ("; give", ", or give"):
-        told = FptqError(f"no{end} calibration samples as .npz files")
-        assert str(advised(told, "do that")) == "no; do that"
-    assert str(advised(FptqError("no; other"), "do that")) == "no; other"
+    told = NoDecoderError(f"wrong; {FOR_CONVERSION}")
+    assert str(told) == f"wrong; {FOR_CONVERSION}; {FOR_CONVERSION}"
+    assert str(told.advised("do that")) == f"wrong; {FOR_CONVERSION}; do that"
+    assert str(told.advised("do that").advised("go")) == f"wrong; {FOR_CONVERSION}; go"
+
+
+def test_a_cache_that_goes_nowhere() -> None:
+    """What is wrong is told with each advice."""
+    past = [TensorSpec(f"past_{n}", "float32", (1, 2, None, 4)) for n in (0, 1)]
+    with pytest.raises(NoDecoderError, match=r"the next step's past_0.*; give calibration") as told:
+        pair_cache(past, [], {}, {})
+    assert str(told.value.advised("go")).endswith("goes with present.N.key in an export; go")

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from fptq_onnx.decoder import Decoder, find_io
-from fptq_onnx.decoder_advice import FOR_TEXT, advised
+from fptq_onnx.decoder_advice import FOR_TEXT, NoDecoderError
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.cache_rows import CacheRows
 from fptq_onnx.generation.padded_rows import PaddedRows
@@ -84,8 +84,8 @@ def open_generation_model(
     model = loaded.model
     try:
         io = find_io(loaded.file, graph_inputs(model.graph), graph_outputs(model.graph))
-    except FptqError as error:
-        raise advised(error, FOR_TEXT) from error
+    except NoDecoderError as error:
+        raise error.advised(FOR_TEXT) from error
     shares = can_share(model.graph, io)
     grouped = any(node.op_type == "GroupQueryAttention" for node in model.graph)
     pads = not grouped and io.attention_mask is not None and io.position_ids is not None

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 
+# The API's; NumPy takes no negative ones, so the sampler counts them from the other end of 64 bits.
+SEEDS = range(-(1 << 63), 1 << 63)
+
 # Bounds of temperature and repetition penalty: beyond them float32 has no numbers for logits.
 _LEAST, _MOST = 0.001, 1000.0
 
@@ -26,7 +29,7 @@ class SamplingSettings:
         repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely
             (Keskar et al., 2019, arXiv:1909.05858: divides their positive logits, multiplies their
             negative ones); 1 for none. It holds for greedy choice, too.
-        seed: of the draw; None for another one each time.
+        seed: of the draw, one of SEEDS; None for another one each time.
     """
 
     temperature: float = 0.0
@@ -54,8 +57,8 @@ class SamplingSettings:
                 f"the repetition penalty must be from {_LEAST} to {_MOST:g}, "
                 f"got {self.repetition_penalty}"
             )
-        if self.seed is not None and self.seed < 0:
-            raise FptqError(f"the seed must be at least 0, got {self.seed}")
+        if self.seed is not None and self.seed not in SEEDS:
+            raise FptqError(f"the seed must be from {SEEDS[0]} to {SEEDS[-1]}")
 
 
 class Sampler:
@@ -64,7 +67,8 @@ class Sampler:
     def __init__(self, settings: SamplingSettings, prompt: Iterable[int] = ()) -> None:
         """Begin after a prompt, whose tokens a repetition penalty holds for."""
         self._settings = settings
-        self._rng = np.random.default_rng(settings.seed)
+        seed = settings.seed
+        self._rng = np.random.default_rng(None if seed is None else seed % (1 << 64))
         self._seen: set[int] = set(prompt) if settings.repetition_penalty != 1 else set()
 
     def choose(self, logits: NDArray[np.float32]) -> int:

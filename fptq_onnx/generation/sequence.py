@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,16 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.sampling import SamplingSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
+
+
+def check_stops(stops: Iterable[str]) -> None:
+    """Refuse stop strings that would end every text.
+
+    Raises:
+        FptqError: one is empty.
+    """
+    if "" in stops:
+        raise FptqError("a stop string is empty, which would end every text: leave it out")
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Request:
         prompt: ids, at least one, with BOS where the model wants it.
         max_tokens: tokens at most, at least 1; None for as many as the context holds.
         sampling: how they are chosen.
-        stop: strings that end the text; they are not given out.
+        stop: strings that end the text, none empty; they are not given out.
         ignore_eos: go on after the model ended its text (for measuring speed).
     """
 
@@ -28,6 +39,14 @@ class Request:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an empty stop string.
+
+        Raises:
+            FptqError: there is one.
+        """
+        check_stops(self.stop)
 
 
 @dataclass(eq=False)

@@ -13,8 +13,8 @@ class StopStrings:
     """Gives out text up to the first of some strings, and nothing that may be part of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Watch for these strings; empty ones are passed over."""
-        self._stops = tuple(stop for stop in stops if stop)
+        """Watch for these strings, none empty."""
+        self._stops = tuple(stops)
         self._held = ""
         self.found = False
 
@@ -56,7 +56,7 @@ class TextStream:
         Args:
             tokenizer: the model's.
             prompt: its ids, whose text is not given out.
-            stops: strings that end the text.
+            stops: strings that end the text, none empty.
         """
         self._detokenizer = StreamingDetokenizer(tokenizer, prompt)
         self._stops = StopStrings(stops)

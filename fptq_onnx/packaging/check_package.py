@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from fptq_onnx.errors import FptqError
@@ -34,7 +34,7 @@ class CheckedPackage:
 
 
 def check_package(package: Path, unpack_to: Path | None = None) -> CheckedPackage:
-    """Compare every file with SHA256SUMS.
+    """Compare every file with SHA256SUMS; there may be nothing else.
 
     The sums are in the package, so they show damage and careless changes. Against somebody who
     changes both, compare the sum of the archive itself with the one its maker tells.
@@ -45,8 +45,8 @@ def check_package(package: Path, unpack_to: Path | None = None) -> CheckedPackag
             no more than manifest.json lists is ever written.
 
     Raises:
-        FptqError: a file is changed, missing or too many; too little room; or see
-            `package_files`.
+        FptqError: a file is changed, missing or too many; a folder is empty; too little room; or
+            see `package_files`.
     """
     if unpack_to is None:
         return _check(package, None)
@@ -61,7 +61,8 @@ def _check(package: Path, work: Path | None) -> CheckedPackage:
     lists: dict[str, bytes] = {}
     allowance = Allowance(MOST_UNKNOWN)
     sizes = ListedSizes(package)
-    with package_files(package, allowance) as files:
+    folders: set[str] = set()
+    with package_files(package, allowance, folders) as files:
         for file in files:
             sizes.check(file)
             target = None if work is None else _open_below(work, file)
@@ -76,7 +77,7 @@ def _check(package: Path, work: Path | None) -> CheckedPackage:
                 sizes.read(kept, work)
                 allowance.set(sizes.total, len(sizes.listed))
     sums = _sums(package, lists)
-    _compare(package, sums, found)
+    _compare(package, sums, found, folders)
     manifest = _manifest(package, lists, sums)
     return CheckedPackage(manifest, len(sums) + 1, sizes.seen)
 
@@ -116,11 +117,17 @@ def _sums(package: Path, lists: Mapping[str, bytes]) -> dict[str, str]:
     return sums
 
 
-def _compare(package: Path, sums: Mapping[str, str], found: Mapping[str, str]) -> None:
+def _compare(
+    package: Path, sums: Mapping[str, str], found: Mapping[str, str], folders: set[str]
+) -> None:
     changed = sorted(name for name in sums if name in found and found[name] != sums[name])
     missing = sorted(set(sums) - set(found))
     added = sorted(set(found) - set(sums) - {SUMS_FILE})
-    for names, what in ((changed, "was changed"), (missing, "is missing"), (added, NOT_LISTED)):
+    full = {str(above) for name in found for above in PurePosixPath(name).parents}
+    empty = sorted(f"the empty folder {name}" for name in folders - full - {""})
+    for names, what in (
+        (changed, "was changed"), (missing, "is missing"), (added, NOT_LISTED), (empty, NOT_LISTED),
+    ):  # fmt: skip
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise FptqError(f"{names[0]}{more} {what} in {package}: get the package again")

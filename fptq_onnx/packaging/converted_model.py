@@ -8,7 +8,7 @@ from typing import Any
 
 from fptq_onnx.config import TARGETS
 from fptq_onnx.decoder import find_io
-from fptq_onnx.decoder_advice import advised
+from fptq_onnx.decoder_advice import NoDecoderError
 from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_config
@@ -60,8 +60,8 @@ class ConvertedModel:
         graph = self.main.model.graph
         try:
             return find_io(self.main.file, graph_inputs(graph), graph_outputs(graph))
-        except FptqError as error:
-            raise advised(error, "this package is for models that generate text") from error
+        except NoDecoderError as error:
+            raise error.advised("this package is for models that generate text") from error
 
 
 def open_converted(path: Path) -> ConvertedModel:

@@ -1,12 +1,11 @@
 """The files of a package, one after the other: of a folder, a .tar.gz or a .zip.
 
-Nothing is unpacked. A member that would leave its folder, a link, a device, or a name that comes
-twice is refused where it stands.
+Nothing is unpacked. A member that would leave its folder, a link, a device, a name that comes
+twice, or bytes that belong to no member are refused where they stand.
 """
 
 from __future__ import annotations
 
-import gzip
 import stat
 import tarfile
 import zipfile
@@ -14,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from lzma import LZMAError
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from zlib import error as ZlibError
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.packaging.manifest import is_plain
+from fptq_onnx.packaging.stray_bytes import GzipContent, check_zip
 
 # What is wrong with an archive that is cut short or damaged, and not merely changed.
 _DAMAGE = (
@@ -83,66 +83,62 @@ class Allowance:
 
 
 @contextmanager
-def package_files(package: Path, allowance: Allowance) -> Iterator[Files]:
+def package_files(package: Path, allowance: Allowance, folders: set[str]) -> Iterator[Files]:
     """Walk through a package.
 
     Args:
         package: a folder or an archive.
         allowance: of bytes that come out of a .tar.gz, whatever they are; a .zip says the size of
             each file, and no more comes out of it.
+        folders: gets the path of every folder that the package names, as it comes.
 
     Raises:
         FptqError: no such package, a damaged one, or one with a member that is refused.
     """
     if package.is_dir():
-        yield _of_folder(package)
+        yield _of_folder(package, folders)
         return
     if not package.is_file():
         raise FptqError(f"no package at {package}")
     try:
-        if zipfile.is_zipfile(package):
-            with zipfile.ZipFile(package) as packed:
-                yield _of_zip(packed)
-        else:
-            # tarfile's own "r|gz" takes a file that is cut short for one that ends there.
-            with gzip.open(package) as stream:
-                counted: Any = _Counted(stream, allowance)
-                with tarfile.open(fileobj=counted, mode="r|") as packed_tar:
-                    yield _of_tar(packed_tar)
+        with open(package, "rb") as raw:
+            if zipfile.is_zipfile(raw):
+                with zipfile.ZipFile(raw) as packed:
+                    check_zip(packed, raw)
+                    yield _of_zip(packed, folders)
+            else:
+                raw.seek(0)
+                # tarfile's own "r|gz" takes a file that is cut short for one that ends there.
+                content: Any = GzipContent(raw, allowance.take)
+                with tarfile.open(fileobj=content, mode="r|") as packed_tar:
+                    yield _of_tar(packed_tar, folders)
+                    content.finish(packed_tar.offset)
     except _DAMAGE as error:
-        raise FptqError(f"{package} is not a .tar.gz or .zip, or is damaged ({error})") from error
-    except gzip.BadGzipFile as error:
-        raise FptqError(f"{package} is not a .tar.gz or .zip, or is damaged ({error})") from error
+        raise FptqError(
+            f"{package} is not a .tar.gz or .zip, or is damaged ({error}): get the package again"
+        ) from error
 
 
-class _Counted:
-    """A stream for tarfile."""
-
-    def __init__(self, stream: gzip.GzipFile, allowance: Allowance) -> None:
-        self._stream, self._allowance = stream, allowance
-
-    def read(self, size: int) -> bytes:
-        piece = self._stream.read(size)
-        self._allowance.take(len(piece))
-        return piece
-
-
-def _of_folder(folder: Path) -> Files:
+def _of_folder(folder: Path, folders: set[str]) -> Files:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise FptqError(f"refused: {name} is a link")
-        if path.is_file():
-            with open(path, "rb") as file:
-                about = path.stat()
-                yield PackagedFile(name, about.st_size, bool(about.st_mode & 0o100), file)
+        if path.is_dir():
+            folders.add(name)
+            continue
+        if not path.is_file():
+            raise FptqError(f"refused: {name} is a device")
+        with open(path, "rb") as file:
+            about = path.stat()
+            yield PackagedFile(name, about.st_size, bool(about.st_mode & 0o100), file)
 
 
-def _of_tar(archive: tarfile.TarFile) -> Files:
+def _of_tar(archive: tarfile.TarFile, folders: set[str]) -> Files:
     names = _Names()
     for entry in archive:
         if entry.isdir():
-            names.check(entry.name)
+            folders.add(names.below_top(entry.name))
             continue
         name = names.take(entry.name)
         if not entry.isreg():
@@ -152,11 +148,11 @@ def _of_tar(archive: tarfile.TarFile) -> Files:
         yield PackagedFile(name, entry.size, bool(entry.mode & 0o100), file)
 
 
-def _of_zip(archive: zipfile.ZipFile) -> Files:
+def _of_zip(archive: zipfile.ZipFile, folders: set[str]) -> Files:
     names = _Names()
     for entry in archive.infolist():
         if entry.is_dir():
-            names.check(entry.filename)
+            folders.add(names.below_top(entry.filename))
             continue
         name = names.take(entry.filename)
         mode = entry.external_attr >> 16
@@ -173,23 +169,22 @@ class _Names:
         self._top: str | None = None
         self._seen: set[str] = set()
 
-    def check(self, name: str) -> PurePosixPath:
-        """Refuse a name that does not stay below the top folder."""
+    def below_top(self, name: str) -> str:
+        """The path below the top folder, "" for that; refused unless it stays there."""
         trimmed = name.rstrip("/")
         if not is_plain(trimmed):
             raise FptqError(f"refused: {name!r} in the archive leads out of its folder")
-        path = PurePosixPath(trimmed)
+        top, _, inner = trimmed.partition("/")
         if self._top is None:
-            self._top = path.parts[0]
-        if path.parts[0] != self._top:
+            self._top = top
+        if top != self._top:
             raise FptqError(f"refused: {name!r} lies beside the folder {self._top!r}")
-        return path
+        return inner
 
     def take(self, name: str) -> str:
-        """The path below the top folder."""
-        parts = self.check(name).parts[1:]
-        inner = "/".join(parts)
-        if not parts or inner in self._seen:
+        """The path of a file."""
+        inner = self.below_top(name)
+        if not inner or inner in self._seen:
             raise FptqError(f"refused: {name!r} is in the archive twice, or is no folder")
         self._seen.add(inner)
         return inner

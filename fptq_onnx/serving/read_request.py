@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generation.sampling import SamplingSettings
+from fptq_onnx.generation.sampling import SEEDS, SamplingSettings
+from fptq_onnx.generation.sequence import check_stops
 from fptq_onnx.serving.api_error import ApiError, wrong
 from fptq_onnx.serving.read_messages import read_messages
 
 _MAX_STOPS = 16
+# 64 bits, as most programs that read JSON have.
+_COUNTS = range(1 << 63)
 # Fields that say nothing about the answer's text.
 _IGNORED = {
     "metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user",
@@ -126,24 +129,22 @@ def _asked(fields: Mapping[str, Any], *, default_tokens: int | None) -> Asked:
     temperature = _number(fields, "temperature", 1.0)
     if temperature > 100:
         raise wrong("temperature", f"temperature must be at most 100, got {temperature:g}")
-    seed = _integer(fields, "seed")
     try:
         sampling = SamplingSettings(
             temperature=temperature,
             top_p=_number(fields, "top_p", 1.0),
-            top_k=_integer(fields, "top_k") or 0,
+            top_k=_integer(fields, "top_k", _COUNTS) or 0,
             repetition_penalty=_number(fields, "repetition_penalty", 1.0),
-            seed=None if seed is None else seed % (1 << 64),
+            seed=_integer(fields, "seed", SEEDS),
         )
     except FptqError as error:
         raise ApiError(400, str(error), code="invalid_value") from error
-    limits = [_integer(fields, name) for name in ("max_completion_tokens", "max_tokens")]
+    names = ("max_completion_tokens", "max_tokens")
+    limits = [_integer(fields, name, _COUNTS[1:]) for name in names]
     given = {limit for limit in limits if limit is not None}
     if len(given) > 1:
         raise wrong("max_tokens", "max_tokens and max_completion_tokens contradict each other")
     limit = next(iter(given), default_tokens)
-    if limit is not None and limit < 1:
-        raise wrong("max_tokens", f"max_tokens must be at least 1, got {limit}")
     return Asked(
         sampling=sampling, max_tokens=limit, stop=_stops(fields), stream=stream,
         include_usage=_flag(options or {}, "include_usage"), ignore_eos=_flag(fields, "ignore_eos"),
@@ -167,10 +168,14 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
-def _integer(fields: Mapping[str, Any], name: str) -> int | None:
+def _integer(fields: Mapping[str, Any], name: str, allowed: range) -> int | None:
     value = fields.get(name)
-    if value is not None and (type(value) is not int or abs(value) >= 1 << 63):
+    if value is None:
+        return None
+    if type(value) is not int:
         raise wrong(name, f"{name} must be an integer")
+    if value not in allowed:
+        raise wrong(name, f"{name} must be from {allowed[0]} to {allowed[-1]}")
     return value
 
 
@@ -179,8 +184,12 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     if stops is None:
         return ()
     stops = [stops] if isinstance(stops, str) else stops
-    if not isinstance(stops, list) or not all(isinstance(one, str) and one for one in stops):
-        raise wrong("stop", "stop must be a text, or a list of texts, none of them empty")
+    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
+        raise wrong("stop", "stop must be a text, or a list of texts")
+    try:
+        check_stops(stops)
+    except FptqError as error:
+        raise wrong("stop", str(error)) from error
     if len(stops) > _MAX_STOPS:
         raise wrong("stop", f"stop has {len(stops)} texts: {_MAX_STOPS} at most")
     return tuple(stops)

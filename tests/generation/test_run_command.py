@@ -73,6 +73,7 @@ def test_sampling_and_stop() -> None:
     drawn = ("--temperature", 1.5, "--top-k", 50, "--top-p", 0.95)
     assert said(*drawn, "--seed", 1) == said(*drawn, "--seed", 1)
     assert said(*drawn, "--seed", 1) != said(*drawn, "--seed", 2)
+    assert said(*drawn, "--seed", -1) == said(*drawn, "--seed", -1)
     greedy = said()
     assert said("--repetition-penalty", 3) != greedy
     word = greedy.split()[4]
@@ -85,7 +86,9 @@ def test_sampling_and_stop() -> None:
         (("x", "--prompt", "y"), "given twice"), (("x", "--temperature", "-1"), "temperature"),
         (("x", "--top-p", "2"), "top-p"), (("x", "--max-tokens", "0"), "--max-tokens"),
         (("x", "--system", "y"), "chat template"), (("x " * 400,), "shorten it"),
-        (("x", "--threads", "-1"), "--threads"),
+        (("x", "--threads", "-1"), "--threads"), (("x", "--stop", ""), "a stop string is empty"),
+        (("x", "--stop", "y", "--stop", ""), "a stop string is empty"),
+        (("x", "--seed", str(2**63)), "from -9223372036854775808 to 9223372036854775807"),
     ],
 )  # fmt: skip
 def test_refusals(options: tuple[str, ...], saying: str) -> None:

@@ -50,6 +50,8 @@ def test_a_seed_repeats_the_draws() -> None:
 
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4)
+    assert drawn(-1) == drawn(-1) != drawn(1)
+    assert drawn(-(2**63)) != drawn(2**63 - 1)
 
 
 def test_repetition_penalty_holds_for_prompt_and_text() -> None:
@@ -73,7 +75,8 @@ def test_nan_is_an_error() -> None:
     "settings",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0},
-        {"top_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": -1},
+        {"top_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": 2**63},
+        {"seed": -(2**63) - 1},
         {"temperature": 1e-320}, {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e300},
     ],
 )  # fmt: skip

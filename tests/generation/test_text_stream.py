@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from command_line import MODEL
 
+from fptq_onnx.errors import FptqError
+from fptq_onnx.generation.sequence import Request
 from fptq_onnx.generation.text_stream import StopStrings, TextStream
 from fptq_onnx.text import load_tokenizer
 
@@ -19,7 +22,8 @@ def test_nothing_of_a_stop_string_is_given_out() -> None:
     assert fed(["END"], ["one E", "N", "x"]) == (["one ", "", "ENx", ""], False)
     assert fed(["END"], ["one EN"]) == (["one ", "EN"], False)
     assert fed(["b", "abc"], ["xabc"]) == (["x", ""], True)  # the one that begins first
-    assert fed([""], ["abc"]) == (["abc", ""], False)
+    with pytest.raises(FptqError, match="a stop string is empty"):
+        Request((1,), stop=("x", ""))
 
 
 def test_any_cut_into_pieces_gives_the_same_text() -> None:

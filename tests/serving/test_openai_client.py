@@ -61,6 +61,15 @@ def streamed(client: openai.OpenAI, prompt: str, tokens: int = 40, **options: ob
     return "".join(part.choices[0].text for part in parts)
 
 
+def test_a_seed_draws_what_run_draws_with_it(client: openai.OpenAI) -> None:
+    for seed in (-1, 2**63 - 1):
+        options = ("--temperature", 1, "--seed", seed, "--threads", 1)
+        done = command("run", MODEL, PROMPTS[0], "--max-tokens", 20, *options)
+        assert done.returncode == 0, done.stderr
+        drawn = complete(client, PROMPTS[0], 20, temperature=1, seed=seed)
+        assert done.stdout == f"{PROMPTS[0]}{drawn}\n"
+
+
 def test_greedy_text_is_what_run_writes_alone_and_in_a_batch(client: openai.OpenAI) -> None:
     written = {}
     for prompt in PROMPTS:
