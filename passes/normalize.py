@@ -2,7 +2,8 @@
 
 Functions are inlined, linears that other ops hold inside are MatMuls of their own, what would be
 computed in bfloat16 is computed in float32, and every node has a name of its own, since plans and
-reports speak of nodes by name.
+reports speak of nodes by name. Nodes that no output depends on are gone, as ONNX Runtime drops
+them: the pooler of an encoder whose second output was cut off.
 """
 
 from __future__ import annotations
@@ -34,3 +35,4 @@ def normalize(model: ir.Model) -> None:
             unique = f"{name}_{copies}"
         taken.add(unique)
         node.name = unique
+    common_passes.RemoveUnusedNodesPass()(model)

@@ -7,6 +7,7 @@ import pytest
 from blocks import HEAD, H, blocks_model, fused_attention, fused_gated, plain, sequential
 from saved_models import saved
 
+from fptq_onnx.config import Config
 from fptq_onnx.pipeline import convert
 
 
@@ -26,3 +27,21 @@ def test_dicts_serve_statistics_the_walk_and_the_check(rng, tmp_path, once, text
     for report in result.reports.values():
         (output,) = report.verification["outputs"]
         assert output["sqnr_db"] > 8  # 4-bit codes of 8 to 12 channels give 10 and more, noise 0
+
+
+def test_a_linear_that_no_output_depends_on_is_left_out(rng, tmp_path):
+    """An encoder whose second output, a pooler's, was cut off."""
+    text = (
+        sequential(1, fused_attention, plain, last="fc2") + " pooler = MatMul(l0n2, l0_Wu)" + HEAD
+    )
+    saved(tmp_path / "model", blocks_model(rng, text))
+    samples = [{"x": rng.standard_normal((2, 3, H)).astype(np.float32)} for _ in range(20)]
+    result = convert(
+        tmp_path / "model",
+        tmp_path / "out",
+        targets=("custom", "matmulnbits", "qdq"),
+        config=Config(equalization="lae", policy="thresholds", v0=0.0, v1=1e30),
+        samples=samples,
+    )
+    assert result.reports["custom"].folded
+    assert "pooler" not in {linear.name for linear in result.scan.linears}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
@@ -86,6 +88,9 @@ def _known_rank(value: ir.Value) -> int | None:
         return None
     if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
         return len(perm.as_ints())
+    if node.op_type == "Unsqueeze" and node.inputs[0] is not None and len(node.inputs) > 1:
+        inner, axes = _known_rank(node.inputs[0]), constant_of(node.inputs[1])
+        return None if inner is None or axes is None else inner + math.prod(axes.shape)
     if node.op_type == "Reshape" and node.inputs[1] is not None:
         sizes = node.inputs[1]
         made_by = sizes.producer()

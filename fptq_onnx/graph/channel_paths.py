@@ -119,6 +119,15 @@ def _gather(node: ir.Node, source: ir.Value) -> bool:
     return is_not_last(_attribute(node, "axis", 0), source)
 
 
+def _gather_nd(node: ir.Node, source: ir.Value) -> bool:
+    picks = node.inputs[1]
+    known = constant_of(picks) or picks
+    size = known.shape[-1] if known is not None and known.shape else None
+    if not isinstance(size, int):
+        return False
+    return is_not_last(_attribute(node, "batch_dims", 0) + size - 1, source)
+
+
 def _split(node: ir.Node, source: ir.Value) -> bool:
     return is_not_last(_attribute(node, "axis", 0), source)
 
@@ -155,6 +164,7 @@ def _pad(node: ir.Node, source: ir.Value) -> bool:
 # Sums, means and the largest of rows go with positive factors per channel.
 _ROW_WISE: dict[str, Callable[[ir.Node, ir.Value], bool]] = {
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Slice": _slice,
     "Split": _split,
     "Transpose": _transpose,

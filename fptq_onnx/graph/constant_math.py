@@ -28,3 +28,10 @@ def root_of_squares(array: NDArray[Any], axis: tuple[int, ...], *, keepdims: boo
     """The Euclidean norm along axes."""
     squares = np.sum(np.square(array), axis=axis, keepdims=keepdims)
     return np.asarray(np.sqrt(squares))
+
+
+def pick(array: Array, picks: NDArray[Any], axis: int) -> Array:
+    """Entries along an axis by number, negative from the end; of one number a view."""
+    if picks.ndim == 0:
+        return array[(slice(None),) * axis + (int(picks),)]
+    return np.take(array, picks, axis)

@@ -2,7 +2,7 @@
 
 A weight is rarely a bare initializer: it sits behind Transpose (torch keeps [N, K]), Cast (fp16
 storage), Identity, Constant nodes, `1 + w` (gemma's gains), or is a part of a larger one (Split,
-Slice, Reshape: exporters fold only small constants). `constant_of` looks through these
+Slice, Reshape, Gather: exporters fold only small constants). `constant_of` looks through these
 without reading any data; the array is made only when `load` is called, one tensor at a time.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fptq_onnx.graph.constant_math import in_float32, power, root_of_squares
+from fptq_onnx.graph.constant_math import in_float32, pick, power, root_of_squares
+from fptq_onnx.graph.constant_shapes import new_shape
 
 Array = NDArray[np.generic]
 
@@ -178,32 +179,11 @@ def _reduce(op: Callable[..., Array]) -> _Rule:
 def _reshaped(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
     """Reshape, Squeeze and Unsqueeze: the same elements in another shape."""
     source = operands[0]
-    shape = _new_shape(node, operands)
+    given = [int(item) for item in np.atleast_1d(operands[1].load())] if operands[1:] else None
+    shape = new_shape(node, source.shape, given)
     if shape is None or int(np.prod(shape)) != int(np.prod(source.shape)):
         return None
     return replace(source, shape=shape, load=lambda: source.load().reshape(shape))
-
-
-def _new_shape(node: ir.Node, operands: list[Constant]) -> tuple[int, ...] | None:
-    source = operands[0].shape
-    given = [int(item) for item in np.atleast_1d(operands[1].load())] if operands[1:] else None
-    if node.op_type == "Squeeze":
-        axes = {axis % len(source) for axis in given} if given is not None else None
-        kept = [d for i, d in enumerate(source) if (i not in axes if axes is not None else d != 1)]
-        return tuple(kept)
-    if given is None:
-        return None
-    if node.op_type == "Unsqueeze":
-        rank = len(source) + len(given)
-        new = {axis % rank for axis in given}
-        rest = iter(source)
-        return tuple(1 if axis in new else next(rest) for axis in range(rank))
-    if node.attributes.get("allowzero") is not None or 0 in source:
-        return None
-    sizes = [source[i] if d == 0 and i < len(source) else d for i, d in enumerate(given)]
-    if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = int(np.prod(source)) // max(1, -int(np.prod(sizes)))
-    return tuple(sizes)
 
 
 def _split(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
@@ -230,6 +210,15 @@ def _slice(node: ir.Node, operands: list[Constant], index: int) -> Constant | No
         return None
     cut = zip(axes, starts, ends, steps, strict=True)
     return _part(source, {axis % len(source.shape): slice(a, b, step) for axis, a, b, step in cut})
+
+
+def _gather(node: ir.Node, operands: list[Constant], index: int) -> Constant:
+    """What constant numbers pick: one expert's matrix of all experts'."""
+    source, picks = operands
+    axis = _attribute(node, "axis", 0) % len(source.shape)
+    shape = source.shape[:axis] + picks.shape + source.shape[axis + 1 :]
+    load = lambda: pick(source.load(), picks.load(), axis)  # noqa: E731
+    return replace(source, shape=shape, load=load)
 
 
 def _part(source: Constant, cut: dict[int, slice]) -> Constant:
@@ -280,6 +269,7 @@ _RULES: dict[str, _Rule] = {
     "Unsqueeze": _reshaped,
     "Split": _split,
     "Slice": _slice,
+    "Gather": _gather,
     "Concat": _concat,
     "Add": _arithmetic(np.add),
     "Sub": _arithmetic(np.subtract),

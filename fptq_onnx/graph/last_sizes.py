@@ -25,10 +25,12 @@ def last_size(value: ir.Value) -> int | None:
         if current is None:
             return None
         node = current.producer()
+        read_by = _of_norms(current) or _of_products(current)
         if node is not None and node.op_type == "Reshape" and domain_of(node) == "":
             size, current = _asked_for(node)
+            size = size or read_by
         else:
-            size, current = _declared(current) or _of_norms(current), _source(node)
+            size, current = _declared(current) or read_by, _source(node)
         if size is not None:
             return size
     return None
@@ -55,6 +57,17 @@ def _of_norms(value: ir.Value) -> int | None:
     return None
 
 
+def _of_products(value: ir.Value) -> int | None:
+    """What a matrix has rows for that a value is multiplied with: a router, a linear."""
+    for use in value.uses():
+        if use.node.op_type != "MatMul" or domain_of(use.node) != "" or use.idx != 0:
+            continue
+        weight = constant_of(input_of(use.node, 1))
+        if weight is not None and len(weight.shape) == 2:
+            return weight.shape[0]
+    return None
+
+
 def _source(node: ir.Node | None) -> ir.Value | None:
     """An input with the same last axis as the node's output."""
     if node is None or domain_of(node) != "" or not node.inputs or node.inputs[0] is None:
@@ -69,6 +82,9 @@ def _source(node: ir.Node | None) -> ir.Value | None:
         axes = [axis.as_int()]
     elif node.op_type == "Slice":
         axes = scalar_ints(input_of(node, 3))
+    elif node.op_type == "Unsqueeze":
+        first, axes = node.outputs[0], scalar_ints(input_of(node, 1))
+        return node.inputs[0] if axes and all(is_not_last(axis, first) for axis in axes) else None
     return first if axes and all(is_not_last(axis, first) for axis in axes) else None
 
 

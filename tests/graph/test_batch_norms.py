@@ -80,11 +80,14 @@ def test_declined_with_the_reason(rng: np.random.Generator, case: str) -> None:
 def test_ranks_are_followed(rng: np.random.Generator) -> None:
     """Sums have the higher rank of both, where both are known; products that of the rows."""
     model = build(
-        "g (float[A, 8] x, float[B, A, 8] t, float u) => (float y) {"
+        "g (float[A, 8] x, float[B, A, 8] t, float u)"
+        " => (float y, int64[2] i, int64[3] j) {"
         " a = Add(x, t) b = Sigmoid(a) c = MatMul(b, W) d = Add(x, u) e = Gemm(x, W)"
-        " f = MatMul(t, a) g = Add(c, d) y = ReduceSum<keepdims = 0>(g) }",
+        " f = MatMul(t, a) g = Add(c, d) y = ReduceSum<keepdims = 0>(g) i = Shape(e)"
+        " j = Shape(f) }",
         {"W": weight(rng, 8, 8)},
     )
     model.graph.inputs[2].shape = None
     found = {node.outputs[0].name: rank_of(node.outputs[0]) for node in model.graph}
-    assert found == {"a": 3, "b": 3, "c": 3, "d": None, "e": 2, "f": None, "g": None, "y": 0}
+    assert found == {"a": 3, "b": 3, "c": 3, "d": None, "e": 2, "f": None, "g": None, "y": 0,
+                     "i": 1, "j": 1}  # fmt: skip

@@ -22,6 +22,9 @@ INTS = {
     "sizes": np.array([1, 2], np.int64),
     "regroup": np.array([0, 0, 2, 4], np.int64),
     "half": np.array([0.5], np.float32),
+    "pairs": np.array([[0, 1], [1, 0]], np.int64),
+    "firsts": np.array([[1], [0]], np.int64),
+    "triples": np.array([[0, 1, 2], [1, 0, 3]], np.int64),
 }
 
 
@@ -46,6 +49,11 @@ PATHS = {
     "last token by Gather": ("t = Gather<axis = 1>(n, first) q = MatMul(t, Wq)", "float[A, 6] q"),
     "last token, negative axis": (
         "t = Gather<axis = -2>(n, first) q = MatMul(t, Wq)",
+        "float[A, 6] q",
+    ),
+    "tokens picked by GatherND": ("t = GatherND(n, pairs) q = MatMul(t, Wq)", "float[2, 6] q"),
+    "tokens picked in each row": (
+        "t = GatherND<batch_dims = 1>(n, firsts) q = MatMul(t, Wq)",
         "float[A, 6] q",
     ),
     "Slice of rows": ("t = Slice(n, zero, one_, one_) q = MatMul(t, Wq)", "float[A, 1, 6] q"),
@@ -77,6 +85,24 @@ def test_a_fold_goes_through(rng: np.random.Generator, path: str) -> None:
     assert_fold_is_exact(rng, norm, model, "n")
 
 
+def test_a_fold_goes_through_the_rows_picked_for_experts(rng: np.random.Generator) -> None:
+    """As torch writes `x.view(-1, size)[None, rows]`; nothing but the router tells the size."""
+    norm = Norm(RMS.text, RMS.gains, RMS.scalars, 20)
+    readers = (
+        "whole = Shape(n) size = Gather<axis = 0>(whole, last) last_ = Unsqueeze(size, zero)"
+        " flat = Concat<axis = 0>(rest, last_) t = Reshape(n, flat) k = MatMul(t, Wk)"
+        " t1 = Unsqueeze(t, zero) t2 = Gather<axis = 1>(t1, rows) t3 = Reshape(t2, flat)"
+        " q = MatMul(t3, Wq)"
+    )
+    more = {"last": np.array(2, np.int64), "rest": np.array([-1]), "rows": np.array([2, 0])}
+    sites, model = sites_and_models(rng, norm, readers, "float[2, 6] q, float[R, 6] k", **more)
+    assert isinstance(sites["q"], FoldSite), sites["q"]
+    model.graph.inputs[0].shape = None
+    site = find_fold_sites(find_linears(model).linears)["q"]
+    assert isinstance(site, FoldSite) and set(site.linears) == {"q", "k"}, site
+    assert_fold_is_exact(rng, norm, model, "n")
+
+
 def test_a_positive_axis_needs_a_rank(rng: np.random.Generator) -> None:
     """Without one, axis 1 might be the channels'."""
     readers, outputs = PATHS["last token by Gather"]
@@ -94,6 +120,10 @@ MIXED = {
     "some channels": (
         "t = Slice(n, zero, two_, two_) t2 = Gather<axis = 2>(n, zero) q = MatMul(t, W2)",
         "float[A, S, 6] q",
+    ),
+    "numbers picked by GatherND": (
+        "t = GatherND(n, triples) t2 = Concat<axis = 0>(t, t) q = MatMul(t2, W4)",
+        "float[6] q",
     ),
     "a regrouping reshape, then a choice": (
         "t = Reshape(n, regroup) t2 = Gather<axis = 2>(t, first) q = MatMul(t2, W4)",

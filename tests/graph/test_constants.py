@@ -22,6 +22,7 @@ INTS = {
     "last": [-1],
     "end": [2**31],
     "square": [2],
+    "second": 1,
 }
 
 
@@ -62,6 +63,9 @@ def operand_of(node_text: str, weights: dict[str, np.ndarray], inputs: str = "")
         ("d, c = Split<axis = -1, num_outputs = 2>(W)", W[:, 2:]),
         ("c = Slice(W, i_nil, i_unit, i_unit)", W[:, :1]),
         ("c = Slice(W, i_unit, i_end, i_last)", W[:, 1:]),
+        ("c = Gather<axis = 0>(W, i_second)", W[1]),
+        ("c = Gather<axis = -1>(W, i_last)", W[:, 2:]),
+        ("c = Gather<axis = 1>(W, i_pair)", W[:, [1, 1]]),
         ("c = Concat<axis = 0>(W, W)", np.concatenate([W, W])),
         ("c = Concat<axis = -1>(W, W)", np.concatenate([W, W], -1)),
         ("c = Neg(W)", -W),

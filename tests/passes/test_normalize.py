@@ -78,3 +78,16 @@ def test_functions_are_inlined_and_their_linears_found(rng: np.random.Generator)
     assert linear.bias is not None
     assert (linear.output.name, linear.k, linear.n) == ("y", 4, 3)
     np.testing.assert_array_equal(run(model, {"x": x})["y"], before)
+
+
+def test_what_no_output_depends_on_is_gone(rng: np.random.Generator) -> None:
+    """A linear among it would be in the plan, and not in what the folds leave."""
+    model = build(
+        "g (float[A, 4] x) => (float[A, 3] y) {"
+        " n = LayerNormalization(x, gain) pooler = MatMul(n, W) t = Tanh(pooler)"
+        " y = MatMul(n, W) }",
+        {"W": weight(rng, 4, 3), "gain": weight(rng, 4)},
+    )
+    normalize(model)
+    assert [linear.name for linear in find_linears(model).linears] == ["y"]
+    assert "t" not in names_of(model)

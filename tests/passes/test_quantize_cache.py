@@ -21,11 +21,13 @@ def decoder(
     more: str = "",
     rest: str = "",
     outputs: str = "present_k, present_v",
+    also: str = "",
 ) -> ir.Model:
     return build(
         f"""g (float[b, s, 32] q, float[b, s, 16] k, float[b, s, 16] v,
              float[b, 2, p, 8] past_k, float[b, 2, p, 8] past_v, int32[b] lengths, int32 total)
-          => (float[b, s, 32] core, float[b, 2, t, 8] present_k, float[b, 2, t, 8] present_v) {{
+          => (float[b, s, 32] core, float[b, 2, t, 8] present_k, float[b, 2, t, 8] present_v
+              {also}) {{
           {more}
           core, {outputs} = com.microsoft.GroupQueryAttention <{attributes}>
             (q, k, v, past_k, past_v, lengths, total)
@@ -94,8 +96,8 @@ def test_the_portable_form_is_the_stock_one(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     "model, reason",
     [
-        (lambda: decoder(more="shape = Shape (past_k)"), None),
-        (lambda: decoder(more="size = Size (past_k)", rest=""), None),
+        (lambda: decoder(more="shape = Shape (past_k)", also=", int64[4] shape"), None),
+        (lambda: decoder(more="size = Size (past_k)", also=", int64 size"), None),
         (lambda: decoder(outputs="pk, present_v", rest="present_k = Identity (pk)"), "its present"),
     ],
 )

@@ -21,7 +21,7 @@ from fptq_onnx.weight_store import WeightStore
 
 def model_and_plan(rng: np.random.Generator) -> tuple[ir.Model, Plan]:
     model = build(
-        "g (float[A, 40] x) => (float[A, 6] z) {"
+        "g (float[A, 40] x) => (float[A, 6] z, float[A, 3] u) {"
         " y = MatMul(x, W1) r = Relu(y) z = Gemm<transB = 1>(r, W2, b) u = MatMul(x, W3) }",
         {
             "W1": weight(rng, 40, 7),
