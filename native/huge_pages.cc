@@ -3,6 +3,7 @@
 #ifdef __linux__
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -120,25 +121,35 @@ struct Place {
 // What this process has moved. Regions live as long as a node that uses them.
 class Moved {
  public:
-  // Where the same bytes are already; no data if nowhere.
-  Place find(const void* from, size_t bytes, uint64_t sample) {
-    std::vector<Place> alike;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (const Entry& entry : entries_) {
-        if (entry.bytes != bytes || entry.sample != sample) continue;
-        if (auto region = entry.region.lock()) alike.push_back({entry.data, std::move(region)});
+  // Where the bytes are now; no data if there is too little memory. One thread at a time, so that sessions
+  // which begin together share what the first of them copies.
+  Place place_of(const void* from, size_t bytes, uint64_t sample, const FilePages& pages) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Entry& entry : entries_) {
+      if (entry.bytes != bytes || entry.sample != sample) continue;
+      std::shared_ptr<HugeRegion> region = entry.region.lock();
+      if (region != nullptr && std::memcmp(entry.data, from, bytes) == 0) {
+        pages.release();
+        return {entry.data, std::move(region)};
       }
     }
-    for (Place& place : alike) {
-      if (std::memcmp(place.data, from, bytes) == 0) return std::move(place);
-    }
-    return {};
+    Place place = take(bytes);
+    if (place.data == nullptr) return place;
+    copy_and_release(place.data, from, bytes);
+    forget_ended();
+    entries_.push_back({place.data, bytes, sample, place.region});
+    return place;
   }
 
-  // Memory to copy to; no data if there is too little.
+ private:
+  struct Entry {
+    void* data;
+    size_t bytes;
+    uint64_t sample;
+    std::weak_ptr<HugeRegion> region;
+  };
+
   Place take(size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
     std::shared_ptr<HugeRegion> region = current_.lock();
     const size_t rounded = round_up(bytes, kAlignment);
     if (region == nullptr || !region->fits(rounded)) {
@@ -150,23 +161,11 @@ class Moved {
     return {region->take(rounded), region};
   }
 
-  void add(const Place& place, size_t bytes, uint64_t sample) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    size_t kept = 0;
-    for (const Entry& entry : entries_) {
-      if (!entry.region.expired()) entries_[kept++] = entry;
-    }
-    entries_.resize(kept);
-    entries_.push_back({place.data, bytes, sample, place.region});
+  void forget_ended() {
+    const auto ended = [](const Entry& entry) { return entry.region.expired(); };
+    entries_.erase(std::remove_if(entries_.begin(), entries_.end(), ended), entries_.end());
   }
 
- private:
-  struct Entry {
-    void* data;
-    size_t bytes;
-    uint64_t sample;
-    std::weak_ptr<HugeRegion> region;
-  };
   std::mutex mutex_;
   std::vector<Entry> entries_;
   std::weak_ptr<HugeRegion> current_;
@@ -207,15 +206,8 @@ const void* HugePages::move(const void* from, size_t bytes) try {
   const FilePages pages(from, bytes);
   const uint64_t sample = sample_of(from, bytes);  // reads, so that some pages are in memory
   if (!pages.clean()) return from;
-  Place place = moved().find(from, bytes, sample);
-  if (place.data != nullptr) {
-    pages.release();
-  } else {
-    place = moved().take(bytes);
-    if (place.data == nullptr) return from;
-    copy_and_release(place.data, from, bytes);
-    moved().add(place, bytes, sample);
-  }
+  Place place = moved().place_of(from, bytes, sample, pages);
+  if (place.data == nullptr) return from;
   regions_.push_back(std::move(place.region));
   return place.data;
 } catch (const std::bad_alloc&) {
