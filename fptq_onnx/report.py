@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.block_view import Block
 from fptq_onnx.graph.held_weights import CONVOLUTIONS
-from fptq_onnx.graph.linears import LinearScan
+from fptq_onnx.graph.linears import IN_SUBGRAPH, LinearScan
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 
 SCHEME_NAMES = {
@@ -90,6 +90,11 @@ def why_none(scan: LinearScan, model: ir.Model) -> str:
     rest = sum(node.op_type in CONVOLUTIONS and node.name not in named for node in model.graph)
     if rest:
         parts.append(f"{rest} convolutions, which are not quantized")
+    if IN_SUBGRAPH in reasons:
+        parts.append(
+            "convert what was merged into it one by one (optimum-onnx writes decoder_model.onnx "
+            "and decoder_with_past_model.onnx beside decoder_model_merged.onnx)"
+        )
     return "".join(f"; {part}" for part in parts)
 
 

@@ -26,6 +26,7 @@ from fptq_onnx.graph.run_time_weights import why_computed
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 MATMUL_LIKE = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
+IN_SUBGRAPH = "it is inside a subgraph (If, Loop or Scan)"
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ def find_linears(model: ir.Model) -> LinearScan:
     main = set(map(id, model.graph))
     for node in model.graph.all_nodes():
         if id(node) not in main and (node.op_type in MATMUL_LIKE or held_weights(node)):
-            reason = "it is inside a subgraph (If, Loop or Scan)"
-            others.append(NotLinear(node.name or "", node.op_type, reason))
+            others.append(NotLinear(node.name or "", node.op_type, IN_SUBGRAPH))
     return LinearScan(tuple(linears), tuple(others))
 
 
