@@ -92,14 +92,15 @@ test-lm-eval: $(STAMP)
 # Exporters, and converted models in onnxruntime-genai and optimum: in an own environment, so that
 # the main one shows that nothing needs torch. torch first: pip then takes no other build of it.
 test-export: $(EXPORT_VENV)/.installed
-	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q tests/exporting \
+	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/exporting \
 	  tests/test_other_runtimes.py tests/packaging/test_genai_runs.py
 
 $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)
 	$(EXPORT_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(EXPORT_VENV)/bin/python -m pip install --quiet torch==2.13.0
-	$(EXPORT_VENV)/bin/python -m pip install --quiet --editable '.[export,serve]' 'openai>=2,<4' 'pytest>=8'
+	$(EXPORT_VENV)/bin/python -m pip install --quiet --editable '.[export,serve]' 'openai>=2,<4' 'pytest>=8' \
+	  'pytest-xdist>=3'
 	touch $@
 
 # Packages for Triton, served by KServe and called by Triton's client: in an own environment, since

@@ -1,7 +1,7 @@
 """The gate: a result that is worse than allowed leaves nothing behind."""
 
 import pytest
-from command_line import MODEL, RANDOM_FEW, command
+from command_line import MODEL, RANDOM_FEW, command, refused
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import Comparison
@@ -46,9 +46,7 @@ def test_other_models_have_no_kl():
 
 def test_a_missed_gate_writes_nothing(tmp_path):
     arguments = ("convert", MODEL, "-o", tmp_path / "out", "--weights", "rtn", *RANDOM_FEW)
-    done = command(*arguments, "--max-kl", "1e-6")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "nothing was written" in done.stderr
+    refused(*arguments, "--max-kl", "1e-6", saying="nothing was written")
     assert list(tmp_path.iterdir()) == []
 
 
