@@ -32,12 +32,13 @@ void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
   const uint8_t* lines = w.lines + panel * w.steps * kBytes;
   const int8_t* x = args.rows.codes + row * args.rows.stride;
   const int32_t* sums = args.rows.group_sums + row * w.groups;
+  const int64_t ahead = groups_ahead(w);
   alignas(64) float y[R * kPanelColumns];
   for (int64_t g = 0; g < w.groups; ++g) {
     const int64_t first = g * w.group_steps;
     const int64_t left = w.steps - first;
     Accumulators<R> acc;
-    prefetch_scales(w, panel, g + 1);
+    prefetch_group<kLevel>(w, panel, g + ahead);
     start_group<R>(w, sums, panel, g, acc);
     const int64_t steps = left < w.group_steps ? left : w.group_steps;
     const uint8_t* group = lines + first * kBytes;
