@@ -7,6 +7,7 @@
 // sixth row would need all sixteen registers: GCC 12 then spills.) A single row of 4-bit weights takes a whole
 // panel, 8 sums of pairs, straight from the weights: memory should be its limit, and unpacking to the
 // first-level cache and back would cost more than its products.
+#include "avx2_one_row.h"
 #include "avx2_tiles.h"
 
 namespace fptq {
@@ -103,84 +104,41 @@ struct Avx2 {
       x += kFlushSteps * kStepChannels;
     }
   }
-};
 
-constexpr int kPanelVectors = 8;  // registers of 8 columns in a panel
-// One row: not a multiple of 4 KiB, which would come into the same sets of the first-level cache as
-// what is read meanwhile (5 % on Zen 5).
-constexpr int64_t kPrefetchBytesOneRow = 4864;
-
-// The scales of a group, and its zero points, are streams too thin for the hardware prefetcher.
-void prefetch_group(const PackedWeights& w, int64_t panel, int64_t g) {
-  const int64_t first = (panel * w.groups + g) * kPanelColumns;
-  for (int64_t c = 0; c < kPanelColumns; c += 16) {
-    _mm_prefetch(reinterpret_cast<const char*>(w.scales + first + c), _MM_HINT_T0);
-  }
-  if (w.zero_points != nullptr) {
-    _mm_prefetch(reinterpret_cast<const char*>(w.zero_points + first), _MM_HINT_T0);
-  }
-}
-
-// sums [64] += the products of `steps` (at most kFlushSteps) lines of 4-bit weights with one row.
-inline __attribute__((always_inline)) void add_lines(const uint8_t* line, const int8_t* x,
-                                                     int64_t steps, int32_t* sums) {
-  const __m256i low_nibble = _mm256_set1_epi8(15);
-  __m256i pairs[kPanelVectors];
+  // The sums of so many steps fit 16 bits.
+  static constexpr int64_t kLines = kFlushSteps;
+  static inline __attribute__((always_inline)) void add_lines(const uint8_t* line, const int8_t* x,
+                                                              int64_t steps, int32_t* sums) {
+    const __m256i low_nibble = _mm256_set1_epi8(15);
+    __m256i pairs[kPanelVectors];
 #pragma GCC unroll 8
-  for (int v = 0; v < kPanelVectors; ++v) pairs[v] = _mm256_setzero_si256();
+    for (int v = 0; v < kPanelVectors; ++v) pairs[v] = _mm256_setzero_si256();
 #pragma GCC unroll 1
-  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
-    const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
+    for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
+      const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanelVectors; ++v) {
+        prefetch_one_row(line, v);
+        const __m256i raw = load(line + 32 * v);
+        const __m256i low = _mm256_and_si256(raw, low_nibble);
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble);
+        pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(low, first));
+        pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(high, second));
+      }
+    }
+    const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; ++v) {
-      if (v % 2 == 0) {
-        _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytesOneRow + 32 * v, _MM_HINT_T0);
-      }
-      const __m256i raw = load(line + 32 * v);
-      const __m256i low = _mm256_and_si256(raw, low_nibble);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble);
-      pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(low, first));
-      pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(high, second));
+      store(sums + 8 * v, _mm256_add_epi32(load(sums + 8 * v), _mm256_madd_epi16(pairs[v], ones)));
     }
   }
-  const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 8
-  for (int v = 0; v < kPanelVectors; ++v) {
-    store(sums + 8 * v, _mm256_add_epi32(load(sums + 8 * v), _mm256_madd_epi16(pairs[v], ones)));
-  }
-}
-
-void one_row(const MatMulArgs& args, int64_t row, int64_t panel) {
-  const PackedWeights& w = args.weights;
-  const uint8_t* lines = w.lines + panel * w.steps * kLineBytes;
-  const int8_t* x = args.rows.codes + row * args.rows.stride;
-  const int32_t* row_sums = args.rows.group_sums + row * w.groups;
-  alignas(64) float y[kPanelColumns];
-  alignas(64) int32_t sums[kPanelColumns];
-  const int64_t ahead = 1 + kPrefetchBytes / (w.group_steps * kLineBytes);
-  for (int64_t g = 0, s = 0; g < w.groups; ++g) {
-    const int64_t end = s + w.group_steps < w.steps ? s + w.group_steps : w.steps;
-    prefetch_group(w, panel, g + ahead);
-    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
-      start_group<1>(w, row_sums, panel, g, c, sums + c);
-    }
-    for (; s + kFlushSteps <= end; s += kFlushSteps) {
-      add_lines(lines + s * kLineBytes, x + s * kStepChannels, kFlushSteps, sums);
-    }
-    if (s < end) add_lines(lines + s * kLineBytes, x + s * kStepChannels, end - s, sums);
-    s = end;
-    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
-      finish_group<1>(w, panel, g, c, sums + c, y + c);
-    }
-  }
-  store_panel(args, {row, row + 1}, panel, y);
-}
+};
 
 }  // namespace
 
 void matmul_avx2(const MatMulArgs& args, Range rows, Range panels) {
   if (rows.end - rows.begin == 1 && args.weights.bits == 4) {
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) one_row(args, rows.begin, panel);
+    one_row<Avx2>(args, rows.begin, panels);
     return;
   }
   all_panels<Avx2>(args, rows, panels);

@@ -1,11 +1,18 @@
 // AVX-VNNI: vpdpbusd in 256-bit registers, for CPUs without AVX-512.
 //
-// A tile is up to 6 rows by 16 columns: 12 sums, 2 registers of codes, one of activations, of 16.
+// A tile is up to 6 rows by 16 columns: 12 sums, 2 registers of codes, one of activations, of 16. A
+// single row of 4-bit weights takes a whole panel, 8 sums, straight from the weights: see avx2_one_row.h.
+#include "avx2_one_row.h"
 #include "avx2_tiles.h"
 
 namespace fptq {
 
 namespace {
+
+// Pinned, in the VEX encoding; compilers may choose EVEX or copy sums around.
+inline __attribute__((always_inline)) void dot(__m256i& sums, __m256i codes, __m256i x) {
+  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(codes), "x"(x));
+}
 
 struct AvxVnni {
   static constexpr int64_t kRows = 6;
@@ -34,9 +41,8 @@ struct AvxVnni {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const __m256i quad = broadcast_quad(x + r * stride);
-        // Pinned, in the VEX encoding; compilers may choose EVEX or copy sums around.
-        __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc[r][0]) : "x"(low), "x"(quad));
-        __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc[r][1]) : "x"(high), "x"(quad));
+        dot(acc[r][0], low, quad);
+        dot(acc[r][1], high, quad);
       }
     }
 #pragma GCC unroll 8
@@ -45,11 +51,37 @@ struct AvxVnni {
       for (int v = 0; v < kVectors; ++v) store(sums + r * kPanelColumns + 8 * v, acc[r][v]);
     }
   }
+
+  static constexpr int64_t kLines = 16;  // a group of 128 channels
+  static inline __attribute__((always_inline)) void add_lines(const uint8_t* line, const int8_t* x,
+                                                              int64_t steps, int32_t* sums) {
+    const __m256i low_nibble = _mm256_set1_epi8(15);
+    __m256i acc[kPanelVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) acc[v] = load(sums + 8 * v);
+#pragma GCC unroll 1
+    for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
+      const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanelVectors; ++v) {
+        prefetch_one_row(line, v);
+        const __m256i raw = load(line + 32 * v);
+        dot(acc[v], _mm256_and_si256(raw, low_nibble), first);
+        dot(acc[v], _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble), second);
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) store(sums + 8 * v, acc[v]);
+  }
 };
 
 }  // namespace
 
 void matmul_avxvnni(const MatMulArgs& args, Range rows, Range panels) {
+  if (rows.end - rows.begin == 1 && args.weights.bits == 4) {
+    one_row<AvxVnni>(args, rows.begin, panels);
+    return;
+  }
   all_panels<AvxVnni>(args, rows, panels);
 }
 

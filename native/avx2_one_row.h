@@ -1,0 +1,68 @@
+// One row times 4-bit weights in 256-bit registers, straight from the packed lines: what a decoder does
+// all the time. For the kernel files of AVX2 and AVX-VNNI, like avx2_tiles.h.
+#pragma once
+
+#include "avx2_tiles.h"
+
+namespace fptq {
+
+namespace {
+
+constexpr int kPanelVectors = 8;  // registers of 8 columns in a panel
+// One row: not a multiple of 4 KiB, which would come into the same sets of the first-level cache as
+// what is read meanwhile (5 % on Zen 5).
+constexpr int64_t kPrefetchBytesOneRow = 4864;
+
+// Before register v of a line is read; a line of cache has two of them.
+inline __attribute__((always_inline)) void prefetch_one_row(const uint8_t* line, int v) {
+  if (v % 2 != 0) return;
+  _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytesOneRow + 32 * v, _MM_HINT_T0);
+}
+
+// The scales of a group, and its zero points, are streams too thin for the hardware prefetcher.
+void prefetch_group(const PackedWeights& w, int64_t panel, int64_t g) {
+  const int64_t first = (panel * w.groups + g) * kPanelColumns;
+  for (int64_t c = 0; c < kPanelColumns; c += 16) {
+    _mm_prefetch(reinterpret_cast<const char*>(w.scales + first + c), _MM_HINT_T0);
+  }
+  if (w.zero_points != nullptr) {
+    _mm_prefetch(reinterpret_cast<const char*>(w.zero_points + first), _MM_HINT_T0);
+  }
+}
+
+// Isa::add_lines adds the products of a row with so many lines (Isa::kLines at most) to sums [64].
+template <class Isa>
+void one_panel(const MatMulArgs& args, int64_t row, int64_t panel) {
+  const PackedWeights& w = args.weights;
+  const uint8_t* lines = w.lines + panel * w.steps * kLineBytes;
+  const int8_t* x = args.rows.codes + row * args.rows.stride;
+  const int32_t* row_sums = args.rows.group_sums + row * w.groups;
+  alignas(64) float y[kPanelColumns];
+  alignas(64) int32_t sums[kPanelColumns];
+  const int64_t ahead = 1 + kPrefetchBytes / (w.group_steps * kLineBytes);
+  for (int64_t g = 0, s = 0; g < w.groups; ++g) {
+    const int64_t end = s + w.group_steps < w.steps ? s + w.group_steps : w.steps;
+    prefetch_group(w, panel, g + ahead);
+    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
+      start_group<1>(w, row_sums, panel, g, c, sums + c);
+    }
+    for (; s + Isa::kLines <= end; s += Isa::kLines) {
+      Isa::add_lines(lines + s * kLineBytes, x + s * kStepChannels, Isa::kLines, sums);
+    }
+    if (s < end) Isa::add_lines(lines + s * kLineBytes, x + s * kStepChannels, end - s, sums);
+    s = end;
+    for (int64_t c = 0; c < kPanelColumns; c += kTileColumns) {
+      finish_group<1>(w, panel, g, c, sums + c, y + c);
+    }
+  }
+  store_panel(args, {row, row + 1}, panel, y);
+}
+
+template <class Isa>
+void one_row(const MatMulArgs& args, int64_t row, Range panels) {
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) one_panel<Isa>(args, row, panel);
+}
+
+}  // namespace
+
+}  // namespace fptq
