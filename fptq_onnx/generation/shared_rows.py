@@ -96,7 +96,7 @@ class SharedRows:
             self._buffers.append(
                 np.zeros((max_rows, heads, max_length, size), storage(tensor.dtype))
             )
-        self._decoding: tuple[int, ort.IOBinding] | None = None  # rows, and their binding
+        self._step: _Step | None = None  # of as many rows as there are
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -133,11 +133,14 @@ class SharedRows:
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """See CacheRows."""
         count = len(self._lengths)
-        if self._decoding is None or self._decoding[0] != count:
-            self._decoding = count, self._bind(0, count)
-        logits = self._run(self._decoding[1], np.asarray(ids, np.int64)[:, None], self._lengths)
+        if self._step is None or self._step.rows != count:
+            self._step = _Step(self._bind(0, count), self._io, count)
+        step = self._step
+        step.set_inputs(ids, self._lengths)
+        self._bind_mask(step.binding, self._lengths, 1)
+        self._run_bound(step.binding, 1, self._lengths)
         self._lengths = [length + 1 for length in self._lengths]
-        return logits
+        return step.logits()
 
     def remove(self, row: int) -> None:
         """See CacheRows."""
@@ -161,16 +164,28 @@ class SharedRows:
     ) -> NDArray[np.float32]:
         """Feed ids [rows, n] after `past` tokens of each row; logits [rows, vocabulary]."""
         io, count = self._io, ids.shape[1]
-        assert io.attention_mask is not None
-        before = np.asarray(past, np.int64)[:, None]
-        mask = np.arange(int(before.max()) + count) < before + count
-        feeds = {io.input_ids: ids, io.attention_mask: mask}
+        feeds = {io.input_ids: ids}
         if io.position_ids is not None:
-            feeds[io.position_ids] = before + np.arange(count)
+            feeds[io.position_ids] = np.asarray(past, np.int64)[:, None] + np.arange(count)
         typed = [np.ascontiguousarray(array, spec.dtype) for spec, array in feeds.items()]
         for spec, array in zip(feeds, typed, strict=True):
-            binding.bind_input(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            _bind_input(binding, spec.name, array)
+        self._bind_mask(binding, past, count)
         binding.bind_output(io.logits.name, "cpu")
+        self._run_bound(binding, count, past)
+        logits = binding.get_outputs()[len(io.cache)]  # in the order of binding
+        return as_float32(view(logits)[:, -1])
+
+    def _bind_mask(self, binding: ort.IOBinding, past: Sequence[int], count: int) -> None:
+        """The mask of each row's `past` tokens and `count` more, [rows, longest + count]."""
+        spec = self._io.attention_mask
+        assert spec is not None
+        before = np.asarray(past, np.int64)[:, None]
+        mask = np.arange(int(before.max()) + count) < before + count
+        self._mask = np.ascontiguousarray(mask, spec.dtype)  # lives until it was read
+        _bind_input(binding, spec.name, self._mask)
+
+    def _run_bound(self, binding: ort.IOBinding, count: int, past: Sequence[int]) -> None:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises its own types and bare RuntimeError
@@ -178,5 +193,44 @@ class SharedRows:
                 f"onnxruntime could not run the model on {count} tokens after "
                 f"{max(past)}: {first_line(error)}"
             ) from error
-        logits = binding.get_outputs()[len(io.cache)]  # in the order of binding
-        return as_float32(view(logits)[:, -1])
+
+
+class _Step:
+    """A decode step of some rows: one token each, in memory that stays bound.
+
+    Its Python is run between two runs of the model, whose weights have just displaced it from every
+    cache: binding anew what stays the same would take a fiftieth of a step.
+    """
+
+    def __init__(self, binding: ort.IOBinding, io: DecoderIO, rows: int) -> None:
+        self.binding, self.rows = binding, rows
+        self._cache_tensors = len(io.cache)
+        self._inputs = []
+        for spec in (io.input_ids, io.position_ids):
+            if spec is not None:
+                self._inputs.append(np.zeros((rows, 1), spec.dtype))
+                _bind_input(binding, spec.name, self._inputs[-1])
+        self._logits: NDArray[Any] | None = None
+        if io.vocab_size is None:
+            binding.bind_output(io.logits.name, "cpu")
+            return
+        self._logits = np.empty((rows, 1, io.vocab_size), storage(io.logits.dtype))
+        kind = ELEMENT_TYPES[io.logits.dtype]
+        shape, address = self._logits.shape, self._logits.ctypes.data
+        binding.bind_output(io.logits.name, "cpu", 0, kind, shape, address)
+
+    def set_inputs(self, ids: Sequence[int], positions: Sequence[int]) -> None:
+        """One token and its position for each row."""
+        for array, values in zip(self._inputs, (ids, positions), strict=False):
+            array[:, 0] = values
+
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of the last run's, [rows, vocabulary]."""
+        if self._logits is not None:
+            return as_float32(self._logits[:, 0])
+        # In the order of binding.
+        return as_float32(view(self.binding.get_outputs()[self._cache_tensors])[:, -1])
+
+
+def _bind_input(binding: ort.IOBinding, name: str, array: NDArray[Any]) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
