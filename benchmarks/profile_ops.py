@@ -7,7 +7,8 @@
 
 Prints ONNX Runtime's own profile of a prefill and of decode steps as `fptq-onnx run` makes them,
 and for decode the bytes a step must read (every weight but embedding tables, and the KV cache)
-over its time, beside what as many threads read at most.
+over its time, beside what as many threads read at most, in turn with it several times: memory that
+others share is not the same from one second to the next.
 """
 
 from __future__ import annotations
@@ -168,14 +169,33 @@ def _phase(
     return Phase(name, seconds[name], by_operator, rest / repeats)
 
 
-def read_rate(limits: Path | None, threads: int) -> float:
-    """GB/s that so many threads read now; 0 if it is not to be measured.
+def read_rates(
+    path: Path, limits: Path, *, depth: int, steps: int, threads: int, rounds: int
+) -> list[tuple[float, float]]:
+    """Seconds of a decode step, and the GB/s that so many threads read around it, by round.
 
-    Machines that others share change their mind within seconds, so it is taken before and after.
+    Raises:
+        FptqError: see open_generation_model.
     """
-    if limits is None:
-        return 0.0
-    done = subprocess.run([limits, str(threads)], capture_output=True, text=True, check=True)
+    opened = open_generation_model(path, threads=threads)
+    rows = opened.rows(max_length=depth + steps + 1)
+    ids = np.random.default_rng(0).integers(0, opened.decoder.io.vocab_size or 100, depth).tolist()
+    rows.append(ids)
+    found = []
+    before = _read_rate(limits, threads)
+    for _ in range(rounds):
+        rows.truncate(0, depth)
+        rows.decode(ids[:1])
+        seconds = _median(lambda: rows.decode(ids[:1]), steps)
+        after = _read_rate(limits, threads)
+        found.append((seconds, (before + after) / 2))
+        before = after
+    return found
+
+
+def _read_rate(limits: Path, threads: int) -> float:
+    command = [str(limits), str(threads), "read"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["read"])
 
 
@@ -193,6 +213,17 @@ def print_phase(phase: Phase) -> None:
     print(f"  {'between operators':<36} {phase.rest * 1e-3:>9.2f} ms {phase.rest / total:>6.1%}")
 
 
+def print_shares(needed: int, rounds: Sequence[tuple[float, float]]) -> None:
+    """What share of the memory's speed a step used, the median of the rounds and their range."""
+    shares = sorted(needed * 1e-9 / seconds / most for seconds, most in rounds)
+    rate = statistics.median(needed * 1e-9 / seconds for seconds, _ in rounds)
+    most = statistics.median(most for _, most in rounds)
+    print(
+        f"  {rate:.1f} GB/s beside {most:.1f} GB/s that can be read, in turn {len(rounds)} times:"
+    )
+    print(f"  {statistics.median(shares):.2f} of them ({shares[0]:.2f} to {shares[-1]:.2f})")
+
+
 def main() -> int:
     """The command of this module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -201,13 +232,13 @@ def main() -> int:
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--depth", type=int, default=128)
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7, help="with --limits")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     try:
         graph = load_model(options.model, allow_quantized=True).model
         for threads in options.threads:
             print(f"\n{threads} thread{'s' if threads > 1 else ''}")
-            before = read_rate(options.limits, threads)
             phases = profile(
                 options.model, tokens=options.prefill, depth=options.depth,
                 steps=options.steps, threads=threads,
@@ -216,11 +247,13 @@ def main() -> int:
                 print_phase(phase)
             needed = step_bytes(graph) + cache_bytes(graph, options.depth)
             rate = needed / phases[-1].seconds * 1e-9
-            print(f"  a step must read {needed * 1e-6:.0f} MB: {rate:.1f} GB/s", end="")
+            print(f"  a step must read {needed * 1e-6:.0f} MB: {rate:.1f} GB/s")
             if options.limits:
-                most = (before + read_rate(options.limits, threads)) / 2
-                print(f", {rate / most:.2f} of the {most:.1f} GB/s that can be read", end="")
-            print()
+                rounds = read_rates(
+                    options.model, options.limits, depth=options.depth, steps=options.steps,
+                    threads=threads, rounds=options.rounds,
+                )  # fmt: skip
+                print_shares(needed, rounds)
     except FptqError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 // What this machine can do at most, printed as JSON: the integer multiply-adds of each instruction the
 // kernels use on one thread, in GOPS (a multiply-add is two), and reading from memory, in GB/s, by as
-// many threads at once as the first argument says (one without it).
+// many threads at once as the first argument says (one without it). A second argument, "read", leaves the
+// instructions out.
 //
 // Every loop is assembly, so that it measures the machine and not the compiler; each runs only where
 // the CPU has the instruction.
@@ -123,24 +124,25 @@ int main(int argc, char** argv) {
   std::printf("{");
 #if defined(__x86_64__)
   const uint32_t features = fptq::cpu_features();
+  const bool all = argc <= 2 || std::strcmp(argv[2], "read") != 0;
   const char* separator = "";
   const auto print = [&](const char* name, double rate) {
     std::printf("%s\"%s\": %.1f", separator, name, rate * 1e-9);
     separator = ", ";
   };
-  if (features & fptq::kAmxInt8) print("amx", amx_peak());
-  if (features & fptq::kAvx512Vnni) {
+  if (all && (features & fptq::kAmxInt8)) print("amx", amx_peak());
+  if (all && (features & fptq::kAvx512Vnni)) {
     print("avx512vnni", best_rate(kLoops * 24.0 * 128, LOOP(REPEAT_24(DOT_512))));
   }
-  if (features & fptq::kAvxVnni) {
+  if (all && (features & fptq::kAvxVnni)) {
     print("avxvnni", best_rate(kLoops * 12.0 * 64, LOOP(REPEAT_12(DOT_256))));
   }
-  if (features & fptq::kAvx2) {
+  if (all && (features & fptq::kAvx2)) {
     print("avx2", best_rate(kLoops * 8.0 * 64,
                             LOOP(PAIR(0, 8) PAIR(1, 9) PAIR(2, 10) PAIR(3, 11) PAIR(4, 8)
                                      PAIR(5, 9) PAIR(6, 10) PAIR(7, 11))));
-    print("read", read_rate(threads));
   }
+  if (features & fptq::kAvx2) print("read", read_rate(threads));
 #endif
   std::printf("}\n");
   return 0;
