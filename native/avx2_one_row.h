@@ -22,9 +22,8 @@ inline __attribute__((always_inline)) void prefetch_one_row(const uint8_t* line,
 // The scales of a group, and its zero points, are streams too thin for the hardware prefetcher.
 void prefetch_group(const PackedWeights& w, int64_t panel, int64_t g) {
   const int64_t first = (panel * w.groups + g) * kPanelColumns;
-  for (int64_t c = 0; c < kPanelColumns; c += 16) {
-    _mm_prefetch(reinterpret_cast<const char*>(w.scales + first + c), _MM_HINT_T0);
-  }
+  const auto* scales = reinterpret_cast<const char*>(w.scales + first * w.scale_bytes);
+  for (int64_t i = 0; i < kPanelColumns * w.scale_bytes; i += 64) _mm_prefetch(scales + i, _MM_HINT_T0);
   if (w.zero_points != nullptr) {
     _mm_prefetch(reinterpret_cast<const char*>(w.zero_points + first), _MM_HINT_T0);
   }

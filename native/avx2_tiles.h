@@ -80,20 +80,33 @@ inline __attribute__((always_inline)) void start_group(const PackedWeights& w,
   }
 }
 
+// Scales of a tile's columns, the first of them number `first`; float32 holds those of float16 exactly.
+inline __attribute__((always_inline)) void load_scales(const PackedWeights& w, int64_t first,
+                                                       __m256 (&scales)[kVectors]) {
+  const uint8_t* at = w.scales + first * w.scale_bytes;
+  for (int v = 0; v < kVectors; ++v) {
+    if (w.scale_bytes == 2) {
+      scales[v] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16 * v)));
+    } else {
+      scales[v] = _mm256_loadu_ps(reinterpret_cast<const float*>(at + 32 * v));
+    }
+  }
+}
+
 // y [R, 64] = sums * scale + y, or without y for the first group.
 template <int R>
 inline __attribute__((always_inline)) void finish_group(const PackedWeights& w, int64_t panel,
                                                         int64_t g, int64_t column,
                                                         const int32_t* sums, float* y) {
-  const float* scales = w.scales + (panel * w.groups + g) * kPanelColumns + column;
+  __m256 scales[kVectors];
+  load_scales(w, (panel * w.groups + g) * kPanelColumns + column, scales);
   for (int v = 0; v < kVectors; ++v) {
-    const __m256 scale = _mm256_loadu_ps(scales + 8 * v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       float* sum = y + r * kPanelColumns + 8 * v;
       const __m256 before = g == 0 ? _mm256_setzero_ps() : _mm256_load_ps(sum);
       const __m256 value = _mm256_cvtepi32_ps(load(sums + r * kPanelColumns + 8 * v));
-      _mm256_store_ps(sum, _mm256_fmadd_ps(value, scale, before));
+      _mm256_store_ps(sum, _mm256_fmadd_ps(value, scales[v], before));
     }
   }
 }

@@ -36,6 +36,13 @@ void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out
   }
 }
 
+// The scales of a group, as GroupsWork wants them.
+void spread_scales(const PackedWeights& w, int64_t panel, int64_t g, float* out) {
+  __m512 scales[kVectors];
+  load_scales(w, (panel * w.groups + g) * kPanelColumns, scales);
+  for (int v = 0; v < kVectors; ++v) _mm512_store_ps(out + 16 * v, scales[v]);
+}
+
 // A part of a long group begins: its sums start in memory.
 template <int R>
 void start_partial(const PackedWeights& w, const int32_t* sums, int64_t panel, int64_t g,
@@ -69,9 +76,15 @@ struct GroupCounts {
   int64_t panel, piece;
 };
 
+// What a piece needs of its groups in another form: room for as many as a piece can have.
+struct GroupForms {
+  alignas(64) int32_t zeros[kKept.steps * kPanelColumns];
+  alignas(64) float scales[kKept.steps * kPanelColumns];
+};
+
 // The piece that begins at a step, which belongs to group g.
 Piece piece_at(const PackedWeights& w, const TileShape& shape, const GroupCounts& counts,
-               int64_t panel, int64_t begin, int64_t g, int32_t* zeros) {
+               int64_t panel, int64_t begin, int64_t g, GroupForms& forms) {
   static constexpr int32_t kMinus8 = 0xfff8;
   static constexpr int32_t kMinus128 = 0xff80;
   const int64_t group_left = (g + 1) * w.group_steps - begin;
@@ -96,16 +109,23 @@ Piece piece_at(const PackedWeights& w, const TileShape& shape, const GroupCounts
   }
   piece.steps = {begin, begin + work.groups * work.steps};
   if (work.steps >= group_left || piece.steps.end == w.steps) {
-    work.scales = w.scales + (panel * w.groups + g) * kPanelColumns;
+    const uint8_t* scales = w.scales + (panel * w.groups + g) * kPanelColumns * w.scale_bytes;
+    work.scales = reinterpret_cast<const float*>(scales);
+    if (w.scale_bytes == 2) {
+      for (int64_t i = 0; i < work.groups; ++i) {
+        spread_scales(w, panel, g + i, forms.scales + i * kPanelColumns);
+      }
+      work.scales = forms.scales;
+    }
   }
   work.row_sum_bytes = w.groups * static_cast<int64_t>(sizeof(int32_t));
   work.same_zeros = w.zero_points == nullptr;
   work.zeros = w.bits == 4 ? &kMinus8 : &kMinus128;
   if (w.zero_points != nullptr && piece.whole) {
     for (int64_t i = 0; i < work.groups; ++i) {
-      spread_zeros(w, panel, g + i, zeros + i * kPanelColumns);
+      spread_zeros(w, panel, g + i, forms.zeros + i * kPanelColumns);
     }
-    work.zeros = zeros;
+    work.zeros = forms.zeros;
   }
   return piece;
 }

@@ -59,8 +59,12 @@ inline __attribute__((always_inline)) void prefetch_group(const PackedWeights& w
                                                           int64_t g) {
   constexpr auto kHint = kLevel == kFirstLevel ? _MM_HINT_T0 : _MM_HINT_T1;
   const int64_t first = (panel * w.groups + g) * kPanelColumns;
-  for (int v = 0; v < kVectors; ++v) {
-    _mm_prefetch(reinterpret_cast<const char*>(w.scales + first + 16 * v), kHint);
+  const auto* scales = reinterpret_cast<const char*>(w.scales + first * w.scale_bytes);
+  _mm_prefetch(scales, kHint);
+  _mm_prefetch(scales + 64, kHint);
+  if (w.scale_bytes == 4) {
+    _mm_prefetch(scales + 128, kHint);
+    _mm_prefetch(scales + 192, kHint);
   }
   if (w.zero_points != nullptr) {
     _mm_prefetch(reinterpret_cast<const char*>(w.zero_points + first), kHint);
@@ -163,20 +167,36 @@ inline __attribute__((always_inline)) void start_group(const PackedWeights& w, c
   }
 }
 
+// Scales from number `first` on, 16 in each register; float32 holds those of float16 exactly.
+template <int N>
+inline __attribute__((always_inline)) void load_scales(const PackedWeights& w, int64_t first,
+                                                       __m512 (&scales)[N]) {
+  const uint8_t* at = w.scales + first * w.scale_bytes;
+  if (w.scale_bytes == 2) {
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) {
+      scales[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32 * v)));
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) scales[v] = _mm512_loadu_ps(at + 64 * v);
+  }
+}
+
 // y [R, 64] = acc * scale + y, or without y for the first group.
 template <int R>
 inline __attribute__((always_inline)) void finish_group(const PackedWeights& w, int64_t panel,
                                                         int64_t g, const Accumulators<R>& acc,
                                                         float* y) {
-  const float* scales = w.scales + (panel * w.groups + g) * kPanelColumns;
+  __m512 scales[kVectors];
+  load_scales(w, (panel * w.groups + g) * kPanelColumns, scales);
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
-    const __m512 scale = _mm512_loadu_ps(scales + 16 * v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       float* sum = y + r * kPanelColumns + 16 * v;
       const __m512 before = g == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sum);
-      _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][v]), scale, before));
+      _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][v]), scales[v], before));
     }
   }
 }

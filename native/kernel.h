@@ -45,10 +45,11 @@ struct QuantizedRows {
 // The weights of one linear, all in the model's own memory; no pointer has to be aligned to anything.
 struct PackedWeights {
   const uint8_t* lines;        // [panels, steps, 64 * bits]
-  const float* scales;         // [panels, groups, 64]
+  const uint8_t* scales;       // [panels, groups, 64], each of `scale_bytes`
   const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 (of 4 bits) or 128 (of 8) everywhere
   const float* bias;           // [n], or null
   int64_t bits;                // of a code: 4 or 8
+  int64_t scale_bytes;         // 4: float32; 2: float16
   int64_t k, n;
   int64_t panels, steps, groups;
   int64_t group_steps;  // steps per group; the last group may be shorter

@@ -80,11 +80,12 @@ LinearOp::LinearOp(const ort::Functions& f, const ort::KernelInfo* info, OpKind 
 
 LinearOp::~LinearOp() { f_.ReleaseAllocator(allocator_); }
 
-ort::ElementType LinearOp::input_type(size_t index, ort::ElementType activation) {
+ort::ElementType LinearOp::input_type(size_t index, const OpKind& kind) {
   switch (index) {
-    case 0: return activation;
+    case 0: return kind.activation;
     case 1:
     case 3: return ort::kUint8;
+    case 2: return kind.scales;
     default: return ort::kFloat;
   }
 }
@@ -93,6 +94,7 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
   const char* node = node_.c_str();
   PackedWeights w{};
   w.bits = kind_.weight_bits;
+  w.scale_bytes = kind_.scales == ort::kFloat16 ? 2 : 4;
   w.k = int_attribute(f_, info, "K", node_);
   const int64_t block = int_attribute(f_, info, "block_size", node_);
   const int64_t layout = int_attribute(f_, info, "layout", node_);
@@ -190,7 +192,7 @@ const void* LinearOp::constant(const ort::KernelInfo* info, size_t index, ort::E
   const ort::Tensor t = ort::tensor(f_, value);
   if (t.type != type) {
     throw error("%s: input %s must be %s", node_.c_str(), name,
-                type == ort::kUint8 ? "uint8" : "float32");
+                type == ort::kUint8 ? "uint8" : type == ort::kFloat16 ? "float16" : "float32");
   }
   const bool empty = std::find(t.dims.begin(), t.dims.end(), 0) != t.dims.end();
   if (empty && may_be_empty) return nullptr;
@@ -211,7 +213,7 @@ void LinearOp::read_weights(const ort::KernelInfo* info) {
 
   const auto* lines = static_cast<const uint8_t*>(
       constant(info, 1, ort::kUint8, {panels_, shape.steps, line_bytes}, false));
-  const auto* scales = static_cast<const float*>(constant(info, 2, ort::kFloat, per_group, false));
+  const auto* scales = static_cast<const uint8_t*>(constant(info, 2, kind_.scales, per_group, false));
   const uint8_t* zero_points = nullptr;
   if (has_input(f_, info, 3)) {
     zero_points = static_cast<const uint8_t*>(constant(info, 3, ort::kUint8, per_group, true));
@@ -223,7 +225,7 @@ void LinearOp::read_weights(const ort::KernelInfo* info) {
   int64_t panel = 0;
   for (PackedWeights& part : parts_) {
     part.lines = lines + panel * shape.steps * line_bytes;
-    part.scales = scales + panel * shape.groups * kPanelColumns;
+    part.scales = scales + panel * shape.groups * kPanelColumns * shape.scale_bytes;
     if (zero_points != nullptr) part.zero_points = zero_points + panel * shape.groups * kPanelColumns;
     if (bias != nullptr) {
       part.bias = bias;

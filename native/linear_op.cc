@@ -35,7 +35,7 @@ PackedWeights one_panel(const PackedWeights& w, int64_t panel) {
   PackedWeights out = w;
   const int64_t column = panel * kPanelColumns;
   out.lines += panel * w.steps * kPanelColumns * w.bits;
-  out.scales += panel * w.groups * kPanelColumns;
+  out.scales += panel * w.groups * kPanelColumns * w.scale_bytes;
   if (w.zero_points != nullptr) out.zero_points += panel * w.groups * kPanelColumns;
   if (w.bias != nullptr) out.bias += column;
   out.n = std::min(kPanelColumns, w.n - column);
@@ -61,7 +61,7 @@ void LinearOp::move_weights() const {
     return static_cast<decltype(from)>(huge_pages_.move(from, static_cast<size_t>(bytes)));
   };
   const auto* lines = move(first.lines, panels_ * first.steps * kPanelColumns * first.bits);
-  const auto* scales = move(first.scales, values * static_cast<int64_t>(sizeof(float)));
+  const auto* scales = move(first.scales, values * first.scale_bytes);
   const auto* zero_points = move(first.zero_points, values);
   for (PackedWeights& part : parts_) {
     part.lines = lines + (part.lines - first.lines);

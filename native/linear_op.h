@@ -11,10 +11,11 @@
 
 namespace fptq {
 
-// Which of the registered ops a node is: ONNX Runtime chooses by name and type of A.
+// Which of the registered ops a node is: ONNX Runtime chooses by name and types of A and scales.
 struct OpKind {
   int64_t weight_bits;         // 4 or 8
   ort::ElementType activation;  // of A and of the outputs
+  ort::ElementType scales;
   const char* name() const { return weight_bits == 4 ? "MatMulW4A8" : "MatMulW8A8"; }
 };
 
@@ -31,7 +32,7 @@ class LinearOp {
 
   static constexpr size_t kInputs = 5;
   static constexpr size_t kRequiredInputs = 3;
-  static ort::ElementType input_type(size_t index, ort::ElementType activation);
+  static ort::ElementType input_type(size_t index, const OpKind& kind);
 
   // Each output has A's shape with its own last dimension; symbols are kept. Throws ort::Error.
   static void infer_shape(const ort::Functions& f, OpKind kind, ort::ShapeInferContext* context);

@@ -121,7 +121,8 @@ inline __attribute__((always_inline)) void finish(const Block& b, int64_t group,
                                                   int64_t stride) {
   const PackedWeights& w = b.args.weights;
   const int64_t at = (b.panel * w.groups + group) * kPanelColumns + b.column;
-  const __m512 scales[2] = {_mm512_loadu_ps(w.scales + at), _mm512_loadu_ps(w.scales + at + 16)};
+  __m512 scales[2];
+  load_scales(w, at, scales);
   __m512i zeros[2] = {_mm512_set1_epi32(128), _mm512_set1_epi32(128)};
   if (!kSigned && w.zero_points != nullptr) {
     for (int v = 0; v < 2; ++v) {

@@ -113,7 +113,7 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& 
   alignas(64) uint8_t codes[kKept.steps * kUnpackedBytes];
   alignas(64) float y[kSharedRows * kPanelColumns];
   alignas(64) int32_t partial[kSharedRows * kPanelColumns];
-  alignas(64) int32_t zeros[kKept.steps * kPanelColumns];
+  GroupForms forms;
 
   // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
   Tile all[kSharedRows / kKept.rows];
@@ -132,7 +132,7 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& 
   const int64_t share = (counts.piece * kPanelColumns + tiles) / tiles;  // of zero points, for a tile
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0, g = 0; begin < w.steps;) {
-    Piece piece = piece_at(w, shape, counts, panel, begin, g, zeros);
+    Piece piece = piece_at(w, shape, counts, panel, begin, g, forms);
     GroupsWork& work = piece.work;
     const int64_t end = piece.steps.end;
     const uint8_t* source = lines + begin * line_bytes;
@@ -144,7 +144,8 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& 
     work.pace = (line_bytes + 2 * tiles - 1) / (2 * tiles);
     if (work.scales != nullptr) g += work.groups;
     const int64_t next = (panel * w.groups + g) * kPanelColumns;
-    ThinStream next_scales(w.scales + next, work.groups * kPanelColumns * 4, 4 * share);
+    ThinStream next_scales(w.scales + next * w.scale_bytes,
+                           work.groups * kPanelColumns * w.scale_bytes, w.scale_bytes * share);
     ThinStream next_zeros(w.zero_points, 0, share);
     if (w.zero_points != nullptr) {
       next_zeros = ThinStream(w.zero_points + next, work.groups * kPanelColumns, share);

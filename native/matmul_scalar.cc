@@ -17,6 +17,13 @@ float load(const float* array, int64_t index) {
   return value;
 }
 
+float load_scale(const PackedWeights& w, int64_t index) {
+  if (w.scale_bytes == 4) return load(reinterpret_cast<const float*>(w.scales), index);
+  uint16_t half;
+  std::memcpy(&half, w.scales + 2 * index, sizeof(half));
+  return widen(half);
+}
+
 // acc[c] = the sum over the group of code * x; modulo 2^32 like the SIMD kernels, hence unsigned.
 void accumulate(const uint8_t* lines, int64_t bits, const int8_t* x, int64_t steps, uint32_t* acc) {
   for (int64_t s = 0; s < steps; ++s, lines += kPanelColumns * bits, x += kStepChannels) {
@@ -50,7 +57,7 @@ void one_row(const MatMulArgs& args, int64_t row, int64_t panel) {
     for (int64_t c = 0; c < kPanelColumns; ++c) {
       const uint32_t zero = w.zero_points != nullptr ? w.zero_points[base + c] : middle;
       const auto centred = static_cast<int32_t>(acc[c] - zero * row_sum);
-      y[c] = std::fma(static_cast<float>(centred), load(w.scales, base + c), y[c]);
+      y[c] = std::fma(static_cast<float>(centred), load_scale(w, base + c), y[c]);
     }
   }
   const float row_scale = args.rows.scales[row];

@@ -48,8 +48,11 @@ int32x4_t group_start(const PackedWeights& w, int64_t at, int32_t middle, int32_
   return vmulq_s32(vsubq_s32(vdupq_n_s32(middle), zero), vdupq_n_s32(row_sum));
 }
 
-float32x4_t load_floats(const float* at) {
-  return vreinterpretq_f32_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(at)));
+// Four scales from number `first` on; float32 holds those of float16 exactly.
+float32x4_t load_scales(const PackedWeights& w, int64_t first) {
+  const uint8_t* at = w.scales + first * w.scale_bytes;
+  if (w.scale_bytes == 2) return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at)));
+  return vreinterpretq_f32_u8(vld1q_u8(at));
 }
 
 void store_output(const MatMulArgs& args, int64_t row, int64_t column, float32x4_t y) {
@@ -105,7 +108,7 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
       Isa::template add_steps<R>(piece.codes + (s - piece.steps.begin) * kUnpackedBytes, c,
                                  end - s, x + s * kStepChannels, args.rows.stride, sums);
       for (int v = 0; v < kVectors; ++v) {
-        const float32x4_t scale = load_floats(w.scales + at + 4 * v);
+        const float32x4_t scale = load_scales(w, at + 4 * v);
         for (int r = 0; r < R; ++r) {
           const int64_t index = r * kPanelColumns + c + 4 * v;
           if (end != group_end) {

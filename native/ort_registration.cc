@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kDomain = "fptq";
 
-// One op for one activation type, or type of a cache. ONNX Runtime chooses among ops of one name by
+// One op for one type of activations and of scales, or type of a cache. ONNX Runtime chooses among ops of one name by
 // their types.
 struct Op : ort::CustomOp {
   ort::Functions f;
@@ -56,7 +56,7 @@ void fill(Op& op, const ort::Functions& f, OpKind kind) {
   op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const ort::CustomOp*) { return LinearOp::kInputs; };
   op.GetInputType = [](const ort::CustomOp* o, size_t index) {
-    return LinearOp::input_type(index, self(o).kind.activation);
+    return LinearOp::input_type(index, self(o).kind);
   };
   op.GetInputCharacteristic = [](const ort::CustomOp*, size_t index) {
     return index < LinearOp::kRequiredInputs ? ort::kRequired : ort::kOptional;
@@ -118,7 +118,7 @@ void fill_attention(Op& op, const ort::Functions& f, ort::ElementType cache) {
 // may hold several ONNX Runtimes, each with its own table of functions.
 struct Runtime {
   const ort::Api* api;
-  Op ops[6];
+  Op ops[10];
   ort::CustomOpDomain* domain;
   Runtime* next;
 };
@@ -131,12 +131,16 @@ ort::CustomOpDomain* domain_for(const ort::Api* api, const ort::Functions& f) {
     if (r->api == api) return r->domain;
   }
   auto* r = new Runtime{api, {}, nullptr, runtimes};
-  fill(r->ops[0], f, {4, ort::kFloat});
-  fill(r->ops[1], f, {4, ort::kFloat16});
-  fill(r->ops[2], f, {8, ort::kFloat});
-  fill(r->ops[3], f, {8, ort::kFloat16});
-  fill_attention(r->ops[4], f, ort::kFloat);
-  fill_attention(r->ops[5], f, ort::kInt8);
+  Op* next = r->ops;
+  for (const int64_t bits : {4, 8}) {
+    for (const ort::ElementType activation : {ort::kFloat, ort::kFloat16}) {
+      for (const ort::ElementType scales : {ort::kFloat, ort::kFloat16}) {
+        fill(*next++, f, {bits, activation, scales});
+      }
+    }
+  }
+  fill_attention(*next++, f, ort::kFloat);
+  fill_attention(*next++, f, ort::kInt8);
   ort::CustomOpDomain* domain = nullptr;
   ort::check(f, f.CreateCustomOpDomain(kDomain, &domain));
   for (const Op& op : r->ops) ort::check(f, f.CustomOpDomain_Add(domain, &op));

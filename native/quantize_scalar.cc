@@ -1,6 +1,7 @@
 // Activations to int8, as fptq_onnx/numerics/int8.py defines it. The reference for the other files.
 #include <cstring>
 
+#include "half_scalar.h"
 #include "kernel.h"
 
 namespace fptq {
@@ -20,17 +21,6 @@ uint32_t to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
-}
-
-// float16 to float32, exact.
-float widen(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-  const uint32_t exponent = (half >> 10) & 31u;
-  const uint32_t fraction = half & 1023u;
-  if (exponent == 31) return from_bits(sign | kInfinityBits | (fraction << 13));
-  if (exponent != 0) return from_bits(sign | ((exponent + 112) << 23) | (fraction << 13));
-  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;  // subnormal
-  return from_bits(sign | to_bits(magnitude));
 }
 
 // memcpy because a tensor in a file may start at any byte.

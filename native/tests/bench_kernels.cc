@@ -1,4 +1,5 @@
-// Times every kernel this CPU runs, on one thread: fptq_bench_kernels [K N [block]].
+// Times every kernel this CPU runs, on one thread: fptq_bench_kernels [K N [block [asymmetric] [half]]];
+// half: float16 scales.
 //
 // Weights cycle through enough copies to be out of cache for few rows, as in a model. Prints the
 // median and the best of several runs; GOPS counts a multiply-add as two.
@@ -26,7 +27,10 @@ int main(int argc, char** argv) {
   const int64_t k = argc > 2 ? std::atoll(argv[1]) : 4096;
   const int64_t n = argc > 2 ? std::atoll(argv[2]) : 4096;
   const int64_t block = argc > 3 ? std::atoll(argv[3]) : 128;
-  const bool asymmetric = argc > 4;
+  bool asymmetric = false, half = false;
+  for (int i = 4; i < argc; ++i) {
+    (std::strcmp(argv[i], "half") == 0 ? half : asymmetric) = true;
+  }
   const int64_t steps = (k + 7) / 8;
   const int64_t panels = (n + 63) / 64;
   const int64_t group_steps = block == -1 ? steps : block / 8;
@@ -39,8 +43,16 @@ int main(int argc, char** argv) {
   std::mt19937 random(1);
   std::vector<uint8_t> lines(static_cast<size_t>(bytes * copies));
   for (auto& b : lines) b = static_cast<uint8_t>(random());
-  std::vector<float> scales(static_cast<size_t>(panels * groups * 64), 0.01f);
-  std::vector<uint8_t> zeros(scales.size(), 7);
+  const int64_t values = panels * groups * 64;
+  const int64_t scale_bytes = half ? 2 : 4;
+  std::vector<uint8_t> scales(static_cast<size_t>(values * scale_bytes * copies));
+  for (int64_t i = 0; i < values * copies; ++i) {
+    const float wide = 0.0078125f;
+    const uint16_t narrow = 0x2000;  // the same
+    std::memcpy(scales.data() + i * scale_bytes, half ? static_cast<const void*>(&narrow) : &wide,
+                static_cast<size_t>(scale_bytes));
+  }
+  std::vector<uint8_t> zeros(static_cast<size_t>(values), 7);
   std::vector<float> input(static_cast<size_t>(max_rows * k));
   for (auto& x : input) x = static_cast<float>(random() % 255) - 127.0f;
   std::vector<int8_t> memory(static_cast<size_t>(max_rows * stride + fptq::kRowSlack + 64));
@@ -51,8 +63,8 @@ int main(int argc, char** argv) {
   std::vector<float> output(static_cast<size_t>(max_rows * n));
   const fptq::QuantizedRows rows = {codes, sums.data(), row_scales.data(), stride};
 
-  std::printf("K=%" PRId64 " N=%" PRId64 " block=%" PRId64 "%s\n", k, n, block,
-              asymmetric ? " asymmetric" : "");
+  std::printf("K=%" PRId64 " N=%" PRId64 " block=%" PRId64 "%s%s\n", k, n, block,
+              asymmetric ? " asymmetric" : "", half ? " half" : "");
   const fptq::KernelTable table = fptq::all_kernels();
   for (size_t i = 0; i < table.count; ++i) {
     const fptq::Kernel& kernel = table.kernels[i];
@@ -67,8 +79,10 @@ int main(int argc, char** argv) {
       const double end = seconds() + 1.0;
       for (int64_t run = 0; times.size() < 5 || seconds() < end; ++run) {
         const fptq::MatMulArgs matmul = {
-            {lines.data() + (run % copies) * bytes, scales.data(),
-             asymmetric ? zeros.data() : nullptr, nullptr, 4, k, n, panels, steps, groups, group_steps},
+            {lines.data() + (run % copies) * bytes,
+             scales.data() + (run % copies) * values * scale_bytes,
+             asymmetric ? zeros.data() : nullptr, nullptr, 4, scale_bytes, k, n, panels, steps, groups,
+             group_steps},
             rows, output.data(), n, fptq::Element::kFloat32};
         const double t0 = seconds();
         kernel.quantize(quantize, {0, m});

@@ -13,6 +13,7 @@ struct Problem {
   int64_t bits;   // of a code: 4 or 8
   bool per_token;
   bool half;
+  bool half_scales;  // they are values that float16 holds, and given as such
   float static_scale;
   std::vector<uint8_t> codes;        // [k, n]
   std::vector<float> scales;         // [groups, n]

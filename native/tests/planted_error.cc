@@ -8,6 +8,9 @@ namespace {
 
 float next_float(float value) { return std::nextafter(value, INFINITY); }
 
+// Of a positive value that float16 holds.
+float next_half(float value) { return half_value(static_cast<uint16_t>(half_bits(value) + 1)); }
+
 }  // namespace
 
 const char* place_name(Place place) {
@@ -17,6 +20,7 @@ const char* place_name(Place place) {
     case Place::kLastChannel: return "a weight of the last channel";
     case Place::kLastColumn: return "a weight of the last column";
     case Place::kScale: return "a scale";
+    case Place::kHalfScale: return "a float16 scale";
     case Place::kZeroPoint: return "a zero point";
     case Place::kBias: return "a bias";
     case Place::kCode: return "the code of an activation";
@@ -38,7 +42,12 @@ void plant_in_input(Place place, Problem& p, Random& random) {
     case Place::kWeight: p.codes[k * p.n + n] ^= 1; break;
     case Place::kLastChannel: p.codes[(p.k - 1) * p.n + n] ^= 1; break;
     case Place::kLastColumn: p.codes[k * p.n + p.n - 1] ^= 1; break;
-    case Place::kScale: p.scales[g * p.n + n] = next_float(p.scales[g * p.n + n]); break;
+    case Place::kScale:
+      if (!p.half_scales) p.scales[g * p.n + n] = next_float(p.scales[g * p.n + n]);
+      break;
+    case Place::kHalfScale:
+      if (p.half_scales) p.scales[g * p.n + n] = next_half(p.scales[g * p.n + n]);
+      break;
     case Place::kZeroPoint:
       if (!p.zero_points.empty()) p.zero_points[g * p.n + n] ^= 1;
       break;

@@ -25,6 +25,7 @@ enum class Place {
   kLastChannel,  // a weight of the last channel: a tail of a step, a group and a piece
   kLastColumn,   // a weight of the last column: a tail of a panel
   kScale,
+  kHalfScale,  // the same, only where scales are float16
   kZeroPoint,
   kBias,
   // In what the kernel wrote:
@@ -37,9 +38,9 @@ enum class Place {
   kBetweenRows,  // the byte after a row of the output, where rows do not follow each other directly
 };
 constexpr Place kPlaces[] = {
-    Place::kWeight,       Place::kLastChannel, Place::kLastColumn, Place::kScale,
-    Place::kZeroPoint,    Place::kBias,        Place::kCode,       Place::kWideHalfCode,
-    Place::kGroupSum,     Place::kRowScale,    Place::kLastOutput, Place::kBehindCodes,
+    Place::kWeight,    Place::kLastChannel, Place::kLastColumn, Place::kScale,       Place::kHalfScale,
+    Place::kZeroPoint, Place::kBias,        Place::kCode,       Place::kWideHalfCode,
+    Place::kGroupSum,  Place::kRowScale,    Place::kLastOutput, Place::kBehindCodes,
     Place::kBetweenRows,
 };
 const char* place_name(Place place);

@@ -34,6 +34,15 @@ uint16_t round_to_half(float value) {
   return half_bits(std::copysign(static_cast<float>(rounded), value));
 }
 
+float half_value(uint16_t bits) {
+  const int exponent = (bits >> 10) & 31;
+  const int fraction = bits & 1023;
+  if (exponent == 31) return fraction ? NAN : bits & 0x8000 ? -INFINITY : INFINITY;
+  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                        : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
 Problem random_problem(Random& random) {
   // Longer blocks are worked on in pieces: 520 and 1024 also twice and more in one problem.
   static const int64_t kBlocks[] = {8, 16, 32, 64, 128, 256, 520, 1024, -1};
@@ -61,10 +70,13 @@ Problem random_problem(Random& random) {
     c = static_cast<uint8_t>(extreme ? (one_sign ? 1 : random() % 2) * largest
                                      : random() % (largest + 1));
   }
-  const int wide = random() % 8 == 0 ? 120 : 6;  // sometimes results overflow or become subnormal
+  p.half_scales = random() % 2;
+  // Sometimes results overflow or become subnormal, or scales do, of float16.
+  const int wide = random() % 8 != 0 ? 6 : p.half_scales ? 24 : 120;
   for (auto& s : p.scales) {
     s = std::ldexp(1.0f + static_cast<float>(random() % 4096) / 4096.0f,
                    static_cast<int>(pick(random, -wide, wide)));
+    if (p.half_scales) s = half_value(round_to_half(s));
   }
   if (random() % 2) {
     p.zero_points.resize(p.scales.size());
@@ -113,12 +125,18 @@ Packed pack(const Problem& p) {
           static_cast<uint8_t>(p.codes[k * p.n + n] << (p.bits == 4 && high ? 4 : 0));
     }
   }
-  out.scales.assign(static_cast<size_t>(panels * groups * 64), 0.0f);
-  if (!p.zero_points.empty()) out.zero_points.assign(out.scales.size(), 0);
+  const int64_t values = panels * groups * 64;
+  out.scale_bytes = p.half_scales ? 2 : 4;
+  out.scales.assign(static_cast<size_t>(values * out.scale_bytes), 0);
+  if (!p.zero_points.empty()) out.zero_points.assign(static_cast<size_t>(values), 0);
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t n = 0; n < p.n; ++n) {
       const int64_t at = ((n / 64) * groups + g) * 64 + n % 64;
-      out.scales[at] = p.scales[g * p.n + n];
+      const float scale = p.scales[g * p.n + n];
+      const uint16_t half = half_bits(scale);
+      uint8_t* to = out.scales.data() + at * out.scale_bytes;
+      std::memcpy(to, p.half_scales ? static_cast<const void*>(&half) : &scale,
+                  static_cast<size_t>(out.scale_bytes));
       if (!p.zero_points.empty()) out.zero_points[at] = p.zero_points[g * p.n + n];
     }
   }

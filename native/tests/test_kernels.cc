@@ -45,6 +45,8 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
   // Odd offsets: nothing may rely on alignment. Exact sizes: sanitizers see any read beyond.
   std::vector<uint8_t> lines(packed.lines.size() + 1);
   std::memcpy(lines.data() + 1, packed.lines.data(), packed.lines.size());
+  std::vector<uint8_t> scales(packed.scales.size() + 1);
+  std::memcpy(scales.data() + 1, packed.scales.data(), packed.scales.size());
   std::vector<uint8_t> input(static_cast<size_t>(p.m * p.k * size));
   for (int64_t i = 0; i < p.m * p.k; ++i) {
     if (p.half) {
@@ -75,9 +77,10 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
   kernel.quantize(quantize, {0, cut});
 
   const fptq::PackedWeights weights = {
-      lines.data() + 1, packed.scales.data(),
+      lines.data() + 1, scales.data() + 1,
       packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
-      p.bias.empty() ? nullptr : p.bias.data(), p.bits, p.k, p.n, panels, steps, groups, group_steps};
+      p.bias.empty() ? nullptr : p.bias.data(), p.bits, packed.scale_bytes, p.k, p.n, panels, steps,
+      groups, group_steps};
   const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), result.output_stride,
                                    element};
   const int64_t middle = pick(random, 0, panels);
@@ -98,9 +101,9 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
   char where[160];
   std::snprintf(where, sizeof(where),
                 "%s: m=%" PRId64 " k=%" PRId64 " n=%" PRId64 " block=%" PRId64
-                " bits=%" PRId64 " per_token=%d half=%d zeros=%d bias=%d",
-                kernel, p.m, p.k, p.n, p.block, p.bits, p.per_token, p.half, !p.zero_points.empty(),
-                !p.bias.empty());
+                " bits=%" PRId64 " per_token=%d half=%d half_scales=%d zeros=%d bias=%d",
+                kernel, p.m, p.k, p.n, p.block, p.bits, p.per_token, p.half, p.half_scales,
+                !p.zero_points.empty(), !p.bias.empty());
   for (int64_t m = 0; m < p.m; ++m) {
     if (!same(rows.scales[m], got.row_scales[m])) {
       std::printf("%s: row %" PRId64 " has scale %a, expected %a\n", where, m,

@@ -47,8 +47,8 @@ struct Call {
         codes(static_cast<size_t>(m * kStride + fptq::kRowSlack)),
         sums(static_cast<size_t>(m * kGroups)), scales(static_cast<size_t>(m)),
         output(static_cast<size_t>(m * kN)),
-        weights{w.lines.data(), w.scales.data(), w.zeros.data(), w.bias.data(), 4, kK, kN,
-                kPanels,        kSteps,          kGroups,        kGroupSteps} {
+        weights{w.lines.data(), reinterpret_cast<const uint8_t*>(w.scales.data()), w.zeros.data(),
+                w.bias.data(), 4, 4, kK, kN, kPanels, kSteps, kGroups, kGroupSteps} {
     for (size_t i = 0; i < input.size(); ++i) {
       input[i] = static_cast<float>(static_cast<int>(i * 7919 % 2003) - 1001) * 0.01f;
     }
