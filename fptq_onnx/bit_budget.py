@@ -37,11 +37,12 @@ Tracker = Callable[[Iterable[list[Linear]], int], Iterator[list[Linear]]]
 def planned_bits(entry: LinearPlan) -> float:
     """Bits of a linear's weights as our op stores them, scales and zero points included.
 
-    Floats count as 32; channels and columns are padded to whole panels.
+    Floats count as 32, scales as 16, though those of a linear with one out of the range of float16
+    take 32; channels and columns are padded to whole panels.
     """
     if entry.scheme == FLOAT:
         return 32.0 * entry.k * entry.n
-    per_group = 32 if entry.symmetric else 40
+    per_group = 16 if entry.symmetric else 24
     groups = group_count(entry.k, entry.block_size)
     columns = panel_count(entry.n) * PANEL_COLUMNS
     channels = step_count(entry.k) * STEP_CHANNELS

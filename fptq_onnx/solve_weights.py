@@ -33,6 +33,7 @@ from fptq_onnx.numerics.fold_scales import (
     SMOOTHQUANT,
     fold_scale,
 )
+from fptq_onnx.numerics.group_weights import half_scales
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.passes.choose_schemes import UNSEEN, range_of
@@ -169,11 +170,15 @@ def _leave(
 
 
 def _divide_columns(store: WeightStore, divisors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Give linears the divisors [N] of the activation after them; their codes stay."""
+    """Give linears the divisors [N] of the activation after them; their codes stay.
+
+    The scales are rounded to float16 again, by 2**-11 of them at most.
+    """
     for name, divisor in divisors.items():
         if name in store:
             found = store.get(name)
-            store.put(name, replace(found, scales=(found.scales / divisor).astype(np.float32)))
+            scales = half_scales((found.scales / divisor).astype(np.float32))
+            store.put(name, replace(found, scales=scales))
 
 
 def _formula(

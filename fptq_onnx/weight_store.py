@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fptq_onnx.numerics.group_weights import GroupWeights
+from fptq_onnx.numerics.group_weights import GroupWeights, are_half
 
 
 class WeightStore:
@@ -19,6 +19,7 @@ class WeightStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._index: dict[str, int] = {}
+        self._half: dict[str, bool] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
@@ -30,6 +31,7 @@ class WeightStore:
             OSError: the disk is full or not writable.
         """
         index = self._index.setdefault(name, len(self._index))
+        self._half[name] = are_half(weights.scales)
         codes = weights.codes
         packed = codes
         if weights.bits == 4:
@@ -45,6 +47,10 @@ class WeightStore:
             arrays["zero_points"] = weights.zero_points
         with open(self._folder / f"{index}.npz", "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+    def has_half_scales(self, name: str) -> bool:
+        """Whether float16 holds all scales of one linear exactly, without reading them."""
+        return self._half[name]
 
     def get(self, name: str) -> GroupWeights:
         """Read one linear's weights back, exactly as put."""

@@ -1,6 +1,8 @@
 """Target `custom`: one fptq::MatMulW4A8 node per linear, weights in the kernel's panel layout.
 
 MatMul(x, W) (+ Add bias)  ->  fptq::MatMulW4A8(x, panels, scales, zero_points?, bias?)
+
+Scales are written as float16 where float16 holds all of a linear's exactly.
 """
 
 from __future__ import annotations
@@ -65,12 +67,13 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
         lambda: pack_codes(store.get(name).codes, entry.weight_bits),
     )
     group_shape = (panels, groups, PANEL_COLUMNS)
+    scale_type = ir.DataType.FLOAT16 if store.has_half_scales(name) else ir.DataType.FLOAT
     scales = lazy_initializer(
         graph,
         f"{name}.scales",
-        ir.DataType.FLOAT,
+        scale_type,
         group_shape,
-        lambda: pack_group_values(store.get(name).scales),
+        lambda: pack_group_values(store.get(name).scales).astype(scale_type.numpy()),
     )
     inputs: list[ir.Value | None] = [current_input(linear), packed, scales]
     if not entry.symmetric:

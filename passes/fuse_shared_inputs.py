@@ -4,7 +4,8 @@
       ->  q, k, v = MatMulW4A8(x, [Wq Wk Wv])
 
 Every part begins at a panel of its own, so the weights are the parts' one after the other and the
-results are the same to the last bit.
+results are the same to the last bit. Where scales are float16 in some parts, they become float32 as
+in the others.
 """
 
 from __future__ import annotations
@@ -105,30 +106,32 @@ def _fuse(graph: ir.Graph, nodes: list[ir.Node]) -> None:
 def _replace_initializer(
     graph: ir.Graph,
     old: ir.Value,
+    dtype: ir.DataType,
     shape: tuple[int, ...],
     make: Callable[[], NDArray[np.generic]],
 ) -> ir.Value:
     """A lazy initializer under the name of `old`, which gives its name up."""
-    assert old.const_value is not None and old.name is not None
+    assert old.name is not None
     name = old.name
     del graph.initializers[name]
     old.name = f"{name}.part"
-    return lazy_initializer(graph, name, old.const_value.dtype, shape, make)
+    return lazy_initializer(graph, name, dtype, shape, make)
 
 
 def _joined(graph: ir.Graph, nodes: list[ir.Node], index: int) -> ir.Value:
     """Input `index` of all nodes, one after the other along the panels."""
-    tensors = [_constant(node, index) for node in nodes]
-    assert all(tensor is not None for tensor in tensors)
+    tensors = [tensor for node in nodes if (tensor := _constant(node, index)) is not None]
+    types = {tensor.dtype for tensor in tensors}
+    dtype = types.pop() if len(types) == 1 else ir.DataType.FLOAT
 
     def join() -> NDArray[np.generic]:
-        return np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None])
+        return np.concatenate([tensor.numpy().astype(dtype.numpy()) for tensor in tensors])
 
     old = nodes[0].inputs[index]
-    shapes = [tensor.shape.numpy() for tensor in tensors if tensor is not None]
-    assert old is not None
+    shapes = [tensor.shape.numpy() for tensor in tensors]
+    assert old is not None and len(tensors) == len(nodes)
     shape = (sum(panels for panels, *_ in shapes), *shapes[0][1:])
-    return _replace_initializer(graph, old, shape, join)
+    return _replace_initializer(graph, old, dtype, shape, join)
 
 
 def _absent(graph: ir.Graph, nodes: list[ir.Node]) -> ir.Value:
@@ -151,4 +154,4 @@ def _joined_bias(graph: ir.Graph, nodes: list[ir.Node], columns: list[int]) -> i
 
     old = next(node.inputs[4] for node in nodes if _constant(node, 4) is not None)
     assert old is not None
-    return _replace_initializer(graph, old, (sum(columns),), join)
+    return _replace_initializer(graph, old, ir.DataType.FLOAT, (sum(columns),), join)

@@ -37,14 +37,14 @@ def plan_of(*entries: LinearPlan) -> Plan:
 
 
 def test_bits_by_hand() -> None:
-    assert planned_bits(entry()) == 64 * (256 * 4 + 2 * 32)
-    assert planned_bits(entry(symmetric=False)) == 64 * (256 * 4 + 2 * 40)
-    assert planned_bits(entry(weight_bits=8, block_size=-1)) == 64 * (256 * 8 + 32)
-    assert planned_bits(entry(n=65)) == 128 * (256 * 4 + 2 * 32)
-    assert planned_bits(entry(k=257)) == 64 * (264 * 4 + 3 * 32)
+    assert planned_bits(entry()) == 64 * (256 * 4 + 2 * 16)
+    assert planned_bits(entry(symmetric=False)) == 64 * (256 * 4 + 2 * 24)
+    assert planned_bits(entry(weight_bits=8, block_size=-1)) == 64 * (256 * 8 + 16)
+    assert planned_bits(entry(n=65)) == 128 * (256 * 4 + 2 * 16)
+    assert planned_bits(entry(k=257)) == 64 * (264 * 4 + 3 * 16)
     assert planned_bits(entry(scheme=FLOAT)) == 256 * 64 * 32
     pair = plan_of(entry(), entry("b", scheme=FLOAT))
-    assert average_bits(pair) == (4.25 + 32) / 2
+    assert average_bits(pair) == (4.125 + 32) / 2
 
 
 @pytest.mark.parametrize("fuse", [True, False])
@@ -82,9 +82,9 @@ def test_forms_of_a_linear() -> None:
 
 
 def test_a_budget_that_cannot_be_met() -> None:
-    check_budget(plan_of(entry()), 4.25)
-    with pytest.raises(FptqError, match=r"4\.2 cannot be met: this model needs 4\.25 bits"):
-        check_budget(plan_of(entry()), 4.2)
+    check_budget(plan_of(entry()), 4.125)
+    with pytest.raises(FptqError, match=r"4\.1 cannot be met: this model needs 4\.12 bits"):
+        check_budget(plan_of(entry()), 4.1)
 
 
 RATIOS = {"zero points": 0.8, "half blocks": 0.7, "both": 0.6, "8 bits": 0.01}
@@ -105,14 +105,15 @@ def test_the_most_harm_per_bit_first() -> None:
     plain, asymmetric = (4, True, 128), (4, False, 128)
     assert spent(zero - 1) == [plain] * 3
     assert spent(zero) == [plain, asymmetric, plain]
-    # Per bit: a's zero points 0.2 / 1024, b's step from there to both 2 / 4096 + 1024.
-    assert spent(2 * zero) == [asymmetric, asymmetric, plain]
-    both = 64 * (2 * 8 + 2 * 40)
+    # Per bit: a's zero points 0.2 / 1024, b's step from there to both 2 / 3072.
+    # Per bit: a's zero points 0.2 / 1024, b's step from there to half blocks 1 / 1024.
+    assert spent(2 * zero) == [plain, (4, True, 64), plain]
+    both = 64 * (2 * 8 + 2 * 24)
     assert spent(both) == [plain, (4, False, 64), plain]
     assert spent(1e9) == [(8, True, -1)] * 3
 
 
-@pytest.mark.parametrize("budget", [4.25, 4.3, 4.5, 5, 6, 7.9, 8.125, 40])
+@pytest.mark.parametrize("budget", [4.125, 4.2, 4.5, 5, 6, 7.9, 8.0625, 40])
 def test_never_above_the_budget_and_no_step_left_out(
     rng: np.random.Generator, budget: float
 ) -> None:

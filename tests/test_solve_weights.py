@@ -89,7 +89,7 @@ def test_stored_weights_are_those_of_the_folded_model(setting: Setting, formula:
         found = store.get(name)
         steps = found.scales[0]
         w = linear.weight.load()
-        assert (np.abs(dequantize(found) - w) <= steps * 0.5001 + np.abs(w) * 2.0**-22).all()
+        assert (np.abs(dequantize(found) - w) <= steps * (0.5001 + 127 * 2.0**-11)).all()
     x = setting.batches[0]["x"]
     np.testing.assert_allclose(
         run(folded, {"x": x})["down"], run(setting.model, {"x": x})["down"], rtol=1e-3, atol=1e-3
@@ -107,7 +107,8 @@ def test_column_folds_change_scales_alone(setting: Setting) -> None:
     divisor = solved.scales["up"]
     assert (divisor != 1).any()
     np.testing.assert_array_equal(a.get("up").codes, b.get("up").codes)
-    np.testing.assert_array_equal(b.get("up").scales, (a.get("up").scales / divisor).astype("f4"))
+    divided = (a.get("up").scales / divisor).astype("f4").astype("f2")
+    np.testing.assert_array_equal(b.get("up").scales, divided)
     np.testing.assert_array_equal(a.get("g").scales, b.get("g").scales)
     w = find_linears(setting.model).by_name()["down"].weight.load()
     expected = quantize_rtn(w * divisor[:, None], BLOCK)

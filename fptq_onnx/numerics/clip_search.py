@@ -19,6 +19,7 @@ from fptq_onnx.numerics.group_weights import (
     check_matrix,
     group_count,
     group_length,
+    half_scales,
     middle,
 )
 
@@ -48,7 +49,8 @@ def search_grid(
         ratios: shares of the full range to try, the first wins ties.
 
     Returns:
-        scales and zero points, float32 [G, N] each; zero points are whole numbers.
+        scales and zero points, float32 [G, N] each; scales are those of `half_scales`, zero points
+        whole numbers.
 
     Raises:
         ValueError: see `quantize_rtn`; or importance has another length or is negative or NaN.
@@ -141,9 +143,10 @@ def _best(
         else:
             full = high / steps - low / steps
             with np.errstate(invalid="ignore", divide="ignore"):
-                zero = np.clip(np.rint(np.nan_to_num(-low / full)), 0, steps).astype(np.float32)
+                zero = np.rint(np.nan_to_num(-low / half_scales(full)))
+            zero = np.clip(zero, 0, steps).astype(np.float32)
         scale = (full * ratio).astype(np.float32)
-        scale = np.where(scale < _TINY, np.float32(1), scale)
+        scale = half_scales(np.where(scale < _TINY, np.float32(1), scale))
         error = block - (round_codes(block, scale, zero, bits) - zero) * scale
         with np.errstate(over="ignore"):  # errors of 1e19: the full range then wins
             total = cost @ np.square(error, out=error)

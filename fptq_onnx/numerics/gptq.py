@@ -12,8 +12,9 @@ quantized layers before it. Steps, all exact or descending in that error:
    reordering ("static groups").
 3. codes: rows in order of falling diag(H), each rounded after the best correction for the errors of
    all rows before it (GPTQ, arXiv 2210.17323).
-4. refinement: group after group, its scale by least squares given the codes, then its codes by
-   coordinate descent given the scales (QuantEase, arXiv 2309.01885); several rounds.
+4. refinement: group after group, its scale by least squares given the codes (the float16 nearest to
+   that is no worse than the one before), then its codes by coordinate descent given the scales
+   (QuantEase, arXiv 2309.01885); several rounds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fptq_onnx.numerics.group_weights import (
     check_matrix,
     group_count,
     group_length,
+    half_scales,
 )
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.numerics.upper_factor import factor_upper, solve_factored
@@ -213,7 +215,7 @@ def _refine(
         rows = slice(g * length, min((g + 1) * length, k))
         gradient = h.times(rows, error)
         change = _refit_scale(h, rows, codes[rows] - zeros[g], scales[g], gradient, error)
-        scales[g] += change
+        scales[g] = half_scales(scales[g] + change)
         _descend(h, rows, codes[rows], scales[g], zeros[g], gradient, error, bits)
 
 
@@ -230,6 +232,7 @@ def _refit_scale(
     change = np.where(below > 0, above / np.where(below > 0, below, 1), 0)
     # A scale that would vanish or change its sign stays: its codes are at fault.
     change = np.where(scale + change > 0.5 * scale, change, 0).astype(np.float32)
+    change = half_scales(scale + change) - scale
     error[rows] -= q * change
     moved *= change
     gradient -= moved

@@ -1,12 +1,12 @@
 """Quantization of weights to 4 or 8 bits in groups along the input dimension.
 
 A weight matrix W [K, N] is cut into groups of `block_size` consecutive input channels per output
-column. Each group has one float32 scale and, when asymmetric, one zero point:
+column. Each group has one scale and, when asymmetric, one zero point:
 
     W ~= (code - zero_point) * scale        code, zero_point in 0..15 (of 8 bits 0..255)
 
 Symmetric groups have zero point 8 (of 8 bits 128). The last group may be shorter when block_size
-does not divide K.
+does not divide K. Scales are rounded to values of float16 (`half_scales`) before codes are chosen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GroupWeights:
     """A weight matrix in 4 or 8 bits.
 
     codes: uint8 [K, N], values below 2**bits, one per byte.
-    scales: float32 [G, N].
+    scales: float32 [G, N]; float16 holds their values, but for those out of its range.
     zero_points: uint8 [G, N], or None when symmetric (all `middle`).
     block_size: input channels per group, as given (may be -1).
     bits: of a code, 4 or 8.
@@ -61,6 +61,29 @@ def group_count(k: int, block_size: int) -> int:
     return -(-k // group_length(k, block_size))
 
 
+def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales as they are used and stored: rounded to float16 where that loses 11 bits at most.
+
+    Args:
+        scales: float32, any shape, positive.
+
+    Returns:
+        float32 of the same shape. What lies in the normal range of float16, [2**-14, 65504], is
+        the nearest float16, ties to even; what lies outside stays.
+    """
+    half = np.finfo(np.float16)
+    fits = (scales >= np.float32(half.tiny)) & (scales <= np.float32(half.max))
+    rounded = np.where(fits, scales, np.float32(1)).astype(np.float16).astype(np.float32)
+    return np.where(fits, rounded, scales)
+
+
+def are_half(scales: NDArray[np.float32]) -> bool:
+    """Whether all scales lie in the normal range of float16 and are values of it."""
+    half = np.finfo(np.float16)
+    fits = (scales >= np.float32(half.tiny)) & (scales <= np.float32(half.max))
+    return bool(fits.all() and (half_scales(scales) == scales).all())
+
+
 def check_matrix(w: NDArray[Any], block_size: int, bits: int) -> None:
     """Refuse what no quantizer here takes.
 
@@ -83,7 +106,7 @@ def quantize_rtn(
 
     Symmetric: scale = max|w| / 7 and codes -7..7 (stored plus 8; of 8 bits 127 and 128), so the
     sign of every weight is treated alike. Asymmetric: the range is widened to include 0 so that 0
-    stays exact.
+    stays exact. Scales are those of `half_scales`.
 
     Args:
         w: [K, N], any float type, finite.
@@ -138,7 +161,7 @@ def _symmetric_grid(
     block: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     scale = _usable(np.abs(block).max(axis=0) / np.float32(middle(bits) - 1))
-    return scale, np.full(block.shape[1], middle(bits), np.float32)
+    return half_scales(scale), np.full(block.shape[1], middle(bits), np.float32)
 
 
 def _asymmetric_grid(
@@ -148,7 +171,7 @@ def _asymmetric_grid(
     low = np.minimum(block.min(axis=0), 0)
     high = np.maximum(block.max(axis=0), 0)
     # The difference of two large values may overflow float32; half of each cannot.
-    scale = _usable((high / steps) - (low / steps))
+    scale = half_scales(_usable((high / steps) - (low / steps)))
     return scale, np.clip(np.rint(-low / scale), 0, steps).astype(np.float32)
 
 

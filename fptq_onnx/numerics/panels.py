@@ -12,7 +12,7 @@ Chosen so that every ISA reads the same bytes in order (docs/kernels.md):
 Codes of 8 bits take a line of 512 bytes: byte 4 * column + i is code[8 * step + i], byte
 256 + 4 * column + i is code[8 * step + 4 + i].
 
-    packed uint8 [P, S, 256 or 512]      scales float32 [P, G, 64]      zero_points uint8 [P, G, 64]
+    packed uint8 [P, S, 256 or 512]      scales float [P, G, 64]      zero_points uint8 [P, G, 64]
 
 block_size must be a multiple of 8 (or -1), so that no step straddles two groups.
 """

@@ -155,7 +155,8 @@ def test_refinement_never_increases_the_error(
     ]
     for before, after in itertools.pairwise(errors):
         assert (after <= before * (1 + 1e-4)).all()  # float32 sums of k terms, K = 96
-    assert errors[1].sum() < 0.98 * errors[0].sum()
+    # Scales move in steps of float16, which leaves little to gain where codes have 8 bits.
+    assert errors[1].sum() < (0.98 if bits == 4 else 0.999) * errors[0].sum()
 
 
 def test_no_single_code_could_be_better(rng: np.random.Generator) -> None:
@@ -183,14 +184,14 @@ def test_scales_are_refitted_off_the_grid_of_the_search(rng: np.random.Generator
     k, n = 64, 10
     codes = rng.integers(-7, 8, (k, n))
     codes[0::16], codes[1::16] = -8, 7  # of a full range of 8: the ratio would be 7 / 8
-    scale = np.exp(rng.standard_normal((4, n)))
+    scale = np.exp(rng.standard_normal((4, n))).astype(np.float16).astype(np.float64)
     w = (codes * scale.repeat(16, axis=0)).astype(np.float32)
     moments = SecondMoments(np.diag(rng.uniform(1, 5, k)), None, 10)
     coarse = quantize_gptq(w, moments, 16, rounds=0)
-    np.testing.assert_allclose(coarse.scales, 0.88 * 8 / 7 * scale, rtol=1e-5)  # the nearest ratio
+    np.testing.assert_allclose(coarse.scales, 0.88 * 8 / 7 * scale, rtol=2.0**-11)  # nearest ratio
     refined = quantize_gptq(w, moments, 16, rounds=1)
     np.testing.assert_array_equal(refined.codes, codes + 8)
-    np.testing.assert_allclose(refined.scales, scale, rtol=16 * 2.0**-23)  # sums of 16 terms
+    np.testing.assert_array_equal(refined.scales, scale)
 
 
 def test_each_method_is_best_at_what_it_minimizes(rng: np.random.Generator) -> None:

@@ -69,6 +69,21 @@ def test_the_layout_holds_the_weights(
     assert not scales[1, :, n - 64 :].any()  # missing columns
 
 
+@pytest.mark.parametrize("size", [1, 2.0**-13, 1e-6, 1e6])
+def test_scales_are_float16_where_float16_holds_all_of_them(
+    rng: np.random.Generator, tmp_path: Path, size: float
+) -> None:
+    w = weight(rng, 64, 70)
+    w[:32, 3] *= np.float32(size)
+    model = build("g (float[A, 64] x) => (float[A, 70] y) { y = MatMul(x, W) }", {"W": w})
+    made = quantized(model, tmp_path, block_size=32)
+    value = made.emitted(emit_custom).graph.node(0).inputs[2]
+    expected = ir.DataType.FLOAT16 if size == 1 else ir.DataType.FLOAT
+    assert value.dtype == value.const_value.dtype == expected
+    assert value.const_value.numpy().dtype == expected.numpy()
+    np.testing.assert_array_equal(value.const_value.numpy()[0, :, 3], made.weights().scales[:, 3])
+
+
 @pytest.mark.parametrize("scheme", [STATIC, LAE_STATIC, PER_TOKEN])
 def test_attributes(rng: np.random.Generator, tmp_path: Path, scheme: str) -> None:
     made = quantized(spelled(rng, "matmul", 40, 6), tmp_path, {"x": np.full(40, 12.7)})
@@ -86,13 +101,13 @@ def test_attributes(rng: np.random.Generator, tmp_path: Path, scheme: str) -> No
 
 
 def test_float16_models_keep_their_type_outside(rng: np.random.Generator, tmp_path: Path) -> None:
-    """The op reads and writes float16; its scales and bias are float32."""
+    """The op reads and writes float16; its bias is float32."""
     made = quantized(spelled(rng, "matmul_bias", 40, 6, dtype="float16"), tmp_path)
     node = made.emitted(emit_custom).graph.node(0)
     assert node.inputs[0].dtype == node.outputs[0].dtype == ir.DataType.FLOAT16
     assert [node.inputs[index].dtype for index in (1, 2, 4)] == [
         ir.DataType.UINT8,
-        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
         ir.DataType.FLOAT,
     ]
 
