@@ -104,8 +104,8 @@ def test_harm_is_that_of_the_stage_alone(setting: Setting) -> None:
     fold_scales(folded, solved.scales)
     for linear in find_linears(folded).linears:
         setting.store.put(linear.name, quantize_rtn(linear.weight.load(), -1, bits=8))
-    # 17 times finer steps in longer groups, and KL is quadratic in small errors; a divisor left in or
-    # out moves all.
+    # 17 times finer steps in longer groups, and KL is quadratic in small errors; a divisor left in
+    # or out moves all.
     for fine, rough in zip(harms(), coarse, strict=True):
         assert 0 < fine < rough / 30
 

@@ -55,10 +55,12 @@ def make_node(
     parts: tuple[int, ...] | None = None,
     gate: str = "",
     seed: int = 0,
+    scale_dtype: type[np.floating[Any]] = np.float32,
 ) -> Node:
     """Random weights [k, n]; static activations when a_scale is given, else per token.
 
-    With `parts` (columns that add up to n) each begins at a panel of its own.
+    With `parts` (columns that add up to n) each begins at a panel of its own. Scales are values of
+    scale_dtype and given as such.
     """
     rng = np.random.default_rng(seed)
     groups = 1 if block == -1 else -(-k // block)
@@ -66,7 +68,8 @@ def make_node(
     codes = rng.integers(0, 1 << bits, (k, n), dtype=np.uint8)
     scales = np.ldexp(rng.uniform(1, 2, (groups, n)), rng.integers(-9, -3, (groups, n)))
     zeros = None if symmetric else rng.integers(0, 1 << bits, (groups, n), dtype=np.uint8)
-    weights = GroupWeights(codes, scales.astype(np.float32), zeros, block, bits)
+    scales = scales.astype(scale_dtype).astype(np.float32)
+    weights = GroupWeights(codes, scales, zeros, block, bits)
     bias_values = rng.normal(size=n).astype(np.float32) if bias else None
     attributes: dict[str, Any] = {
         "K": k,
@@ -86,7 +89,7 @@ def make_node(
 
     constants: dict[str, NDArray[Any] | None] = {
         "B": joined(codes, lambda part: pack_codes(part, bits)),
-        "scales": joined(weights.scales, pack_group_values),
+        "scales": joined(weights.scales, pack_group_values).astype(scale_dtype),
         # Empty rather than left out: ONNX Runtime up to 1.23 crashes on a node with a custom shape
         # function that skips an input before the last one.
         "zero_points": np.zeros(0, np.uint8) if zeros is None else joined(zeros, pack_group_values),

@@ -74,7 +74,11 @@ CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "scales of rank 1": (_constant("scales", (384,), np.float32), "input scales has the shape"),
     "scales too few": (_constant("scales", (PANELS, GROUPS - 1, 64), np.float32), "input scales"),
     "scales empty": (_constant("scales", (0, 3, 64), np.float32), "input scales has the shape"),
-    "scales float16": (_constant("scales", (PANELS, GROUPS, 64), np.float16), "float16"),
+    "scales float64": (_constant("scales", (PANELS, GROUPS, 64), np.float64), "double"),
+    "scales float16, too few": (
+        _constant("scales", (1, 3, 64), np.float16),
+        "input scales has the",
+    ),
     "zero_points too few": (_constant("zero_points", (1, 3, 64), np.uint8), "input zero_points"),
     "zero_points float": (_constant("zero_points", (2, 3, 64), np.float32), "float"),
     "bias too short": (_constant("bias", (N - 1,), np.float32), "input bias has the shape [69]"),
@@ -194,6 +198,8 @@ def test_random_nodes(op: Any) -> None:
             name = str(rng.choice(["B", "scales", "zero_points", "bias"]))
             shape = tuple(int(d) for d in rng.choice([0, 1, 2, 3, 5, 64, 256], rng.integers(0, 4)))
             dtype = np.uint8 if name in ("B", "zero_points") else np.float32
+            if name == "scales" and rng.integers(2):
+                dtype = np.float16
             node = node.with_constant(name, np.zeros(shape, dtype))
         model = op.build(node)
         model.graph.inputs[0].shape = None

@@ -19,7 +19,8 @@ SHAPES = [(1, 1), (7, 5), (8, 64), (63, 65), (65, 63), (172, 688), (688, 172), (
 def test_shapes_and_blocks(
     op: Any, activations: Any, each_kernel: str, k: int, n: int, block: int, symmetric: bool
 ) -> None:
-    node = op.make_node(k, n, block, symmetric=symmetric, bias=n % 2 == 1)
+    scale_dtype = np.float16 if (k + block) % 2 else np.float32
+    node = op.make_node(k, n, block, symmetric=symmetric, bias=n % 2 == 1, scale_dtype=scale_dtype)
     op.assert_exact(node, activations((5, k)))
 
 
@@ -43,6 +44,26 @@ def test_float16(
     x[2] *= 1000  # outputs beyond 65504 become infinite
     with np.errstate(over="ignore"):
         op.assert_exact(node, x)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("gate", ["", "silu"])
+@pytest.mark.parametrize("m", [1, 2, 5, 7, 40, 200])
+def test_float16_scales(
+    op: Any, activations: Any, each_kernel: str, m: int, gate: str, bits: int, dtype: Any
+) -> None:
+    """The bits of float32 scales of the same values, which are those of the definition."""
+    node = op.make_node(
+        300, 140, 32, symmetric=m % 2 == 0, bias=True, dtype=dtype, bits=bits, parts=(70, 70),
+        gate=gate, scale_dtype=np.float16,
+    )  # fmt: skip
+    scales = node.constants["scales"]
+    assert scales.dtype == np.float16
+    x = activations((m, 300), dtype)
+    op.assert_exact(node, x)
+    wide = node.with_constant("scales", scales.astype(np.float32))
+    op.assert_exact(wide, x)
 
 
 @pytest.mark.parametrize("shape", [(40,), (3, 40), (2, 3, 40), (2, 1, 3, 40), (1, 2, 1, 3, 40)])
@@ -91,13 +112,15 @@ def test_halves_round_to_even(op: Any, each_kernel: str) -> None:
     op.assert_exact(node, np.array([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -127.5]], np.float32))
 
 
-def test_infinite_and_huge_scales(op: Any, each_kernel: str, activations: Any) -> None:
-    node = op.make_node(64, 64, 32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_infinite_and_huge_scales(op: Any, each_kernel: str, activations: Any, dtype: Any) -> None:
+    node = op.make_node(64, 64, 32, scale_dtype=dtype)
+    half = dtype is np.float16
     node.weights.scales[0, 0] = np.inf
     node.weights.scales[1, 1] = np.nan
-    node.weights.scales[:, 2] = 1e37  # overflows
-    node.weights.scales[:, 3] = 1e-42  # subnormal
-    node = node.with_constant("scales", pack_group_values(node.weights.scales))
+    node.weights.scales[:, 2] = 65504 if half else 1e37  # overflows
+    node.weights.scales[:, 3] = 2.0**-24 if half else 1e-42  # subnormal
+    node = node.with_constant("scales", pack_group_values(node.weights.scales).astype(dtype))
     op.assert_exact(node, activations((4, 64)))
 
 

@@ -8,9 +8,11 @@ import pytest
 from fptq_onnx.numerics.group_weights import (
     PER_CHANNEL,
     GroupWeights,
+    are_half,
     dequantize,
     group_count,
     group_length,
+    half_scales,
     quantize_rtn,
 )
 
@@ -90,6 +92,34 @@ def test_every_weight_is_within_half_a_step(
             rows = slice(g * group_length(k, block_size), (g + 1) * group_length(k, block_size))
             codes = weights.codes[rows].astype(int) - 8
             assert (np.abs(codes).max(axis=0) == 7).all()
+
+
+def test_scales_are_the_nearest_float16_in_its_normal_range() -> None:
+    least, most = np.float32(2.0**-14), np.float32(65504)
+    tie = np.float32(1 + 2.0**-11)  # between 1 and 1 + 2^-10: to even
+    above = np.nextafter(tie, np.float32(2))
+    beyond = [np.nextafter(least, np.float32(0)), np.nextafter(most, np.float32(1e9)), TINY]
+    given = np.array([least, most, tie, above, 0.1, *beyond], np.float32)
+    expected = [least, most, 1, 1 + 2.0**-10, np.float16(0.1), *beyond]
+    np.testing.assert_array_equal(half_scales(given), np.array(expected, np.float32))
+    assert are_half(half_scales(given[:5])) and not are_half(given[:5])
+    # A float16, but not in the normal range: its last bits are fewer than 11.
+    assert not any(are_half(half_scales(given[i : i + 1])) for i in (5, 6, 7))
+    assert not are_half(np.array([1, 2.0**-15], np.float32))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_suit_the_rounded_scales(
+    rng: np.random.Generator, symmetric: bool, bits: int
+) -> None:
+    w = rng.standard_normal((96, 40)).astype(np.float32)
+    found = quantize_rtn(w, 32, symmetric=symmetric, bits=bits)
+    assert are_half(found.scales)
+    zeros = np.full(found.scales.shape, found.middle) if symmetric else found.zero_points
+    steps, zeros = found.scales.repeat(32, axis=0), zeros.repeat(32, axis=0)
+    nearest = np.clip(np.rint(w / steps) + zeros, 0, 2**bits - 1)
+    np.testing.assert_array_equal(found.codes, nearest)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -63,6 +63,23 @@ def test_three_linears_of_one_input(
         np.testing.assert_array_equal(together[name], separate[name])
 
 
+def test_scales_of_two_types_become_float32(rng: np.random.Generator, tmp_path: Path) -> None:
+    weights = qkv_weights(rng)
+    weights["Wk"][:32, 1] *= np.float32(1e-6)  # its scale is below those of float16
+    model = build(QKV, weights, opset=21, ir_version=10)
+    made = quantized(model, tmp_path, schemes=["per_token"] * 3, block_size=32)
+    apart, fused = made.emitted(emit_custom), made.emitted(emit_custom)
+    types = [node.inputs[2].dtype for node in nodes_of(apart)]
+    assert types == [ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.FLOAT16]
+    assert fuse_shared_inputs(fused) == 1
+    (node,) = nodes_of(fused)
+    assert node.inputs[2].dtype == node.inputs[2].const_value.dtype == ir.DataType.FLOAT
+    x = rng.standard_normal((5, 40)).astype(np.float32)
+    separate, together = run(apart, {"x": x}), run(fused, {"x": x})
+    for name in ("q", "k", "v"):
+        np.testing.assert_array_equal(together[name], separate[name])
+
+
 def test_linears_that_differ_stay_apart(rng: np.random.Generator, tmp_path: Path) -> None:
     model = build(QKV, qkv_weights(rng), opset=21, ir_version=10)
     made = quantized(model, tmp_path, schemes=["static", "per_token", "static"])
