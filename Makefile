@@ -43,7 +43,7 @@ native-asan: $(STAMP)
 	$(BIN)/ctest --test-dir build/asan --output-on-failure
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 FPTQ_ONNX_LIBRARY=$(CURDIR)/build/asan/libfptq_ort_ops.so \
-	  FPTQ_MALFORMED_NODES=10000 $(BIN)/python -m pytest -q tests/native
+	  FPTQ_MALFORMED_NODES=10000 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/native
 
 # Tasks of several calls at once under ThreadSanitizer.
 native-tsan: $(STAMP)
