@@ -37,7 +37,8 @@ def test_output_folder_is_complete_and_says_where_it_came_from(converted, target
     assert expected <= {path.name for path in folder.iterdir()}
     report = json.loads((folder / "report.json").read_text())
     assert report["target"] == target and report["linears"] == 31
-    assert 4.2 < report["bits_per_weight"] < 4.5
+    bits = {"custom": 4.17, "qdq": 4.26, "matmulnbits": 4.36}[target]
+    assert report["bits_per_weight"] == pytest.approx(bits, abs=0.01)
     assert 0 < report["verification"]["kl"] < 0.1
     stamped = {
         entry.key: entry.value
@@ -98,10 +99,10 @@ def test_8_bit_weights_for_some(tmp_path):
 def test_a_target_that_stores_more_than_the_budget_says_so(tmp_path):
     done = command(
         "convert", MODEL, "-o", tmp_path / "out", "--target", "matmulnbits", "--bits-budget",
-        "4.31", "--weights", "rtn", *RANDOM_FEW,
+        "4.18", "--weights", "rtn", *RANDOM_FEW,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "target matmulnbits stores 4.36 bits per weight, above --bits-budget 4.31" in done.stdout
+    assert "target matmulnbits stores 4.36 bits per weight, above --bits-budget 4.18" in done.stdout
 
 
 def test_run_writes_text(converted):
