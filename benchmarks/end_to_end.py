@@ -24,7 +24,7 @@ from pathlib import Path
 from make_llama import Shape
 from write_gguf import write_gguf
 
-from fptq_onnx.bench_command import add_load_options
+from fptq_onnx.bench_command import add_load_options, load_of
 from fptq_onnx.bench_models import Entry, bench_models
 from fptq_onnx.bench_probe import Load, probe_command
 from fptq_onnx.bench_table import bench_table
@@ -109,8 +109,8 @@ def main() -> int:
     add_load_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options = parser.parse_args()
-    load = Load(tuple(options.prefill), tuple(options.depth), tuple(options.batch), options.steps)
     try:
+        load = load_of(options, [options.converted])
         result = bench_models(
             entries(options.source, options.converted, options.peers, options.only), load,
             threads=tuple(options.threads), rounds=options.rounds, quiet=False,

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 from command_line import MODEL, command
 
+from fptq_onnx.bench_command import add_load_options, load_of
 from fptq_onnx.bench_models import Result
 from fptq_onnx.bench_probe import Figures, Load, measure, read_load
 from fptq_onnx.bench_table import bench_table
 
 FEW = ("--prefill", "8", "16", "--depth", "4", "--batch", "1", "2", "--steps", "2", "--rounds", "2",
        "--threads", "1")  # fmt: skip
+
+
+def test_lengths_that_nobody_gave_fit_into_the_context() -> None:
+    parser = argparse.ArgumentParser()
+    add_load_options(parser)
+    load = load_of(parser.parse_args([]), [MODEL])  # 256 tokens
+    assert (load.prefills, load.depths) == ((128,), (128,))
+    assert load_of(parser.parse_args(["--steps", "200"]), [MODEL]).longest() == 256
+    given = parser.parse_args(["--prefill", "512", "--depth", "300"])
+    assert load_of(given, [MODEL]).prefills == (512,)  # which is refused later, by name
 
 
 def figures(prefill: float, decode: float, load: float, peak: int) -> Figures:

@@ -36,7 +36,7 @@ class ChatTemplate:
 
         # The settings of transformers' apply_chat_template, which templates are written for.
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
@@ -71,6 +71,22 @@ class ChatTemplate:
                 "(--raw)"
             ) from error
         return text
+
+
+def _generation_tag() -> type[Any]:
+    """{% generation %} marks what the model wrote, for training; the text is what stands inside."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012  (so the base class declares it)
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Generation
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:

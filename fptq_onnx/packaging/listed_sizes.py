@@ -17,7 +17,7 @@ NOT_LISTED = "was added (no list names it)"
 
 
 class ListedSizes:
-    """Refuses a file that is larger than listed, or not listed, before any of it is read.
+    """Refuses a file that has not the listed size, or is not listed, before any of it is read.
 
     listed: bytes by name, of all files but the two lists; empty until `read`.
     total: of all files at most.
@@ -36,7 +36,7 @@ class ListedSizes:
         """Look at the next file.
 
         Raises:
-            FptqError: it may not be there, or not be so large.
+            FptqError: it may not be there, or not of that size.
         """
         self.seen += file.size
         if file.name in (MANIFEST_FILE, SUMS_FILE):
@@ -50,7 +50,7 @@ class ListedSizes:
                 )
         elif file.name not in self.listed:
             raise FptqError(f"{file.name} {NOT_LISTED} in {self._package}: get the package again")
-        elif file.size > self.listed[file.name]:
+        elif file.size != self.listed[file.name]:
             raise FptqError(
                 f"{file.name} was changed in {self._package}: it has {file.size} bytes, not "
                 f"{self.listed[file.name]}; get the package again"

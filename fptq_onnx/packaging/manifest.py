@@ -18,6 +18,7 @@ from fptq_onnx.errors import FptqError
 MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 FORMAT = 1
+_PRINTED = ("name", "for", "target", "fptq_onnx")  # by --check
 _PIECE = 1 << 20
 
 
@@ -63,6 +64,9 @@ def read_manifest(content: bytes, package: Path) -> dict[str, Any]:
         version = manifest["format"]
         files = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
         known = all(type(size) is int and size >= 0 for size, _ in files)
+        # Names are printed and written to; nothing else may be in them.
+        known = known and all(is_plain(name) for name in manifest["files"])
+        known = known and all(str(manifest.get(key)).isprintable() for key in _PRINTED)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FptqError(f"{package} has no {MANIFEST_FILE} that can be read") from error
     if version != FORMAT:

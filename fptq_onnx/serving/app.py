@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,7 +23,10 @@ from fptq_onnx.serving.answer_format import ChatFormat, CompletionFormat
 from fptq_onnx.serving.api_error import SERVER, ApiError, wrong
 from fptq_onnx.serving.read_body import TooLargeError, TooLargeResponse, parse_json, read_body
 from fptq_onnx.serving.read_request import Asked, read_chat, read_completion
+from fptq_onnx.serving.scheduler import ShuttingDownError
 from fptq_onnx.serving.service import Service
+
+_LONG_BODY = 32 << 10  # bytes
 
 
 def create_app(service: Service) -> Starlette:
@@ -51,7 +54,7 @@ def create_app(service: Service) -> Starlette:
         Route("/metrics", endpoints.metrics),
     ]
     paths = frozenset(route.path for route in routes)
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(CountRequests, metrics=service.metrics, routes=paths)],
@@ -59,6 +62,8 @@ def create_app(service: Service) -> Starlette:
             ApiError: _api_error, HTTPException: _http_error, Exception: _bug,
         },
     )  # fmt: skip
+    app.router.redirect_slashes = False  # it would lead to whatever host the request names
+    return app
 
 
 class _Endpoints:
@@ -66,18 +71,16 @@ class _Endpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._long = asyncio.Semaphore(1)
 
     async def completions(self, request: Request) -> Response:
         """Go on from a text."""
-        body = await self._body(request)
-        # Megabytes of text take a while to parse and to split into tokens.
-        asked, prompt = await asyncio.to_thread(self._read_completion, body)
+        asked, prompt = await self._read(self._read_completion, await self._body(request))
         return Answer(self._service, prompt, CompletionFormat(self._service.name), asked)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = await self._body(request)
-        asked, prompt = await asyncio.to_thread(self._read_chat, body)
+        asked, prompt = await self._read(self._read_chat, await self._body(request))
         return Answer(self._service, prompt, ChatFormat(self._service.name), asked)
 
     async def models(self, request: Request) -> Response:
@@ -106,7 +109,29 @@ class _Endpoints:
     async def _body(self, request: Request) -> bytes:
         settings = self._service.settings
         check_key(request, settings.api_key)
-        return await read_body(request, settings.max_body)
+        reading = asyncio.ensure_future(read_body(request, settings.max_body))
+        ending = asyncio.ensure_future(self._service.draining_begins.wait())
+        try:
+            await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+            raise self._service.refusal(ShuttingDownError("the server is shutting down"))
+        finally:
+            reading.cancel()
+            ending.cancel()
+
+    async def _read(
+        self, read: Callable[[bytes], tuple[Asked, engine.Request]], body: bytes
+    ) -> tuple[Asked, engine.Request]:
+        """Parse and split into tokens, beside the event loop.
+
+        A megabyte of text takes a second and its hundredfold in memory: one at a time, so that
+        short ones find a thread that is free.
+        """
+        if len(body) <= _LONG_BODY:
+            return await asyncio.to_thread(read, body)
+        async with self._long:
+            return await asyncio.to_thread(read, body)
 
     def _read_completion(self, body: bytes) -> tuple[Asked, engine.Request]:
         fields = parse_json(body)
@@ -175,7 +200,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Of the framework: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
     what = {404: f"there is nothing at {request.url.path[:64]}", 405: "not with this method"}
-    told = ApiError(error.status_code, what.get(error.status_code, error.detail), code="not_found")
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    told = ApiError(error.status_code, what.get(error.status_code, error.detail), code=code)
     headers = dict(error.headers or {})
     return JSONResponse(told.body(), status_code=told.status, headers=headers)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import math
 import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -21,6 +23,8 @@ from fptq_onnx.serving.service import Service
 _BACKLOG = 2048
 _KEEP_ALIVE = 30  # seconds that a connection is kept between two requests
 _MARGIN = 5  # seconds for the last bytes, once nothing is generated any more
+_LOOK = 0.2  # seconds between two looks for that
+_QUIET = 10.0  # seconds between two lines of the log about too many open files
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -94,6 +98,7 @@ async def _serve(service: Service, bound: socket.socket, started: Callable[[], N
     server = _Server(config, started)
     stopping = _Stopping(service, server)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Accepting())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.signal)
     await server.serve(sockets=[bound])
@@ -129,7 +134,20 @@ class _Stopping:
             return
         self._service.drain()
         self._server.should_exit = True
-        asyncio.get_running_loop().call_later(self._service.settings.drain, self._end)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._service.settings.drain, self._end)
+        self._watch(loop, loop.time())
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, last_busy: float) -> None:
+        """Leave clients that do not read their answers once nothing is generated any more."""
+        if not self._service.idle:
+            last_busy = loop.time()
+        if loop.time() < last_busy + _MARGIN:
+            loop.call_later(_LOOK, self._watch, loop, last_busy)
+            return
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, HttpConnection):
+                connection.transport.abort()
 
     def _end(self) -> None:
         if self._stop is None:
@@ -138,6 +156,25 @@ class _Stopping:
     async def done(self) -> None:
         if self._stop is not None:
             await self._stop
+
+
+class _Accepting:
+    """Says in a line, now and then, that connections wait because too many files are open.
+
+    asyncio would log each failed attempt with its traceback, thousands in a second.
+    """
+
+    def __init__(self) -> None:
+        self._said = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not str(context.get("message", "")).startswith("socket.accept()"):
+            loop.default_exception_handler(context)
+        elif loop.time() > self._said + _QUIET:
+            self._said = loop.time()
+            logging.getLogger(__name__).error(
+                "new connections wait: %s; allow more with ulimit -n", context.get("exception")
+            )
 
 
 def _allow_many_files() -> None:

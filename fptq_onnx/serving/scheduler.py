@@ -46,6 +46,11 @@ class Job:
 Event = tuple[Job, Delta | FptqError]
 
 
+def _busy(waiting: int) -> str:
+    who = f"{waiting} requests wait already" if waiting else "all places are taken"
+    return f"{who}; try again later"
+
+
 class Scheduler:
     """See the module."""
 
@@ -120,7 +125,7 @@ class Scheduler:
                 raise ShuttingDownError("the server is shutting down; try again later")
             # Those who will join in the next round do not wait in the sense of the limit.
             if len(self._waiting) >= self._max_waiting + max(0, self._free()):
-                raise QueueFullError(f"{len(self._waiting)} requests wait already; try again later")
+                raise QueueFullError(_busy(len(self._waiting)))
             self._waiting.append(job)
             self._changed.notify()
 

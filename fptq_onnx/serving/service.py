@@ -50,11 +50,17 @@ class Service:
         self._timers: dict[Ticket, asyncio.TimerHandle] = {}
         self._mean_seconds = 1.0  # of the last requests
         self.draining = False
+        self.draining_begins = asyncio.Event()
 
     @property
     def healthy(self) -> bool:
         """Whether the model can be run."""
         return self._scheduler.alive
+
+    @property
+    def idle(self) -> bool:
+        """Whether no text is generated or waits to be."""
+        return not self._scheduler.waiting and not self._scheduler.running
 
     @property
     def vocabulary(self) -> int:
@@ -75,11 +81,13 @@ class Service:
     def drain(self) -> None:
         """Take no more requests: those that wait are refused, running ones may end."""
         self.draining = True
+        self.draining_begins.set()
         self._scheduler.drain()
 
     async def stop(self) -> None:
         """End whatever runs, after the step in progress."""
         self.draining = True
+        self.draining_begins.set()
         await asyncio.to_thread(self._scheduler.close)
 
     def submit(self, request: Request) -> Ticket:

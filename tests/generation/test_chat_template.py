@@ -26,6 +26,16 @@ def test_renders_as_transformers_does() -> None:
     assert without == "<|system|>\nBe kind.\n<|user|>\nHi <b>\n"
 
 
+def test_what_the_model_wrote_may_be_marked() -> None:
+    text = "{% for m in messages %}<{% generation %}{{ m.content }}{% endgeneration %}>{% endfor %}"
+    marked = ChatTemplate(text).render(MESSAGES)
+    plain = text.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    assert marked == ChatTemplate(plain).render(MESSAGES)
+    assert marked.startswith("<Be kind.>")
+    with pytest.raises(FptqError, match="not valid Jinja"):
+        ChatTemplate("{% generation %}")
+
+
 def test_functions_that_templates_call() -> None:
     text = "{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}"
     assert ChatTemplate(text).render(MESSAGES) == '{"role": "system", "content": "Be kind."}'

@@ -94,6 +94,22 @@ def bad_size(folder: Path) -> None:
     (folder / "manifest.json").write_text(text.replace('"bytes": 10,', '"bytes": "10",'))
 
 
+def in_manifest(old: str, new: str) -> Callable[[Path], None]:
+    """Change manifest.json, and its sum as well."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / "manifest.json"
+        before, text = hashlib.sha256(path.read_bytes()).hexdigest(), path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        after = hashlib.sha256(path.read_bytes()).hexdigest()
+        sums = (folder / "SHA256SUMS").read_text()
+        (folder / "SHA256SUMS").write_text(sums.replace(before, after))
+
+    return spoil
+
+
+NOT_READ = "no manifest.json that can be read"
 SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a bit of the weights": (spoil_weights, "model/weights.bin was changed"),
     "the manifest": (spoil_manifest, "manifest.json was changed"),
@@ -110,7 +126,13 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: (f / "extra").write_text("x"),
         r"extra was added \(no list names it\)",
     ),
-    "sizes that are none": (bad_size, "no manifest.json that can be read"),
+    "sizes that are none": (bad_size, NOT_READ),
+    "a size that is too large": (
+        in_manifest('"bytes": 10,', '"bytes": 11,'),
+        "run.sh was changed in .*: it has 10 bytes, not 11",
+    ),
+    "a name that is no text": (in_manifest('"run.sh"', '"\\ud800"'), NOT_READ),
+    "a name that clears the screen": (in_manifest('"small"', '"\\u001b[2J"'), NOT_READ),
     "a missing file": (lambda f: (f / "run.sh").unlink(), "run.sh is missing"),
     "no sums": (lambda f: (f / "SHA256SUMS").unlink(), "it has no SHA256SUMS"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),

@@ -90,12 +90,12 @@ def test_an_int8_cache(tmp_path: Path) -> None:
 
 
 def test_the_readme_reads_text(both: Path, tmp_path: Path) -> None:
-    """The program of the README as it stands, on the folder it names."""
-    package = packaged(both / "custom", tmp_path / "story-genai")
+    """The program of the README as it stands, in a folder of another name."""
+    package = packaged(both / "custom", tmp_path / "elsewhere")
     text = (package / "README.md").read_text()
     program = text.split("```python\n")[1].split("```")[0]
     here = Path.cwd()
-    os.chdir(tmp_path)
+    os.chdir(package)
     try:
         namespace: dict[str, object] = {}
         exec(compile(program, "README.md", "exec"), namespace)

@@ -17,7 +17,8 @@ echo "files        as packaged"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # shellcheck disable=SC2086
-${CXX:-c++} -std=c++17 ${CXXFLAGS:--O2} -o "$work/fptq_run" runner/*.cc -ldl
+${CXX:-c++} -std=c++17 ${CXXFLAGS:--O2} -o "$work/fptq_run" \
+  runner/main.cc runner/decoder.cc runner/description.cc -ldl
 echo "runner       built"
 
 { read -r prompt; read -r expected; } < model/smoke_tokens.txt
