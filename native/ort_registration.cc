@@ -12,8 +12,8 @@ namespace {
 
 constexpr const char* kDomain = "fptq";
 
-// One op for one type of activations and of scales, or type of a cache. ONNX Runtime chooses among ops of one name by
-// their types.
+// One op for one type of activations and of scales, or type of a cache. ONNX Runtime chooses among ops
+// of one name by their types.
 struct Op : ort::CustomOp {
   ort::Functions f;
   OpKind kind;
