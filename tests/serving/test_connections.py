@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import http.client
 import json
 import socket
@@ -13,6 +15,7 @@ from command_line import MODEL
 from http_serving import Server, completion, in_thread, raw, until
 
 from fptq_onnx.generation.language_model import LanguageModel
+from fptq_onnx.serving import http_server
 from fptq_onnx.serving.http_connection import MAX_HEAD
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -103,3 +106,19 @@ def test_who_closes_one_direction_has_left(server: Server) -> None:
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(65536) == b""
     until(lambda: left() == before + 1)
+
+
+def test_too_many_open_files_are_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.new_event_loop()
+    other: list[dict[str, object]] = []
+    loop.default_exception_handler = other.append  # type: ignore[method-assign]
+    handler = http_server._Accepting()
+    full = OSError(errno.EMFILE, "Too many open files")
+    failed = {"message": "socket.accept() out of system resource", "exception": full}
+    for _ in range(1000):
+        handler(loop, failed)
+    handler(loop, {"message": "something else"})
+    loop.close()
+    (line,) = caplog.messages
+    assert "Too many open files" in line and "ulimit -n" in line
+    assert other == [{"message": "something else"}]
