@@ -19,6 +19,25 @@ inline __attribute__((always_inline)) void prefetch_one_row(const uint8_t* line,
   _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytesOneRow + 32 * v, _MM_HINT_T0);
 }
 
+// add(v, codes, x) for register v of codes, one byte each, of every half line, and the 4 activations
+// that belong to it.
+template <class Add>
+inline __attribute__((always_inline)) void each_register(const uint8_t* line, const int8_t* x,
+                                                         int64_t steps, const Add& add) {
+  const __m256i low_nibble = _mm256_set1_epi8(15);
+#pragma GCC unroll 1
+  for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
+    const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) {
+      prefetch_one_row(line, v);
+      const __m256i raw = load(line + 32 * v);
+      add(v, _mm256_and_si256(raw, low_nibble), first);
+      add(v, _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble), second);
+    }
+  }
+}
+
 // The scales of a group, and its zero points, are streams too thin for the hardware prefetcher.
 void prefetch_group(const PackedWeights& w, int64_t panel, int64_t g) {
   const int64_t first = (panel * w.groups + g) * kPanelColumns;

@@ -109,23 +109,12 @@ struct Avx2 {
   static constexpr int64_t kLines = kFlushSteps;
   static inline __attribute__((always_inline)) void add_lines(const uint8_t* line, const int8_t* x,
                                                               int64_t steps, int32_t* sums) {
-    const __m256i low_nibble = _mm256_set1_epi8(15);
     __m256i pairs[kPanelVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; ++v) pairs[v] = _mm256_setzero_si256();
-#pragma GCC unroll 1
-    for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
-      const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
-#pragma GCC unroll 8
-      for (int v = 0; v < kPanelVectors; ++v) {
-        prefetch_one_row(line, v);
-        const __m256i raw = load(line + 32 * v);
-        const __m256i low = _mm256_and_si256(raw, low_nibble);
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble);
-        pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(low, first));
-        pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(high, second));
-      }
-    }
+    each_register(line, x, steps, [&](int v, __m256i codes, __m256i quad) {
+      pairs[v] = _mm256_add_epi16(pairs[v], _mm256_maddubs_epi16(codes, quad));
+    });
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; ++v) {

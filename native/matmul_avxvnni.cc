@@ -55,21 +55,11 @@ struct AvxVnni {
   static constexpr int64_t kLines = 16;  // a group of 128 channels
   static inline __attribute__((always_inline)) void add_lines(const uint8_t* line, const int8_t* x,
                                                               int64_t steps, int32_t* sums) {
-    const __m256i low_nibble = _mm256_set1_epi8(15);
     __m256i acc[kPanelVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; ++v) acc[v] = load(sums + 8 * v);
-#pragma GCC unroll 1
-    for (int64_t s = 0; s < steps; ++s, line += kLineBytes, x += kStepChannels) {
-      const __m256i first = broadcast_quad(x), second = broadcast_quad(x + 4);
-#pragma GCC unroll 8
-      for (int v = 0; v < kPanelVectors; ++v) {
-        prefetch_one_row(line, v);
-        const __m256i raw = load(line + 32 * v);
-        dot(acc[v], _mm256_and_si256(raw, low_nibble), first);
-        dot(acc[v], _mm256_and_si256(_mm256_srli_epi16(raw, 4), low_nibble), second);
-      }
-    }
+    each_register(line, x, steps,
+                  [&](int v, __m256i codes, __m256i quad) { dot(acc[v], codes, quad); });
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; ++v) store(sums + 8 * v, acc[v]);
   }
