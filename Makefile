@@ -10,7 +10,7 @@ RAY_VENV := .venv-ray
 .PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
 
 # A change of the build files, or of any native source, builds and installs again.
-$(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+$(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -95,7 +95,7 @@ test-export: $(EXPORT_VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/exporting \
 	  tests/test_other_runtimes.py tests/packaging/test_genai_runs.py
 
-$(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+$(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)
 	$(EXPORT_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(EXPORT_VENV)/bin/python -m pip install --quiet torch==2.13.0
@@ -108,7 +108,7 @@ $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
 test-package: $(PACKAGE_VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(PACKAGE_VENV)/bin/python -m pytest -q tests/packaging/test_triton_package.py
 
-$(PACKAGE_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+$(PACKAGE_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	test -x $(PACKAGE_VENV)/bin/python || $(PYTHON) -m venv $(PACKAGE_VENV)
 	$(PACKAGE_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(PACKAGE_VENV)/bin/python -m pip install --quiet --editable '.[kserve]' 'pytest>=8'
@@ -152,7 +152,7 @@ test-ray: $(RAY_VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -q -W ignore::DeprecationWarning \
 	  tests/serving/test_ray_serve.py
 
-$(RAY_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*.*)
+$(RAY_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
 	$(RAY_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(RAY_VENV)/bin/python -m pip install --quiet --editable '.[ray,serve]' 'openai>=2,<4' 'pytest>=8'

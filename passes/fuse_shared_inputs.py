@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fptq_onnx.passes._replace import lazy_initializer
 from fptq_onnx.passes.emit_custom import DOMAIN
 
-# The op reads lists of this length at most (native/linear_attributes.cc).
+# The op reads lists of this length at most (native/ops/linear_attributes.cc).
 _LONGEST_LIST = 64
 LINEARS = "fptq.linears"  # metadata of a node: the names of the linears in it, as JSON
 
