@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from fptq_onnx import __version__
+from fptq_onnx.check_raised import check_raised
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -62,6 +63,9 @@ def convert_float16(
     loaded = load_model(source)
     check_output(source, output, overwrite=overwrite)
     scan = find_linears(loaded.model)
+    notes = check_raised(loaded, lambda: samples.open(loaded), threads=threads)
+    for text in notes:
+        say(f"note         {text}")
     with atomic_folder(output) as folder:
         model = ir.from_proto(_half(loaded))
         model.graph.sort()  # the converter puts its casts at the end
@@ -78,6 +82,7 @@ def convert_float16(
             bits_per_weight=16.0,
             bytes_before=loaded.bytes,
             bytes_after=0,
+            notes=notes,
         )
         stamp(model, report)
         save_model(model, folder, tracker("writing fp16", quiet))
@@ -105,7 +110,10 @@ def _half(loaded: LoadedModel) -> onnx.ModelProto:
             f"{loaded.file} is larger than 2 GiB, which ONNX Runtime's float16 converter cannot "
             f"take: export it in float16 instead"
         )
-    proto = onnx.load(loaded.file)
+    if loaded.raised_from is None:
+        proto = onnx.load(loaded.file)
+    else:
+        proto = ir.to_proto(ir.external_data.load_to_model(loaded.model.clone()))
     floats = {tensor.data_type for tensor in proto.graph.initializer}
     if onnx.TensorProto.FLOAT not in floats:
         raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")

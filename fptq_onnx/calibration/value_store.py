@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 BUDGET = 1 << 30  # bytes kept in memory
 
 # ONNX Runtime's own value holds what NumPy has no array for: a sequence of tensors.
-Held = NDArray[Any] | ort.OrtValue
+Held: TypeAlias = NDArray[Any] | ort.OrtValue
 
 
 class ValueStore:
