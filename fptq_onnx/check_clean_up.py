@@ -132,7 +132,7 @@ def _difference(
 
 
 def relative_difference(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """The largest difference relative to a's largest element; infinite for other NaNs or shapes."""
+    """The largest, by a's largest element; infinite where NaNs or shapes are others."""
     if a.shape != b.shape or np.any(np.isnan(a) != np.isnan(b)):
         return np.inf
     a, b = (np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
@@ -140,7 +140,9 @@ def relative_difference(a: NDArray[Any], b: NDArray[Any]) -> float:
     return ratio(max_abs_diff(a, b), max_finite(a))
 
 
-def run_samples(loaded: LoadedModel, model: ir.Model, source: Source, threads: int) -> Iterator[Arrays]:
+def run_samples(
+    loaded: LoadedModel, model: ir.Model, source: Source, threads: int
+) -> Iterator[Arrays]:
     """The outputs of each run, by name.
 
     Raises:

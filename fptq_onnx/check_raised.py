@@ -15,13 +15,18 @@ from fptq_onnx.passes.raise_old_opset import WANTED
 
 
 def check_raised(
-    loaded: LoadedModel, open_source: Callable[[], Source], *, threads: int = 0
+    loaded: LoadedModel,
+    open_source: Callable[[], Source],
+    say: Callable[[str], None],
+    *,
+    threads: int = 0,
 ) -> tuple[str, ...]:
     """Run the model of the file and the raised one on the same samples, one after the other.
 
     Args:
         loaded: as loaded or normalized.
         open_source: gives the samples; not called for a model that was not raised.
+        say: receives that sentence as a line for people.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
 
     Returns:
@@ -32,11 +37,17 @@ def check_raised(
     """
     if loaded.raised_from is None:
         return ()
+    sentence = _compared(loaded, open_source, threads)
+    say(f"note         {sentence}")
+    return (sentence,)
+
+
+def _compared(loaded: LoadedModel, open_source: Callable[[], Source], threads: int) -> str:
     what = f"raised from opset {loaded.raised_from} to {WANTED}"
     try:
         source = open_source()
     except FptqError as error:
-        return (f"{what} (not checked: {error})",)
+        return f"{what} (not checked: {error})"
     before = list(run_samples(loaded, ir.load(loaded.file), source, threads))
     difference = 0.0
     for found, expected in zip(
@@ -53,4 +64,4 @@ def check_raised(
             f"{loaded.file} was {what}, but its outputs then differ by {difference:.2g} of the "
             f"largest: export it again with opset {WANTED} or newer"
         )
-    return (f"{what} (checked: largest difference {difference:.1e} of the largest output)",)
+    return f"{what} (checked: largest difference {difference:.1e} of the largest output)"

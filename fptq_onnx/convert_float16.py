@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,9 +65,7 @@ def convert_float16(
     loaded = load_model(source)
     check_output(source, output, overwrite=overwrite)
     scan = find_linears(loaded.model)
-    notes = check_raised(loaded, lambda: samples.open(loaded), threads=threads)
-    for text in notes:
-        say(f"note         {text}")
+    notes = check_raised(loaded, lambda: samples.open(loaded), say, threads=threads)
     with atomic_folder(output) as folder:
         model = ir.from_proto(_half(loaded))
         model.graph.sort()  # the converter puts its casts at the end
@@ -87,6 +87,8 @@ def convert_float16(
         stamp(model, report)
         save_model(model, folder, tracker("writing fp16", quiet))
         copy_side_files(loaded.folder, folder, MODEL_FILE)
+        if any(graph is not model.graph for graph in model.graphs()):
+            _try_apart(folder / MODEL_FILE)
         report = report.with_size(files_size(folder))
         say(
             f"written      {FLOAT16}: {human_bytes(report.bytes_before)} -> "
@@ -100,6 +102,24 @@ def convert_float16(
             report = report.with_verification(result.as_dict())
         report.save(folder / REPORT_FILE)
     return report
+
+
+def _try_apart(file: Path) -> None:
+    """Open the model in a process of its own: with float16 in loops, ONNX Runtime may die of it.
+
+    Raises:
+        FptqError: it did.
+    """
+    text = (
+        "import sys, onnxruntime as ort\n"
+        "ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+    done = subprocess.run([sys.executable, "-c", text, file], capture_output=True, check=False)
+    if done.returncode < 0:  # what it says itself is said where the model is compared
+        raise FptqError(
+            "ONNX Runtime crashes on the float16 model (signal "
+            f"{-done.returncode}): leave recipe fp16 out"
+        )
 
 
 def _half(loaded: LoadedModel) -> onnx.ModelProto:

@@ -83,9 +83,9 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
         allow_quantized: accept a model that already holds quantized ops (to check an output).
 
     Raises:
-        FptqError: not an ONNX file, an opset outside 7..28 or a node that none can raise, sparse weights, a value that nothing
-            makes, external data missing, truncated or outside the folder, or a model that is
-            already quantized.
+        FptqError: not an ONNX file, an opset outside 7..28, a node that cannot be raised, sparse
+            weights, a value that nothing makes, external data missing, truncated or outside the
+            folder, or a model that is already quantized.
     """
     file = find_model_file(path)
     try:

@@ -141,9 +141,8 @@ def convert(
         if config.kv_cache == "int8":
             check_cache(loaded.model)
     raised = check_raised(
-        loaded, lambda: samples.open(loaded, threads=threads, quiet=quiet), threads=threads
+        loaded, lambda: samples.open(loaded, threads=threads, quiet=quiet), say, threads=threads
     )
-    say_all(say, [f"note         {text}" for text in raised])
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
     job = Job(

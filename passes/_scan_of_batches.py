@@ -1,7 +1,7 @@
 """Scan as opset 8 has it, over a batch of sequences, as two Scans of opset 9.
 
-    Scan-8(lengths, states [B, ...], sequences [B, S, ...])
-      ->  Scan-9 over B, without states: { Scan-9(states [...], sequences [S, ...]) }
+Scan-8(lengths, states [B, ...], sequences [B, S, ...]) becomes a Scan-9 over B without states,
+with Scan-9(states [...], sequences [S, ...]) as its body.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from fptq_onnx.calibration.value_store import Held
 
 # What NumPy has no type for, and strings, which ONNX Runtime makes no value of an array of.
-_NO_ARRAYS = ("tensor(string)", "tensor(bfloat16)", "tensor(float8", "tensor(int4)", "tensor(uint4)")
+_NO_ARRAYS = tuple(f"tensor({name}" for name in ("string", "bfloat16", "float8", "int4", "uint4"))
 _NAMES = {"float": ir.DataType.FLOAT, "double": ir.DataType.DOUBLE}
 
 

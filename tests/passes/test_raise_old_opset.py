@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -79,8 +80,8 @@ NODES = {
     "if": (
         10,
         "s = ReduceSum<keepdims = 0>(x) c = Greater(s, many) y = If<then_branch = t () => (ty)"
-        " { tq = Softmax<axis = 3>(x) ty = ReduceSum<axes = [0], keepdims = 0>(tq) }, else_branch = e () => (ey)"
-        " { ec = Clip<max = 0.5>(x) ey = ReduceSum<axes = [0], keepdims = 0>(ec) }>(c)",
+        " { tq = Softmax<axis = 3>(x) ty = ReduceSum<axes = [0], keepdims = 0>(tq) },"
+        " else_branch = e () => (ey) { ec = Clip<max = 0.5>(x) ey = ReduceSum<axes = [0], keepdims = 0>(ec) }>(c)",
     ),
     "loop": (
         9,
@@ -145,7 +146,7 @@ def test_every_op_that_onnx_changed_has_an_adapter() -> None:
     changed = set()
     for name, schemas in history.items():
         schemas.sort(key=lambda schema: schema.since_version)
-        for old, new in zip(schemas, schemas[1:], strict=False):
+        for old, new in itertools.pairwise(schemas):
             if new.since_version <= OLDEST:
                 continue
             gone = set(old.attributes) - set(new.attributes)
@@ -184,9 +185,7 @@ def test_a_softmax_of_unknown_rank_is_still_right(rng: np.random.Generator) -> N
     model.graph[0].domain, model.graph[0].op_type = "", "Exp"
     x = weight(rng, 2, 3, 4, 4)
     e = np.exp(np.exp(x.astype(np.float64)))
-    np.testing.assert_allclose(
-        run(model, {"x": x})["y"], e / e.sum(-1, keepdims=True), rtol=1e-5
-    )
+    np.testing.assert_allclose(run(model, {"x": x})["y"], e / e.sum(-1, keepdims=True), rtol=1e-5)
 
 
 def test_big_weights_are_not_read(rng: np.random.Generator, tmp_path: Path) -> None:
