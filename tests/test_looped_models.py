@@ -85,8 +85,10 @@ def test_bodies_that_hold_their_weights(tmp_path: Path, name: str) -> None:
 
 def test_linears_inside_are_left_alone_with_a_reason(tmp_path: Path) -> None:
     onnx.save(looped("scan with a linear inside"), tmp_path / "model.onnx")
-    made = convert(tmp_path / "model.onnx", tmp_path / "out", samples=samples(), threads=1, verify_samples=0,
-                   config=Config(weights="rtn"))  # fmt: skip
+    made = convert(
+        tmp_path / "model.onnx", tmp_path / "out", samples=samples(), threads=1,
+        verify_samples=0, config=Config(weights="rtn"),
+    )  # fmt: skip
     assert len(made.plan.linears) == 2
     assert [other.reason for other in made.scan.others] == [
         "it is inside a subgraph (If, Loop or Scan)"

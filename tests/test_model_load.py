@@ -262,3 +262,14 @@ def test_text_with_a_nul_or_a_huge_length_is_no_crash(tmp_path: Path) -> None:
     proto = onnx.load(saved(tmp_path, external=None)).SerializeToString()
     (tmp_path / "model.onnx").write_bytes(b"\x3a\xff\xff\xff\xff\x07" + proto[:50])
     refused(tmp_path / "model.onnx", "not a readable ONNX model|not an ONNX model")
+
+
+def test_a_branch_that_gives_an_outer_value(tmp_path: Path) -> None:
+    """ONNX Runtime refuses it, too."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (bool c, float[2] x) => (float[2] y)'
+        " { u = Relu(x) y = If(c) <then_branch = t () => (u) { }, else_branch = e () => (v)"
+        " { v = Tanh(u) }> }"
+    )
+    onnx.save(proto, tmp_path / "model.onnx")
+    refused(tmp_path / "model.onnx", "the graph 't' gives 'u', which none of its nodes makes")

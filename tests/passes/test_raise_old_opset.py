@@ -81,7 +81,8 @@ NODES = {
         10,
         "s = ReduceSum<keepdims = 0>(x) c = Greater(s, many) y = If<then_branch = t () => (ty)"
         " { tq = Softmax<axis = 3>(x) ty = ReduceSum<axes = [0], keepdims = 0>(tq) },"
-        " else_branch = e () => (ey) { ec = Clip<max = 0.5>(x) ey = ReduceSum<axes = [0], keepdims = 0>(ec) }>(c)",
+        " else_branch = e () => (ey) { ec = Clip<max = 0.5>(x)"
+        " ey = ReduceSum<axes = [0], keepdims = 0>(ec) }>(c)",
     ),
     "loop": (
         9,
