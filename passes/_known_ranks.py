@@ -24,18 +24,20 @@ def known_ranks(model: ir.Model) -> dict[str, int]:
         model: not changed.
     """
     skeleton = model.clone()
-    for name, value in list(skeleton.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes <= _LARGEST_VISIBLE:
-            if isinstance(tensor, ir.ExternalTensor):  # the inference knows no folder
-                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
-            continue
-        del skeleton.graph.initializers[name]
-        value.const_value = None
-        if not value.is_graph_input():
-            skeleton.graph.inputs.append(value)
+    for number, graph in enumerate(list(skeleton.graphs())):
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= _LARGEST_VISIBLE:
+                if isinstance(tensor, ir.ExternalTensor):  # the inference knows no folder
+                    value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+                continue
+            del graph.initializers[value.name or ""]
+            value.const_value = None
+            if not value.is_graph_input():
+                if graph is not skeleton.graph:  # two branches may call theirs the same
+                    value.name = f"{value.name}_{number}"
+                skeleton.graph.inputs.append(value)
     for node in skeleton.graph.all_nodes():
-        _drop_weights(node)
         foreign = node.domain != "" or not onnx.defs.has(node.op_type) or (
             node.op_type == "LayerNormalization"
         )  # fmt: skip
@@ -52,16 +54,6 @@ def known_ranks(model: ir.Model) -> dict[str, int]:
     found: dict[str, int] = {}
     _collect(proto.graph, found)
     return found
-
-
-def _drop_weights(node: ir.Node) -> None:
-    """A big tensor of a Constant node, or of a subgraph, is of no use here."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for value in attribute.as_graph().initializers.values():
-                tensor = value.const_value
-                if isinstance(tensor, ir.ExternalTensor):
-                    value.const_value = None
 
 
 def _collect(graph: onnx.GraphProto, found: dict[str, int]) -> None:

@@ -58,7 +58,7 @@ def emit_attention(model: ir.Model) -> tuple[int, tuple[str, ...]]:
         node.domain = DOMAIN
         for output, rank in zip(node.outputs, _RANKS, strict=True):
             if output.shape is None:  # the stock op would say it; Scan needs to know
-                output.shape = ir.Shape([None] * rank)
+                output.shape, output.dtype = ir.Shape([None] * rank), ir.DataType.FLOAT
         taken += 1
     if taken:
         model.graph.opset_imports[DOMAIN] = VERSION

@@ -206,6 +206,26 @@ def test_big_weights_are_not_read(rng: np.random.Generator, tmp_path: Path) -> N
     assert fingerprint(tmp_path) == before
 
 
+def test_ranks_behind_big_weights_of_branches(rng: np.random.Generator, tmp_path: Path) -> None:
+    branch = "{at} () => ({at}y) {{ {at}p = MatMul(x, V) {at}y = Softmax<axis = 2>({at}p) }}"
+    proto = onnx.parser.parse_model(
+        '<ir_version: 7, opset_import: ["" : 12]> g_ (bool c, float[A, B, 64] x) =>'
+        " (float[A, B, 48] y) { y = If(c) <"
+        f"then_branch = {branch.format(at='t')}, else_branch = {branch.format(at='e')}> }}"
+    )
+    for attribute in proto.graph.node[0].attribute:
+        held = onnx.numpy_helper.from_array(weight(rng, 64, 48), "V")
+        attribute.g.initializer.append(held)
+    ir.save(ir.from_proto(proto), tmp_path / "m.onnx", external_data="m.data",
+            size_threshold_bytes=0)  # fmt: skip
+    loaded = ir.load(tmp_path / "m.onnx")
+    held = [value.const_value for g in loaded.graphs() for value in g.initializers.values()]
+    raise_old_opset(loaded)
+    assert op_counts(loaded) == {"If": 1, "MatMul": 2, "Softmax": 2}
+    after = [value.const_value for g in loaded.graphs() for value in g.initializers.values()]
+    assert len(held) == 2 and all(a is b for a, b in zip(held, after, strict=True))
+
+
 def test_weights_that_had_to_be_inputs_are_weights(rng: np.random.Generator) -> None:
     """Before IR version 4 nobody could override them."""
     model = ir.from_onnx_text(
