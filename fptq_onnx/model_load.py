@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.passes.raise_old_opset import OLDEST, raise_old_opset
 
-OLDEST_OPSET, NEWEST_OPSET = 17, 28
+NEWEST_OPSET = 28
 _ALREADY_QUANTIZED = {
     "MatMulNBits",
     "MatMulBnb4",
@@ -42,11 +43,13 @@ class LoadedModel:
     model: the graph; big weights are memory-mapped ExternalTensors.
     file: the .onnx file.
     data_files: the external data files it refers to.
+    raised_from: the opset in the file, where that is older than the graph's 17; else None.
     """
 
     model: ir.Model
     file: Path
     data_files: tuple[Path, ...]
+    raised_from: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -73,14 +76,16 @@ class LoadedModel:
 def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     """Load a model; its weights stay in their files until somebody reads them.
 
+    A graph of an opset before 17 is brought to 17; its file stays as it is.
+
     Args:
         path: a .onnx file, or a folder with one.
         allow_quantized: accept a model that already holds quantized ops (to check an output).
 
     Raises:
-        FptqError: not an ONNX file, an opset outside 17..28, sparse weights, a value that nothing
-            makes, external data missing, truncated or outside the folder, or a model that is
-            already quantized.
+        FptqError: not an ONNX file, an opset outside 7..28, a node that cannot be raised, sparse
+            weights, a value that nothing makes, external data missing, truncated or outside the
+            folder, or a model that is already quantized.
     """
     file = find_model_file(path)
     try:
@@ -103,11 +108,14 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
         raise FptqError(f"{file} is not a readable ONNX model ({why}): export it again") from error
     if len(model.graph) == 0:
         raise FptqError(f"{file} is not an ONNX model, or an empty one: export it again")
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+    if "ai.onnx" in model.opset_imports:  # the other name of the default domain
+        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
+    opset = model.opset_imports.get("", 0)
+    if not OLDEST <= opset <= NEWEST_OPSET:
         raise FptqError(
-            f"{file} uses opset {opset}, supported are {OLDEST_OPSET} to {NEWEST_OPSET}: "
-            f"export it again with one of these"
+            f"{file} uses opset {opset}, supported are {OLDEST} to {NEWEST_OPSET}: export it again "
+            f"with one of these"
+            + (", or raise it with onnx.version_converter" if 0 < opset < OLDEST else "")
         )
     _check_values(model, file)
     data_files = _check_external_data(model, file.parent)
@@ -118,7 +126,13 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                     f"{file} is already quantized (node {node.name!r} is {node.op_type}): "
                     f"give the float model it was made from"
                 )
-    return LoadedModel(model, file, data_files)
+    try:
+        return LoadedModel(model, file, data_files, raise_old_opset(model))
+    except FptqError as error:
+        raise FptqError(
+            f"{file} cannot be raised from opset {opset} to 17: {error}; export it again with "
+            f"opset 17 or newer"
+        ) from error
 
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -164,6 +178,16 @@ def _check_values(model: ir.Model, file: Path) -> None:
                 raise FptqError(
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
+                )
+
+    for graph in model.graphs():
+        own = {id(value) for node in graph for value in node.outputs}
+        own |= {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+        for value in graph.outputs:
+            if id(value) not in own:
+                raise FptqError(
+                    f"{file} is not a valid ONNX model: the graph {graph.name!r} gives "
+                    f"{value.name!r}, which none of its nodes makes; put an Identity there"
                 )
 
 

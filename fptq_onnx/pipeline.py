@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.check_raised import check_raised
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.conversion_job import Job, notes_once, say_all
 from fptq_onnx.errors import FptqError
@@ -139,6 +140,9 @@ def convert(
         check_targets(targets, loaded.model)
         if config.kv_cache == "int8":
             check_cache(loaded.model)
+    raised = check_raised(
+        loaded, lambda: samples.open(loaded, threads=threads, quiet=quiet), say, threads=threads
+    )
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
     job = Job(
@@ -154,6 +158,7 @@ def convert(
         threads,
         quiet,
         say,
+        raised,
     )
     if dry_run:
         prepared = job.rehearse(decided, warnings)

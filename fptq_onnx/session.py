@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.thread_count import check_threads
 
 CUSTOM_DOMAIN = "fptq"
+_FEW_ELEMENTS = 64
 _FATAL_ONLY = 4  # what goes wrong comes as an exception as well, and is told once
 
 
@@ -77,7 +80,7 @@ def open_session_in_memory(
     """A session over a model that is not in a file; its external data is read in place.
 
     Args:
-        model: serialized without its external weights.
+        model: serialized without its external weights, but for the small ones.
         data_folder: what the locations of its external tensors are relative to.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
 
@@ -89,10 +92,25 @@ def open_session_in_memory(
         "session.model_external_initializers_file_folder_path", str(data_folder.resolve())
     )
     try:
-        serialized = ir.to_proto(model).SerializeToString()
+        proto = ir.to_proto(model)
+        _bring_small_in(proto.graph, data_folder)
+        serialized = proto.SerializeToString()
         return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # protobuf: EncodeError or ValueError; ORT: its own types
         raise FptqError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+
+def _bring_small_in(graph: onnx.GraphProto, folder: Path) -> None:
+    """Load small external tensors: shape inference looks at axes and sizes, and not into files."""
+    for tensor in graph.initializer:
+        if uses_external_data(tensor) and math.prod(tensor.dims) <= _FEW_ELEMENTS:
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _bring_small_in(attribute.g, folder)
 
 
 def opset_domains(path: Path) -> set[str]:

@@ -90,11 +90,11 @@ def remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
         graph.remove(node, safe=True)
 
 
-def follow_with(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
+def follow_with(graph: ir.Graph | ir.Function, value: ir.Value, node: ir.Node) -> None:
     """Let a node that reads `value` take its place for all other readers, and its name.
 
     Args:
-        graph: the main graph.
+        graph: what holds the node that makes `value`.
         value: what a node of the graph makes; renamed.
         node: new, with one output of the same type.
     """

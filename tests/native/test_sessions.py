@@ -47,6 +47,15 @@ def test_unnamed_dimensions_and_unknown_rank(op: Any, activations: Any) -> None:
     np.testing.assert_array_equal(y, op.expected(node, x)[0])
 
 
+def test_unnamed_dimensions_get_names_of_their_own(op: Any) -> None:
+    """Ranks must go on through the op, and dimensions of one name would be taken for equal."""
+    session = op.open_session(op.make_node(40, 70, 16, a_shape=(None, None, 40)))
+    *unnamed, last = session.get_outputs()[0].shape
+    assert last == 70
+    assert len(unnamed) == len(set(unnamed)) == 2
+    assert all(str(name).startswith("fptq_unnamed_") for name in unnamed)
+
+
 def test_float16_and_float32_in_one_model(op: Any, activations: Any) -> None:
     """Both types of the op are registered under one name; a graph may use both."""
     single = op.make_node(40, 70, 16)
