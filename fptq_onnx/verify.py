@@ -89,6 +89,7 @@ def verify(
     count: int,
     *,
     threads: int,
+    quiet: bool = True,
     divided: Collection[str] = (),
 ) -> Verification:
     """Check a written model, and run it beside the original.
@@ -99,6 +100,7 @@ def verify(
         samples: what calibration used; its held-out part where it has one.
         count: samples to compare on.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
+        quiet: show no progress where the samples have yet to be written.
         divided: outputs that differ by what was folded, see `divided_outputs`.
 
     Raises:
@@ -110,7 +112,7 @@ def verify(
     forget_pages(loaded.model.graph.initializers.values())  # sessions map the files for themselves
     reference = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
     candidate = open_session(written, threads=threads or None)
-    source = samples.open(loaded)
+    source = samples.open(loaded, threads=threads, quiet=quiet)
     if isinstance(source, TokenWindows):
         graph = loaded.model.graph
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
