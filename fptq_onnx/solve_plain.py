@@ -1,4 +1,4 @@
-"""Decide and quantize by statistics alone, without running the model: what W8A8 and SmoothQuant need.
+"""Decide and quantize by statistics alone, without running the model, as W8A8 and SmoothQuant do.
 
 The decisions are those of the walk (solve_weights.py), and so are the numbers: ranges give the
 static scales and, with the weights, the divisors; weights are rounded to nearest.
@@ -114,7 +114,7 @@ def solve_plain(
         entries.update({entry.name: entry for entry in decided})
         if config.quantize:
             errors = {one.name: LinearErrors(one.name, one.path) for one in stage.linears}
-            round_stage(facts, decided, divisor, config.weights, store, errors)
+            round_stage(stage, facts.weights, decided, divisor, None, store, errors)
         forget_pages(value for linear in stage.linears for value in linear.weight.sources)
     divide_columns(store, column_divisors(scan.linears, scales))
     return Solved(

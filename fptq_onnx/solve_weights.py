@@ -33,7 +33,7 @@ from fptq_onnx.plan import LinearPlan, Plan
 from fptq_onnx.routing_notes import RoutingNotes
 from fptq_onnx.stage_choice import Judge, rounding_of
 from fptq_onnx.stage_decision import choose_formula, is_static, wants_static, with_scheme
-from fptq_onnx.stage_rounding import float_weight, round_stage
+from fptq_onnx.stage_rounding import Seen, float_weight, round_stage
 from fptq_onnx.stage_sites import StageSite, stage_sites, without_cached_values
 from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
@@ -138,7 +138,9 @@ def solve_weights(
         errors.update({one.name: LinearErrors(one.name, one.path) for one in stage.linears})
         quantized = {}
         if config.quantize:
-            quantized = round_stage(view, decided, divisor, config.weights, store, errors)
+            quantized = round_stage(
+                stage, view.weights, decided, divisor, _look(view, config.weights), store, errors
+            )
         outputs = {
             linear.name: view.outputs(
                 linear, weights[linear.name], quantized.get(linear.name), divisor,
@@ -156,6 +158,13 @@ def solve_weights(
         tuple(ratios),
         routing.sentences,
     )
+
+
+def _look(view: StageView, method: str) -> Callable[..., Seen] | None:
+    """What a method needs of a stage's input; nothing where it sees no token."""
+    if method == "rtn" or view.unseen:
+        return None
+    return view.moments if method == "gptq" else view.mean_squares
 
 
 def _leave(

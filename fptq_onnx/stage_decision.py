@@ -43,10 +43,21 @@ Divisor = NDArray[np.float32]
 class StageFacts(Protocol):
     """What is known of a stage: with its tokens in a walk, by statistics alone without one."""
 
-    stage: Stage
-    ranges: ChannelRange
-    sizes: ChannelSizes
-    unseen: bool
+    @property
+    def stage(self) -> Stage:
+        """Its linears."""
+
+    @property
+    def ranges(self) -> ChannelRange:
+        """Of its input."""
+
+    @property
+    def sizes(self) -> ChannelSizes:
+        """Of its channels."""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether no token reaches it."""
 
 
 def choose_formula(

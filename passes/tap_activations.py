@@ -7,8 +7,8 @@
                                                                ->  ReduceMax    [tokens]
 
 The reductions run inside the graph, so no activation ever leaves it. Minimum and maximum give each
-channel's absmax and the tensor's range exactly, and the size of each token. The sum is only there to notice NaN and infinity:
-max and min may skip a NaN, a sum cannot.
+channel's absmax and the tensor's range exactly, and the size of each token. The sum is only there
+to notice NaN and infinity: max and min may skip a NaN, a sum cannot.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What calibration learns: the range of every channel of every linear's input, and tokens' sizes.
 
-Statistics are minima, maxima and counts, so merging is exact and order does not matter: runs on different
-data, or on different machines, combine into the same numbers as one run over everything.
+Statistics are minima, maxima and counts, so merging is exact and order does not matter: runs on
+different data, or on different machines, combine into the same numbers as one run over everything.
 """
 
 from __future__ import annotations
