@@ -126,7 +126,9 @@ def _chunks(
 
 def _merge(left: Observed, right: Observed) -> Observed:
     """Two observations as one. The end of a name says of what, as the taps name them."""
-    merge = {"low": np.minimum, "high": np.maximum, "total": np.add, "bottom": _both, "top": _both}
+    merge: dict[str, Callable[..., NDArray[np.generic]]] = {
+        "low": np.minimum, "high": np.maximum, "total": np.add, "bottom": _both, "top": _both,
+    }  # fmt: skip
     return {name: merge[name.rsplit("_", 1)[1]](left[name], right[name]) for name in left}
 
 
