@@ -211,6 +211,11 @@ class Samples:
                     f"with --stats and the name of a new file"
                 )
             say(f"calibration  not run: statistics of {merged.samples} samples from {names}")
+            if not merged.know_sizes:
+                say(
+                    "warning      the statistics are of an earlier version and hold no sizes of "
+                    "tokens: static scales that a few huge tokens set are not noticed, measure anew"
+                )
             return merged
         started = time.monotonic()
         source = self.open(loaded, threads=threads, quiet=quiet)

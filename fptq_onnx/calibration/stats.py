@@ -75,6 +75,11 @@ class ActivationStats:
     source: str = ""
     model: str = ""
 
+    @property
+    def know_sizes(self) -> bool:
+        """Whether the sizes of tokens are known of all activations; earlier versions kept none."""
+        return all(channel.sizes is not None for channel in self.ranges.values())
+
     def merged(self, other: ActivationStats) -> ActivationStats:
         """Statistics over both sets of data; activations of either are kept.
 
@@ -113,6 +118,7 @@ class ActivationStats:
             "samples": self.samples,
             "source": self.source,
             "model": self.model,
+            "sizes": [channel.sizes is not None for channel in self.ranges.values()],
         }
         arrays: dict[str, NDArray[np.generic]] = {"about": np.array(json.dumps(about))}
         for index, name in enumerate(names):
@@ -147,11 +153,12 @@ class ActivationStats:
                 about = json.loads(str(data["about"]))
                 if about["format"] != _FORMAT:
                     raise KeyError(about["format"])
+                with_sizes = about.get("sizes", [False] * len(about["activations"]))
                 ranges = {
                     name: ChannelRange(
                         data[f"low_{index}"].astype(np.float32),
                         data[f"high_{index}"].astype(np.float32),
-                        _sizes(data[f"sizes_{index}"]) if f"sizes_{index}" in data else None,
+                        _sizes(data[f"sizes_{index}"]) if with_sizes[index] else None,
                     )
                     for index, name in enumerate(about["activations"])
                 }
