@@ -27,7 +27,7 @@ from fptq_onnx.numerics.fold_scales import (
 )
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
-from fptq_onnx.numerics.token_sizes import LARGEST_LOSS, loses_tokens
+from fptq_onnx.numerics.token_sizes import loses_tokens
 from fptq_onnx.passes.choose_schemes import MASSIVE, UNSEEN
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan
 from fptq_onnx.stage_choice import Judge
@@ -103,7 +103,7 @@ def _serves_few_tokens(facts: StageFacts, judge: Judge | None, formula: str) -> 
     """Whether a massive token set the divisors so that the weights lose what other tokens need."""
     if judge is None or not judge.loses_tokens(NONE, facts.ranges.tensor_absmax):
         return False
-    return judge.token_error(formula) > judge.token_error(NONE) + LARGEST_LOSS
+    return judge.token_error(formula) > judge.token_error(NONE)
 
 
 def wants_static(facts: StageFacts, fold_site: str | None, config: Config) -> bool:
