@@ -66,9 +66,17 @@ class Config:
 
     @property
     def walks(self) -> bool:
-        """Whether the conversion needs to run the model stage by stage; the paper's does not."""
-        paper = (self.weights, self.equalization, self.policy) == ("rtn", "lae", "thresholds")
-        return not paper or self.bits_budget is not None
+        """Whether the conversion needs to run the model stage by stage.
+
+        What rounds to nearest, with divisors and schemes from ranges alone, does not.
+        """
+        by_tokens = self.weights != "rtn" or self.equalization == "search"
+        return by_tokens or self.policy == "measured" or self.bits_budget is not None
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether divisors and schemes are the paper's own: LAE where thresholds on ranges say."""
+        return (self.equalization, self.policy) == ("lae", "thresholds")
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense.

@@ -56,6 +56,7 @@ class Samples:
     _opened: Source | None = None
     _kind: str = ""
     _loops: int = 0
+    _unwritten: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
@@ -102,6 +103,25 @@ class Samples:
         Raises:
             FptqError: see open_source and write_windows.
         """
+        source = self.drawn(loaded, threads=threads)
+        if self._unwritten and isinstance(source, TokenWindows):
+            self._unwritten = False
+            self._write(loaded, source, threads, quiet)
+        assert self._opened is not None
+        return self._opened
+
+    def drawn(self, loaded: LoadedModel, *, threads: int = 0) -> Source:
+        """The same, but random tokens where the model has not written its samples yet.
+
+        They do where any tokens do, as to see that two graphs compute the same.
+
+        Args:
+            loaded: the model.
+            threads: intra-op threads, 0 lets ONNX Runtime choose.
+
+        Raises:
+            FptqError: see open_source.
+        """
         if self._opened is None:
             self._opened = open_source(
                 self.source,
@@ -127,8 +147,7 @@ class Samples:
                 )
                 if feeds is not None:
                     self._opened = feeds
-                elif self.source == GENERATED:
-                    self._write(loaded, self._opened, threads, quiet)
+                self._unwritten = feeds is None and self.source == GENERATED
         return self._opened
 
     def _write(self, loaded: LoadedModel, drawn: TokenWindows, threads: int, quiet: bool) -> None:
@@ -192,6 +211,11 @@ class Samples:
                     f"with --stats and the name of a new file"
                 )
             say(f"calibration  not run: statistics of {merged.samples} samples from {names}")
+            if not merged.know_sizes:
+                say(
+                    "warning      the statistics are of an earlier version and hold no sizes of "
+                    "tokens: static scales that a few huge tokens set are not noticed, measure anew"
+                )
             return merged
         started = time.monotonic()
         source = self.open(loaded, threads=threads, quiet=quiet)
