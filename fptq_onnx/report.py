@@ -14,7 +14,16 @@ import onnx_ir as ir
 from fptq_onnx.graph.block_view import Block
 from fptq_onnx.graph.held_weights import CONVOLUTIONS
 from fptq_onnx.graph.linears import IN_SUBGRAPH, LinearScan
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.plan import (
+    FLOAT,
+    LAE_STATIC,
+    PER_TOKEN,
+    STATIC,
+    STAYS,
+    WEIGHT_ONLY,
+    LinearPlan,
+    Plan,
+)
 
 SCHEME_NAMES = {
     STATIC: "static",
@@ -108,6 +117,12 @@ def scheme_lines(plan: Plan) -> list[str]:
         lines.append(
             f"             {len(declined)} would be equalized but are per-token, such as "
             f"{declined[0].path}: {declined[0].reason.split('cannot be equalized: ')[1]}"
+        )
+    decide = [entry for entry in plan.linears if entry.reason.startswith(STAYS)]
+    for what in dict.fromkeys(entry.reason.split(" (")[0] for entry in decide):
+        some = [entry for entry in decide if entry.reason.split(" (")[0] == what]
+        lines.append(
+            f"             {len(some)} in float, such as {some[0].path}: {some[0].reason}"
         )
     return lines
 

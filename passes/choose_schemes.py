@@ -4,6 +4,7 @@
     v0 < max|x| <= v1         lae_static   equalize, then one int8 scale; needs a fold site
     max|x| > v1, or no site   per_token    one int8 scale per row, found at run time
     matched by --ignore       float        left alone
+    a router, or a gate       float        unless --w8 or --quantize-routers asks for it (gates.py)
 
 Sizes are decided per activation: linears that read the same value get the same scheme.
 """
@@ -19,13 +20,23 @@ from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.gates import find_gates
 from fptq_onnx.graph.linears import Linear, LinearScan
 from fptq_onnx.linear_selector import select
 from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.plan import (
+    FLOAT,
+    LAE_STATIC,
+    PER_TOKEN,
+    STATIC,
+    STAYS,
+    WEIGHT_ONLY,
+    LinearPlan,
+    Plan,
+)
 
 UNSEEN = "no token of the calibration samples reaches it"
 _SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "float": WEIGHT_ONLY}
@@ -50,9 +61,15 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     wide = select(scan, "--w8", config.w8)
     sites = find_fold_sites(scan.linears)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
+    kept = {
+        name: f"{STAYS}{how}"
+        for name, how in ({} if config.quantize_routers else find_gates(scan.linears)).items()
+        if name not in wide
+    }
+    kept |= {name: f"kept in float by --ignore {which!r}" for name, which in ignored.items()}
     entries = [
-        _entry(linear, ranges, sites[linear.name], ignored.get(linear.name), config)
-        if linear.name in ignored or not stats.ranges[linear.x.name or ""].unseen
+        _entry(linear, ranges, sites[linear.name], kept.get(linear.name), config)
+        if linear.name in kept or not stats.ranges[linear.x.name or ""].unseen
         else _unseen(linear, config)
         for linear in scan.linears
     ]
@@ -123,7 +140,7 @@ def _entry(
     linear: Linear,
     ranges: Mapping[str, ChannelRange],
     site: FoldSite | str,
-    ignored_by: str | None,
+    kept: str | None,
     config: Config,
 ) -> LinearPlan:
     absmax = ranges[linear.name].tensor_absmax
@@ -140,8 +157,8 @@ def _entry(
         block_size=config.block_size,
         symmetric=config.symmetric,
     )
-    if ignored_by is not None:
-        return replace(entry, scheme=FLOAT, reason=f"kept in float by --ignore {ignored_by!r}")
+    if kept is not None:
+        return replace(entry, scheme=FLOAT, reason=kept)
     if config.policy in _SAME_FOR_ALL:
         same = _SAME_FOR_ALL[config.policy]
         static = float(static_scale(absmax)) if same == STATIC else None
