@@ -83,7 +83,7 @@ def _after(
         data = node.inputs[0]
         assert data is not None  # a lookup's first input is not optional
         if sources.is_constant(data):
-            rank = len(data.shape) if data.shape is not None else 3
+            rank = sources.rank(data) or 0
             if rank >= 3:
                 return True  # one matrix of all experts'
             return _outputs(node, _TABLE if rank == 2 else state)
