@@ -135,7 +135,7 @@ class Job:
                 {**item.to_dict(), **asdict(blocks[item.name])} for item in prepared.errors
             ),
             notes=(*prepared.warnings, *prepared.notes, *emitted.notes),
-            bits_per_weight=bits_per_weight(plan, emitted.model),
+            bits_per_weight=bits_per_weight(plan, emitted.model, self.scan.shared),
         )
         budget = self.config.bits_budget
         if budget is not None and report.bits_per_weight > budget + _BITS_SHOWN:

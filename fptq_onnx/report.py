@@ -121,9 +121,7 @@ def scheme_lines(plan: Plan) -> list[str]:
     decide = [entry for entry in plan.linears if entry.reason.startswith(STAYS)]
     for what in dict.fromkeys(entry.reason.split(" (")[0] for entry in decide):
         some = [entry for entry in decide if entry.reason.split(" (")[0] == what]
-        lines.append(
-            f"             {len(some)} in float, such as {some[0].path}: {some[0].reason}"
-        )
+        lines.append(f"             {len(some)} in float, such as {some[0].path}: {some[0].reason}")
     return lines
 
 

@@ -24,6 +24,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.graph.mapped_pages import forget_pages
+from fptq_onnx.graph.shared_weights import fixed_weights
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.numerics.fold_scales import (
@@ -39,6 +40,8 @@ from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.passes.choose_schemes import UNSEEN, range_of
 from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.routing_notes import RoutingNotes
+from fptq_onnx.shared_moments import SharedMoments
+from fptq_onnx.shared_rounding import SharedRounding
 from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, rounding_of
 from fptq_onnx.stage_rounding import float_weight, round_stage
 from fptq_onnx.stage_sites import StageSite, stage_sites, without_cached_values
@@ -104,7 +107,11 @@ def solve_weights(
         FptqError: a weight or an activation holds NaN or infinity, or the model cannot be run.
     """
     streams = TwoStreams(loaded, scan.linears, feeds, folder, threads=threads)
-    sites = without_cached_values(stage_sites(streams.stages, scan.linears), feeds)
+    fixed = fixed_weights(scan, quantize=config.quantize)
+    sites = without_cached_values(stage_sites(streams.stages, scan.linears, fixed), feeds)
+    shared = SharedRounding(
+        SharedMoments(loaded, streams.stages, scan.shared, feeds, threads=threads), scan.shared
+    )
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}
@@ -142,7 +149,7 @@ def solve_weights(
         errors.update({one.name: LinearErrors(one.name, one.path) for one in stage.linears})
         quantized = {}
         if config.quantize:
-            quantized = round_stage(view, decided, divisor, config.weights, store, errors)
+            quantized = round_stage(view, decided, divisor, config.weights, store, errors, shared)
         outputs = {
             linear.name: view.outputs(
                 linear, weights[linear.name], quantized.get(linear.name), divisor,
@@ -158,7 +165,7 @@ def solve_weights(
         scales,
         tuple(errors[linear.name] for linear in scan.linears),
         tuple(ratios),
-        routing.sentences,
+        (*routing.sentences, *shared.sentences),
     )
 
 

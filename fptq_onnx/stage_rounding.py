@@ -15,6 +15,7 @@ from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.plan import FLOAT, LinearPlan
+from fptq_onnx.shared_rounding import SharedRounding
 from fptq_onnx.stage_choice import Rounding, rounding_of
 from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
@@ -29,6 +30,7 @@ def round_stage(
     method: str,
     store: WeightStore,
     errors: Mapping[str, LinearErrors],
+    shared: SharedRounding,
 ) -> dict[str, tuple[Rows, Rows]]:
     """Round every linear of a stage but those in float.
 
@@ -39,6 +41,7 @@ def round_stage(
         method: "rtn", "mse" or "gptq"; "rtn" where no token is seen.
         store: receives the weights by name.
         errors: by name; receives those of the weights.
+        shared: rounds a weight once that several linears have.
 
     Returns:
         By name the divided weight as rounded, and what rounding left of what was aimed at; float32
@@ -53,6 +56,20 @@ def round_stage(
         if entry.scheme == FLOAT:
             continue
         rounding = rounding_of(entry)
+        if not shared.applies(linear, divisor):
+            pass
+        elif shared.reuse(linear, entry, store):
+            found = dequantize(store.get(linear.name))
+            quantized[linear.name] = found, weight - found
+            errors[linear.name].count_weight(*quantized[linear.name])
+            continue
+        else:
+            left = np.empty_like(weight)
+            of_all = shared.moments(linear, rounding, method)
+            store.put(linear.name, _quantized(weight, of_all, entry, linear, left))
+            quantized[linear.name] = dequantize(store.get(linear.name)), left
+            errors[linear.name].count_weight(*quantized[linear.name])
+            continue
         if rounding not in seen and method != "rtn" and not view.unseen:
             look = view.moments if method == "gptq" else view.mean_squares
             seen[rounding] = look(divisor, rounding)

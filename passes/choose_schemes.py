@@ -22,6 +22,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.gates import find_gates
 from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.graph.shared_weights import decline_fixed, fixed_weights
 from fptq_onnx.linear_selector import select
 from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
@@ -59,7 +60,8 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     """
     ignored = select(scan, "--ignore", config.ignore)
     wide = select(scan, "--w8", config.w8)
-    sites = find_fold_sites(scan.linears)
+    fixed = fixed_weights(scan, quantize=config.quantize)
+    sites = decline_fixed(find_fold_sites(scan.linears), fixed)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
     kept = {
         name: f"{STAYS}{how}"

@@ -41,7 +41,9 @@ def picks(file: Path, x: np.ndarray) -> np.ndarray:
     import onnx
 
     model = onnx.load(file)
-    model.graph.output.append(onnx.helper.make_tensor_value_info("top", onnx.TensorProto.INT64, None))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("top", onnx.TensorProto.INT64, None)
+    )
     onnx.save(model, file.with_name("with_picks.onnx"))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -40,7 +40,17 @@ _NORMS = (
     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "GroupNormalization",
     "GatedRMSNorm",
 )  # fmt: skip
-_KEEPS = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Slice", "Split", "Gather")
+_KEEPS = (
+    "Cast",
+    "Identity",
+    "Unsqueeze",
+    "Squeeze",
+    "Reshape",
+    "Expand",
+    "Slice",
+    "Split",
+    "Gather",
+)
 _RESHAPES = (
     "Transpose", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split",
     "ReduceSum", "ReduceMax",
@@ -142,9 +152,7 @@ def _at(
     return ""
 
 
-def _recurs(
-    node: ir.Node, others: Sequence[ir.Value], linear: Linear, sources: Sources
-) -> bool:
+def _recurs(node: ir.Node, others: Sequence[ir.Value], linear: Linear, sources: Sources) -> bool:
     if node.op_type in _RECURRENT or node.graph is not sources.graph:
         return True
     return node.op_type == "Mul" and any(sources.is_state(other, linear) for other in others)

@@ -110,9 +110,7 @@ class Sources:
             self._before[linear.name] = seen
         return self._before[linear.name]
 
-    def _last(
-        self, value: ir.Value, *, through_picks: bool = False
-    ) -> Iterator[Linear | ir.Value]:
+    def _last(self, value: ir.Value, *, through_picks: bool = False) -> Iterator[Linear | ir.Value]:
         """The linears, and inputs of the model, that come last before a value."""
         seen, pending = {id(value)}, [value]
         while pending:

@@ -32,8 +32,10 @@ EXPERTS = " ".join(
 STACK = f"{EXPERTS} stack = Concat<axis = 1>(z0, z1, z2, z3)"
 # What follows `w` [T, E], the weights of the experts, or none.
 MIX = f"{STACK} wide = Unsqueeze(w, minus) m = Mul(stack, wide) y = ReduceSum<keepdims = 0>(m, one)"
-PICKED = "u = Gather(EU, i) d = Gather(ED, i) x3 = Unsqueeze(n, one) x4 = Unsqueeze(x3, one)" \
+PICKED = (
+    "u = Gather(EU, i) d = Gather(ED, i) x3 = Unsqueeze(n, one) x4 = Unsqueeze(x3, one)"
     " h = MatMul(x4, u) a = Relu(h) o = MatMul(a, d) y = ReduceSum<keepdims = 0>(o, dims)"
+)
 ZEROS = "s = Shape(r) zeros = ConstantOfShape(s)"
 
 ROUTERS = {
@@ -146,13 +148,16 @@ def test_the_gate_of_a_shared_expert(rng: np.random.Generator, text: str) -> Non
     assert set(found) == {"g"} and "weighs what experts make" in found["g"]
 
 
-BODY = "body = inner (float[8] h, float[8] xt, float[8] d) => (float[8] hn, float[8] o)" \
+BODY = (
+    "body = inner (float[8] h, float[8] xt, float[8] d) => (float[8] hn, float[8] o)"
     " { f = Mul(h, d) hn = Add(f, xt) o = Identity(hn) }"
+)
 
 
 @pytest.mark.parametrize("rate", ["sp = Softplus(dt) na = Neg(sp) d = Exp(na)", "d = Sigmoid(dt)"])
 @pytest.mark.parametrize(
-    ("low", "gates"), [("dt = MatMul(n, B) ", {"dt"}), ("lo = MatMul(n, A) dt = MatMul(lo, A8) ", {"dt"})]
+    ("low", "gates"),
+    [("dt = MatMul(n, B) ", {"dt"}), ("lo = MatMul(n, A) dt = MatMul(lo, A8) ", {"dt"})],
 )
 def test_the_decay_of_a_scan(
     rng: np.random.Generator, rate: str, low: str, gates: set[str]
