@@ -155,8 +155,8 @@ def unused_in_float16(options: argparse.Namespace) -> list[str]:
     """The options given that a conversion to float16 has no use for."""
     names = (
         "target", "dry_run", "plan", "no_fuse", "no_clean_up", "equalize_only", "stats", "v0", "v1",
-        "block_size", "asymmetric", "ignore", "w8", "quantize_routers", "weights", "equalization", "policy",
-        "bits_budget", "embedding_bits", "kv_cache",
+        "block_size", "asymmetric", "ignore", "w8", "quantize_routers", "weights", "equalization",
+        "policy", "bits_budget", "embedding_bits", "kv_cache",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in names}
     return [

@@ -44,6 +44,7 @@ class Conversion:
     reports: the report of each target; empty after a dry run.
     warnings: what a user should look at.
     errors: of each linear, where they were measured.
+    notes: of a dry run, what a user should know; else they are in the reports.
     """
 
     scan: LinearScan
@@ -53,6 +54,7 @@ class Conversion:
     reports: Mapping[str, Report]
     warnings: tuple[str, ...]
     errors: tuple[LinearErrors, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -157,7 +159,8 @@ def convert(
     )
     if dry_run:
         prepared = job.rehearse(decided, warnings)
-        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors)
+        notes = job.expected(prepared.plan)
+        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors, notes)
     wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
     reports: dict[str, Report] = {}
     with atomic_folder(destination) as work:

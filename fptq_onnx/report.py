@@ -50,6 +50,8 @@ class Report:
     bytes_before, bytes_after: model and external data on disk.
     verification: comparison with the original, empty when it was switched off.
     notes: what a user should know, one sentence each.
+    stays_float: name, kind and bytes of each tensor that keeps its floats, the largest first; those
+        under 1 KB are left out.
     errors: SQNR of each linear's input, weight and output in decibels, where they were measured.
     """
 
@@ -69,6 +71,7 @@ class Report:
     notes: tuple[str, ...] = ()
     errors: tuple[Mapping[str, object], ...] = ()
     per_linear: tuple[Mapping[str, object], ...] = ()
+    stays_float: tuple[Mapping[str, object], ...] = ()
 
     def with_size(self, size: int) -> Report:
         """The same with the bytes written."""

@@ -74,7 +74,8 @@ class SharedMoments:
         return found if found.tokens else None
 
     def _measure(self, wanted: tuple[str, ...], as_float: bool, rounding: Rounding) -> None:
-        some, size = [], 0
+        some: list[tuple[str, ...]] = []
+        size = 0
         for uses in self._order[self._order.index(wanted) :]:
             size += 16 * self._channels[uses[0]] ** 2
             if some and size > _MOST_BYTES:

@@ -56,17 +56,13 @@ def round_stage(
         if entry.scheme == FLOAT:
             continue
         rounding = rounding_of(entry)
-        if not shared.applies(linear, divisor):
-            pass
-        elif shared.reuse(linear, entry, store):
-            found = dequantize(store.get(linear.name))
-            quantized[linear.name] = found, weight - found
-            errors[linear.name].count_weight(*quantized[linear.name])
-            continue
-        else:
+        if shared.applies(linear, divisor):
             left = np.empty_like(weight)
-            of_all = shared.moments(linear, rounding, method)
-            store.put(linear.name, _quantized(weight, of_all, entry, linear, left))
+            if shared.reuse(linear, entry, store):
+                np.subtract(weight, dequantize(store.get(linear.name)), out=left)
+            else:
+                of_all = shared.moments(linear, rounding, method)
+                store.put(linear.name, _quantized(weight, of_all, entry, linear, left))
             quantized[linear.name] = dequantize(store.get(linear.name)), left
             errors[linear.name].count_weight(*quantized[linear.name])
             continue

@@ -53,7 +53,7 @@ def fuse_shared_inputs(model: ir.Model) -> int:
 def _without_others_parts(groups: list[list[ir.Node]]) -> list[list[ir.Node]]:
     """The groups without nodes whose weight another group has in other company.
 
-    A weight is stored once; in one op with others it would be stored with them, and again elsewhere.
+    In one op with others a weight would be stored with them, and again elsewhere.
     """
     company: dict[int, set[tuple[int, ...]]] = {}
     for nodes in groups:

@@ -124,7 +124,7 @@ def _other_reader(linear: Linear) -> ir.Node | None:
 def decline_fixed(
     sites: Mapping[str, FoldSite | str], fixed: Mapping[str, str]
 ) -> dict[str, FoldSite | str]:
-    """The same sites, with a reason in place of those that a weight which has to stay would take."""
+    """The same sites; a reason in place of those that need a weight to change that has to stay."""
     found: dict[str, FoldSite | str] = {}
     for name, site in sites.items():
         names = () if isinstance(site, str) else site.linears

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -61,7 +62,7 @@ def steers(sources: Sources, picks: Iterable[ir.Value], linear: Linear) -> bool:
 
 def _after(
     sources: Sources, node: ir.Node, index: int, value: ir.Value, state: str, linear: Linear
-) -> bool | Iterator[tuple[ir.Value, str]]:
+) -> Literal[True] | Iterator[tuple[ir.Value, str]]:
     """True where a node computes as it is told, or the values it makes with what they are."""
     if node.op_type == "If" or (node.op_type == "Loop" and index < 2):
         return True
@@ -104,7 +105,7 @@ def _after(
 
 def _product(
     sources: Sources, node: ir.Node, others: list[ir.Value], state: str, linear: Linear
-) -> bool | Iterator[tuple[ir.Value, str]]:
+) -> Literal[True] | Iterator[tuple[ir.Value, str]]:
     """A product that is no linear: with other activations, or with all experts' weights."""
     if not others:
         return True if state in (_STEERED, _CHOSEN) else iter(())
