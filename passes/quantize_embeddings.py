@@ -4,9 +4,9 @@
     4 bits                   com.microsoft::GatherBlockQuantized
 
 Rows are rounded in groups of channels like weights, symmetric: nearest of 8 bits, clip search of 4.
-The table may be a head's weight [D, V] behind a Transpose, as onnxruntime-genai's builder writes tied
-embeddings, or behind Reshape, Cast and Identity. A head that shares the table has codes of its own by
-now; a table that anything else still reads stays as it is.
+The table may be a head's weight [D, V] behind a Transpose, as onnxruntime-genai's builder writes
+tied embeddings, or behind Reshape, Cast and Identity. A head that shares the table has codes of its
+own by now; a table that anything else still reads stays as it is.
 """
 
 from __future__ import annotations

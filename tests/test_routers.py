@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from experts import K, experts_model
@@ -38,13 +39,9 @@ def converted(
 
 def picks(file: Path, x: np.ndarray) -> np.ndarray:
     """The expert of each token: the router's choice as the file computes it."""
-    import onnx
-
-    model = onnx.load(file)
-    model.graph.output.append(
-        onnx.helper.make_tensor_value_info("top", onnx.TensorProto.INT64, None)
-    )
-    onnx.save(model, file.with_name("with_picks.onnx"))
+    model = ir.load(file)
+    model.graph.outputs.append(next(v for n in model.graph for v in n.outputs if v.name == "top"))
+    ir.save(model, file.with_name("with_picks.onnx"))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     runtime.register(options)

@@ -36,14 +36,16 @@ WAYS = {
 def layers_model(rng: np.random.Generator, way: str, *, gemm: bool = False) -> ir.Model:
     """x [A, D] -> y [A, D]: pre-norm MLPs with residuals, all with the same weights."""
     weights: dict[str, np.ndarray] = {
-        "g": np.linspace(0.2, 4, D, dtype=np.float32), "bu": rng.standard_normal(H).astype("f4") / 8,
+        "g": np.linspace(0.2, 4, D, dtype=np.float32),
+        "bu": rng.standard_normal(H).astype("f4") / 8,
     }  # fmt: skip
     u = (rng.standard_normal((D, H)) / 8).astype(np.float16).astype(np.float32)
     v = (rng.standard_normal((H, D)) / 16).astype(np.float16).astype(np.float32)
     all_weights = {
         "U": u, "V": v, "UT": np.ascontiguousarray(u.T), "VT": np.ascontiguousarray(v.T),
         "U16": u.astype("f2"), "V16": v.astype("f2"), "UT16": u.T.astype("f2"),
-        **{f"U_{i}": u.copy() for i in range(LAYERS)}, **{f"V_{i}": v.copy() for i in range(LAYERS)},
+        **{f"U_{i}": u.copy() for i in range(LAYERS)},
+        **{f"V_{i}": v.copy() for i in range(LAYERS)},
     }  # fmt: skip
     text, before = "", "x"
     for i in range(LAYERS):
@@ -210,8 +212,8 @@ def cross_model(rng: np.random.Generator, *, tied: bool = True) -> ir.Model:
             f" o{i} = MatMul(e{i}, v{i})"
         )
     text += " y = Add(o1, x)"
-    return build(f"g_ (float[A, {D}] x, float[A, {D}] z) => (float[A, {D}] y) {{ {text} }}", weights,
-                 opset=21, ir_version=10)  # fmt: skip
+    body = f"g_ (float[A, {D}] x, float[A, {D}] z) => (float[A, {D}] y) {{ {text} }}"
+    return build(body, weights, opset=21, ir_version=10)
 
 
 def test_fused_ops_do_not_store_a_part_again(rng: np.random.Generator, tmp_path: Path) -> None:
