@@ -114,8 +114,9 @@ def _form(value: ir.Value | None) -> tuple[object, ...]:
     steps: list[object] = []
     while value is not None and (node := value.producer()) is not None and node.inputs:
         if node.op_type == "Transpose":
-            perm = node.attributes.get("perm")
-            steps.append(None if perm is None else tuple(perm.as_ints()))
+            perm, before = node.attributes.get("perm"), constant_of(node.inputs[0])
+            rank = 2 if before is None else len(before.shape)
+            steps.append(tuple(range(rank))[::-1] if perm is None else tuple(perm.as_ints()))
         elif node.op_type not in ("Cast", "Identity"):
             shaped = constant_of(value)
             steps.append(() if shaped is None else ("shape", *shaped.shape))

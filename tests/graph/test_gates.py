@@ -180,7 +180,8 @@ def test_the_decay_of_a_scan(
 def test_the_decay_of_sums_so_far(rng: np.random.Generator) -> None:
     text = (
         "n = LayerNormalization(x, gain) a = MatMul(n, B) sp = Softplus(a)"
-        " at = Constant<value_int = 0>() c = CumSum(sp, at) d = Exp(c) v = MatMul(n, C4) y = Mul(v, d)"
+        " at = Constant<value_int = 0>() c = CumSum(sp, at) d = Exp(c) v = MatMul(n, C4)"
+        " y = Mul(v, d)"
     )
     SHAPES["C4"] = (D, 4)
     assert set(gates_of(model_of(text, rng, "float[T, 4] y"), rng)) == {"a"}
