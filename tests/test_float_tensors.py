@@ -97,7 +97,8 @@ def test_linears_positions_convolutions_and_experts_are_told(
 ) -> None:
     extra = (
         " s = Shape(ids) length = Gather(s, one) last = Squeeze(length, zero1)"
-        " nil = Constant<value_int = 0>() step = Constant<value_int = 1>() at = Range(nil, last, step) pos = Gather(P, at)"
+        " nil = Constant<value_int = 0>() step = Constant<value_int = 1>()"
+        " at = Range(nil, last, step) pos = Gather(P, at)"
         " ep = Add(e, pos) c0 = Transpose<perm = [0, 2, 1]>(ep) c1 = Conv<pads = [1, 1]>(c0, K)"
         " x = Transpose<perm = [0, 2, 1]>(c1)"
     )  # fmt: skip

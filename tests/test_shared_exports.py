@@ -8,6 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from fptq_onnx.config import PAPER
+from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.model_load import load_model
 from fptq_onnx.pipeline import convert
 from fptq_onnx.plan import LAE_STATIC, PER_TOKEN
 from fptq_onnx.samples import Samples

@@ -55,6 +55,17 @@ _RESHAPES = (
     "Transpose", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split",
     "ReduceSum", "ReduceMax",
 )  # fmt: skip
+_BEFORE_DECAYS = (
+    "Add",
+    "Sub",
+    "Neg",
+    "Cast",
+    "Identity",
+    "Clip",
+    "Unsqueeze",
+    "Squeeze",
+    "Reshape",
+)
 _SMALL = 4  # times smaller is one side of a decay's weight than the other
 
 
@@ -143,11 +154,12 @@ def _at(
             return f"picks experts {place}"
     elif node.op_type == "Mul" and weighs and state.column:
         if any(sources.another_linear(other, linear) for other in others):
-            return f"weighs what experts make {place}"
+            return f"weighs what other linears make {place}"
     elif node.op_type in PRODUCTS and weighs and id(node) not in sources.by_product:
         if any(_holds_several(other, linear, sources) for other in others):
-            return f"weighs what experts make {place}"
-    if state.decay and _is_small(linear) and _recurs(node, others, linear, sources):
+            return f"weighs what other linears make {place}"
+    decay = state.decay or _decays_inside(node, index)
+    if decay and _is_small(linear) and _recurs(node, others, linear, sources):
         return f"sets how fast a state decays {place}"
     return ""
 
@@ -156,6 +168,20 @@ def _recurs(node: ir.Node, others: Sequence[ir.Value], linear: Linear, sources: 
     if node.op_type in _RECURRENT or node.graph is not sources.graph:
         return True
     return node.op_type == "Mul" and any(sources.is_state(other, linear) for other in others)
+
+
+def _decays_inside(node: ir.Node, index: int) -> bool:
+    """Whether the body of a Scan or Loop makes a rate of decay of an input of it."""
+    if node.op_type not in ("Scan", "Loop"):
+        return False
+    pending = list(node.attributes["body"].as_graph().inputs[index : index + 1])
+    while pending:
+        for use in pending.pop().uses():
+            if use.node.op_type in _DECAYS:
+                return True
+            if use.node.op_type in _BEFORE_DECAYS:
+                pending.extend(use.node.outputs)
+    return False
 
 
 def _is_small(linear: Linear) -> bool:
