@@ -85,18 +85,18 @@ def float_notes(found: Sequence[FloatTensor], total: int) -> tuple[str, ...]:
     told = [kind for kind in sorted(sizes, key=lambda k: -sizes[k]) if sizes[kind] > _SHARE * total]
     if not told:
         return ()
-    parts = ", ".join(f"{human_bytes(sizes[kind])} {_named(kind, kinds[kind])}" for kind in told)
+    parts = ", ".join(f"{_named(kind, kinds[kind])} ({human_bytes(sizes[kind])})" for kind in told)
     whole = sum(sizes[kind] for kind in told)
-    return (f"{human_bytes(whole)} stay float of {human_bytes(total)}: {parts}",)
+    return (f"{human_bytes(whole)} stay float: {parts}, of {human_bytes(total)} in all",)
 
 
 def _named(kind: str, some: Sequence[FloatTensor]) -> str:
-    """'the embedding wte', '3 tables of ... (cos_cache is the largest)'."""
+    """'the embedding wte', '3 tables of rotary angles such as cos_cache'."""
     if len(some) == 1:
         return f"the {kind} {some[0].name}"
     noun, *rest = kind.split(" ", 1)
     noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{len(some)} {' '.join([noun, *rest])} ({some[0].name} is the largest)"
+    return f"{len(some)} {' '.join([noun, *rest])} such as {some[0].name}"
 
 
 def expected_floats(
@@ -162,7 +162,7 @@ def _kind(value: ir.Value, leaving: Collection[int]) -> str | None:
 
 def _read_as(node: ir.Node, index: int) -> str:
     if node.op_type == "Gather" and index == 0:
-        return EMBEDDING if are_tokens(node.inputs[1]) else "table of Gather"
+        return EMBEDDING if are_tokens(node.inputs[1]) else "table"
     if node.op_type.endswith("Normalization"):
         return "gain of norms"
     return _KINDS.get(node.op_type, f"tensor read by {node.op_type}")

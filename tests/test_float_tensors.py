@@ -54,7 +54,7 @@ TABLE = 4 * V * D
 def test_a_tied_embedding_left_in_float_is_told(rng: np.random.Generator, tmp_path: Path) -> None:
     (line,), report = told(rng, tmp_path, tied_model(rng), embedding_bits=32)
     assert re.fullmatch(
-        r"note {9}409\.6 kB stay float of 4\d\d\.\d kB: 409\.6 kB the embedding W", line
+        r"note {9}409\.6 kB stay float: the embedding W \(409\.6 kB\), of 4\d\d\.\d kB in all", line
     )
     assert any("409.6 kB stay float" in note for note in report.notes)
     assert report.stays_float[0] == {"name": "W", "kind": "embedding", "bytes": TABLE}
@@ -84,9 +84,9 @@ def test_inspect_tells_before(rng: np.random.Generator, tmp_path: Path) -> None:
 
     assert not any("stay float" in line for line in shown(False))
     (line,) = [line for line in shown(False, embedding_bits=32) if "stay float" in line]
-    assert "409.6 kB the embedding W" in line
+    assert "the embedding W (409.6 kB)" in line
     (text,) = shown(True, embedding_bits=32)
-    assert "409.6 kB the embedding W" in json.loads(text)["notes"][0]
+    assert "the embedding W (409.6 kB)" in json.loads(text)["notes"][0]
     # The head kept in float keeps the table too: it is stored once, and told once.
     (line,) = [line for line in shown(False, ignore=("^y$",)) if "stay float" in line]
     assert line.count("409.6 kB") == 2 and "the embedding W" in line
@@ -108,11 +108,11 @@ def test_linears_positions_convolutions_and_experts_are_told(
     }  # fmt: skip
     (line,), report = told(rng, tmp_path, tied_model(rng, extra=extra, more=more), ignore=("^u$",))
     kinds = {str(row["name"]): row["kind"] for row in report.stays_float}
-    assert kinds["P"] == "table of Gather" and kinds["K"] == "weight of convolutions"
+    assert kinds["P"] == "table" and kinds["K"] == "weight of convolutions"
     assert kinds["U"] == "weight of linears"
     sizes = {name: 4 * int(np.prod(array.shape)) for name, array in more.items() if name in "PK"}
     for name, size in {**sizes, "U": 4 * D * D}.items():
-        assert f"{size / 1000:.1f} kB the {kinds[name]} {name}" in line
+        assert f"the {kinds[name]} {name} ({size / 1000:.1f} kB)" in line
     assert "embedding" not in line
 
 

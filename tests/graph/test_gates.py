@@ -213,6 +213,9 @@ NOT = {
     "its token looked up again": (
         "l = MatMul(n, V) i = ArgMax<axis = -1, keepdims = 0>(l) e = Gather(table, i)"
         " c = Add(e, n) y = MatMul(c, W)", "float[T, D] y"),
+    "its token's row, weighed": (
+        "l = MatMul(n, V) i = ArgMax<axis = -1, keepdims = 0>(l) e = Gather(table, i)"
+        " g = MatMul(n, Wq) c = Mul(e, g) y = MatMul(c, W)", "float[T, D] y"),
     "beams that reorder a cache": (
         "k = MatMul(x, Wk) kn = Add(k, n) l = MatMul(kn, V) t, i = TopK<axis = 0>(l, k2)"
         " first = Constant<value_int = 0>() beam = Gather<axis = 1>(i, first)"
