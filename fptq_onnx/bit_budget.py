@@ -133,6 +133,34 @@ def spend_budget(
     return replace(plan, linears=tuple(entries[entry.name] for entry in plan.linears))
 
 
+def one_form(plan: Plan, shared: Mapping[str, str]) -> Plan:
+    """Give linears with one weight the widest form of any of them, which is then stored once.
+
+    Args:
+        plan: with forms chosen stage by stage.
+        shared: see graph/shared_weights.py.
+    """
+    widest: dict[str, LinearPlan] = {}
+    for entry in plan.linears:
+        if entry.scheme != FLOAT and (first := shared.get(entry.name)) is not None:
+            known = widest.setdefault(first, entry)
+            widest[first] = max(known, entry, key=planned_bits)
+    return replace(
+        plan,
+        linears=tuple(
+            entry
+            if entry.scheme == FLOAT or shared.get(entry.name) not in widest
+            else replace(
+                entry,
+                block_size=widest[shared[entry.name]].block_size,
+                symmetric=widest[shared[entry.name]].symmetric,
+                weight_bits=widest[shared[entry.name]].weight_bits,
+            )
+            for entry in plan.linears
+        ),
+    )
+
+
 def measure_harm(
     loaded: LoadedModel,
     scan: LinearScan,

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from fptq_onnx.bit_budget import planned_bits
 from fptq_onnx.calibration.data import Source
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.check_clean_up import check_clean_up
 from fptq_onnx.clean_up import clean_up
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
+from fptq_onnx.float_tensors import all_bytes, expected_floats, float_notes, float_tensors
 from fptq_onnx.graph.block_view import find_blocks
 from fptq_onnx.graph.divided_outputs import divided_outputs
 from fptq_onnx.graph.linears import LinearScan
@@ -28,7 +30,7 @@ from fptq_onnx.passes.equalize import equalize, fold_scales
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
-from fptq_onnx.plan import Plan
+from fptq_onnx.plan import FLOAT, Plan
 from fptq_onnx.progress import tracker
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.quality_gate import Gate
@@ -39,7 +41,7 @@ from fptq_onnx.session import CUSTOM_DOMAIN
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.solve_budget import solve_budget
 from fptq_onnx.solve_plain import needs_tokens, solve_plain
-from fptq_onnx.targets import emit
+from fptq_onnx.targets import FLOAT_TARGET, emit
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
@@ -85,6 +87,21 @@ class Job:
                 return self.prepare(plan, warnings, Path(work))
             say_all(self.say, scheme_lines(plan), warnings)
             return Prepared(self.loaded.model, plan, WeightStore(Path(work)), (), (), warnings)
+
+    def expected(self, plan: Plan) -> tuple[str, ...]:
+        """What will stay in floats, said and returned."""
+        quantized = (entry for entry in plan.linears if entry.scheme != FLOAT)
+        first = {entry.name: self.scan.shared.get(entry.name, entry.name) for entry in quantized}
+        sizes = {
+            first[entry.name]: planned_bits(entry) / 8
+            for entry in plan.linears
+            if entry.name in first
+        }
+        notes = expected_floats(
+            self.loaded.model, self.scan, plan, self.config, sum(sizes.values())
+        )
+        say_all(self.say, [f"note         {text}" for text in notes])
+        return notes
 
     def walks(self, plan: Plan) -> bool:
         """Whether the model must be run stage by stage."""
@@ -153,14 +170,17 @@ class Job:
         blocks = find_blocks(self.scan.linears)
         report = new_report(target, loaded, self.scan, plan, self.config, self.samples, self.stats)
         emitted = emit(target, prepared.model.clone(), plan, prepared.store, self.config)
+        floats = [] if target == FLOAT_TARGET else float_tensors(emitted.model)
+        size = all_bytes(emitted.model)
         report = replace(
             report,
             folded=prepared.folded,
             errors=tuple(
                 {**item.to_dict(), **asdict(blocks[item.name])} for item in prepared.errors
             ),
-            notes=(*prepared.warnings, *prepared.notes, *emitted.notes),
-            bits_per_weight=bits_per_weight(plan, emitted.model),
+            notes=(*prepared.warnings, *prepared.notes, *emitted.notes, *float_notes(floats, size)),
+            stays_float=tuple(asdict(tensor) for tensor in floats),
+            bits_per_weight=bits_per_weight(plan, emitted.model, self.scan.shared),
         )
         budget = self.config.bits_budget
         if budget is not None and report.bits_per_weight > budget + _BITS_SHOWN:

@@ -45,6 +45,7 @@ class Conversion:
     reports: the report of each target; empty after a dry run.
     warnings: what a user should look at.
     errors: of each linear, where they were measured.
+    notes: of a dry run, what a user should know; else they are in the reports.
     """
 
     scan: LinearScan
@@ -54,6 +55,7 @@ class Conversion:
     reports: Mapping[str, Report]
     warnings: tuple[str, ...]
     errors: tuple[LinearErrors, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -113,17 +115,15 @@ def convert(
     if gate.closed and not verify_samples:
         raise FptqError("--max-kl and --min-top1 need samples to compare on: --verify-samples")
     _check_targets(targets)
-    if plan is not None and not isinstance(plan, Plan):
-        plan = Plan.load(plan)
     if plan is not None:
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         config = plan.applied(config)
     if "qdq" in targets and config.embedding_bits == 4:
         raise FptqError("standard ops have no lookup in 4 bits: --embedding-bits 8 for target qdq")
-    source = Path(model)
-    loaded = load_model(source)
-    destination = default_output(source) if output is None else Path(output)
+    loaded = load_model(Path(model))
+    destination = default_output(Path(model)) if output is None else Path(output)
     if not dry_run:
-        check_output(source, destination, overwrite=overwrite)
+        check_output(Path(model), destination, overwrite=overwrite)
         if "custom" in targets and verify_samples and config.quantize:
             library_path()  # better refused now than when the written model is to be run
     say = notes_once(say)
@@ -162,7 +162,8 @@ def convert(
     )
     if dry_run:
         prepared = job.rehearse(decided, warnings)
-        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors)
+        notes = job.expected(prepared.plan)
+        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors, notes)
     wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
     reports: dict[str, Report] = {}
     with atomic_folder(destination) as work:

@@ -20,6 +20,7 @@ LAE_STATIC = "lae_static"
 PER_TOKEN = "per_token"
 WEIGHT_ONLY = "weight_only"
 FLOAT = "float"
+STAYS = "stays in float: its output "  # begins the reason of a linear that decides
 SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, WEIGHT_ONLY, FLOAT)
 
 _FORMAT = "fptq-plan-1"

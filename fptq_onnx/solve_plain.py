@@ -18,12 +18,14 @@ from fptq_onnx.config import Config
 from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.graph.mapped_pages import forget_pages
+from fptq_onnx.graph.shared_weights import fixed_weights
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.numerics.fold_scales import NONE, ChannelSizes, fold_scale, weight_sizes
 from fptq_onnx.numerics.token_sizes import loses_tokens
 from fptq_onnx.passes.choose_schemes import ONE_SCALE, range_of
 from fptq_onnx.plan import Plan
+from fptq_onnx.shared_rounding import SharedRounding
 from fptq_onnx.solve_weights import Solved, divide_columns
 from fptq_onnx.stage_decision import choose_formula, is_static, wants_static, with_scheme
 from fptq_onnx.stage_rounding import float_weight, round_stage
@@ -90,7 +92,8 @@ def solve_plain(
         FptqError: a weight holds NaN or infinity, or the statistics do not fit the model.
     """
     stages = find_stages(loaded.model.graph, scan.linears)
-    sites = stage_sites(stages, scan.linears)
+    sites = stage_sites(stages, scan.linears, fixed_weights(scan, quantize=config.quantize))
+    shared = SharedRounding(scan.shared, config.weights)
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     for stage in track(stages, len(stages)):
@@ -114,7 +117,7 @@ def solve_plain(
         entries.update({entry.name: entry for entry in decided})
         if config.quantize:
             errors = {one.name: LinearErrors(one.name, one.path) for one in stage.linears}
-            round_stage(stage, facts.weights, decided, divisor, None, store, errors)
+            round_stage(stage, facts.weights, decided, divisor, None, store, errors, shared)
         forget_pages(value for linear in stage.linears for value in linear.weight.sources)
     divide_columns(store, column_divisors(scan.linears, scales))
     return Solved(

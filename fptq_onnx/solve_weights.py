@@ -24,6 +24,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.graph.mapped_pages import forget_pages
+from fptq_onnx.graph.shared_weights import fixed_weights
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.numerics.fold_scales import NONE, fold_scale
@@ -31,6 +32,8 @@ from fptq_onnx.numerics.group_weights import half_scales
 from fptq_onnx.passes.choose_schemes import ONE_SCALE, range_of
 from fptq_onnx.plan import LinearPlan, Plan
 from fptq_onnx.routing_notes import RoutingNotes
+from fptq_onnx.shared_moments import SharedMoments
+from fptq_onnx.shared_rounding import SharedRounding
 from fptq_onnx.stage_choice import Judge, rounding_of
 from fptq_onnx.stage_decision import choose_formula, is_static, wants_static, with_scheme
 from fptq_onnx.stage_rounding import Seen, float_weight, round_stage
@@ -97,7 +100,10 @@ def solve_weights(
         FptqError: a weight or an activation holds NaN or infinity, or the model cannot be run.
     """
     streams = TwoStreams(loaded, scan.linears, feeds, folder, threads=threads)
-    sites = without_cached_values(stage_sites(streams.stages, scan.linears), feeds)
+    fixed = fixed_weights(scan, quantize=config.quantize)
+    sites = without_cached_values(stage_sites(streams.stages, scan.linears, fixed), feeds)
+    moments = SharedMoments(loaded, streams.stages, scan.shared, feeds, threads=threads)
+    shared = SharedRounding(scan.shared, config.weights, moments)
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}
@@ -138,8 +144,9 @@ def solve_weights(
         errors.update({one.name: LinearErrors(one.name, one.path) for one in stage.linears})
         quantized = {}
         if config.quantize:
+            look = _look(view, config.weights)
             quantized = round_stage(
-                stage, view.weights, decided, divisor, _look(view, config.weights), store, errors
+                stage, view.weights, decided, divisor, look, store, errors, shared
             )
         outputs = {
             linear.name: view.outputs(
@@ -156,7 +163,7 @@ def solve_weights(
         scales,
         tuple(errors[linear.name] for linear in scan.linears),
         tuple(ratios),
-        routing.sentences,
+        (*routing.sentences, *shared.sentences),
     )
 
 

@@ -16,6 +16,7 @@ from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.plan import FLOAT, LinearPlan
+from fptq_onnx.shared_rounding import SharedRounding
 from fptq_onnx.stage_choice import Rounding, rounding_of
 from fptq_onnx.weight_store import WeightStore
 
@@ -31,6 +32,7 @@ def round_stage(
     look: Callable[[NDArray[np.float32], Rounding], Seen] | None,
     store: WeightStore,
     errors: Mapping[str, LinearErrors],
+    shared: SharedRounding,
 ) -> dict[str, tuple[Rows, Rows]]:
     """Round every linear of a stage but those in float.
 
@@ -43,6 +45,7 @@ def round_stage(
             mean squares for the clip search. None rounds to nearest.
         store: receives the weights by name.
         errors: by name; receives those of the weights.
+        shared: rounds a weight once that several linears have.
 
     Returns:
         By name the divided weight as rounded, and what rounding left of what was aimed at; float32
@@ -57,6 +60,16 @@ def round_stage(
         if entry.scheme == FLOAT:
             continue
         rounding = rounding_of(entry)
+        if shared.applies(linear, divisor):
+            left = np.empty_like(weight)
+            if shared.reuse(linear, entry, store):
+                np.subtract(weight, dequantize(store.get(linear.name)), out=left)
+            else:
+                of_all = shared.moments(linear, rounding)
+                store.put(linear.name, _quantized(weight, of_all, entry, linear, left))
+            quantized[linear.name] = dequantize(store.get(linear.name)), left
+            errors[linear.name].count_weight(*quantized[linear.name])
+            continue
         if look is not None and rounding not in seen:
             seen[rounding] = look(divisor, rounding)
         w = weight * divisor[:, None]

@@ -38,6 +38,27 @@ def lazy_initializer(
     return value
 
 
+def weight_initializer(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    make: Callable[[], NDArray[np.generic]],
+) -> ir.Value:
+    """As lazy_initializer, or the one of that name: linears with one weight read one initializer.
+
+    Raises:
+        ValueError: the one of that name has another type or shape.
+    """
+    known = graph.initializers.get(name)
+    if known is None:
+        return lazy_initializer(graph, name, dtype, shape, make)
+    tensor = known.const_value
+    if tensor is None or (tensor.dtype, tuple(tensor.shape.numpy())) != (dtype, tuple(shape)):
+        raise ValueError(f"{name} is there already in another form")
+    return known
+
+
 def constant_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Register a small initializer, or return the one of that name."""
     if name in graph.initializers:

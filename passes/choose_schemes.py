@@ -4,6 +4,7 @@
     v0 < max|x| <= v1         lae_static   equalize, then one int8 scale; needs a fold site
     max|x| > v1, or no site   per_token    one int8 scale per row, found at run time
     matched by --ignore       float        left alone
+    a router, or a gate       float        unless --w8 or --quantize-routers asks for it (gates.py)
 
 A static scale that would round most tokens away, since a few are far larger, is not taken: the
 input is then per_token, whatever the policy.
@@ -22,14 +23,25 @@ from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.gates import find_gates
 from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.graph.shared_weights import decline_fixed, fixed_weights
 from fptq_onnx.linear_selector import select
 from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
 from fptq_onnx.numerics.token_sizes import loses_tokens
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.plan import (
+    FLOAT,
+    LAE_STATIC,
+    PER_TOKEN,
+    STATIC,
+    STAYS,
+    WEIGHT_ONLY,
+    LinearPlan,
+    Plan,
+)
 
 UNSEEN = "no token of the calibration samples reaches it"
 MASSIVE = "a few tokens are far larger than the rest"
@@ -54,11 +66,18 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     """
     ignored = select(scan, "--ignore", config.ignore)
     wide = select(scan, "--w8", config.w8)
-    sites = find_fold_sites(scan.linears)
+    fixed = fixed_weights(scan, quantize=config.quantize)
+    sites = decline_fixed(find_fold_sites(scan.linears), fixed)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
+    kept = {
+        name: f"{STAYS}{how}"
+        for name, how in ({} if config.quantize_routers else find_gates(scan.linears)).items()
+        if name not in wide
+    }
+    kept |= {name: f"kept in float by --ignore {which!r}" for name, which in ignored.items()}
     entries = [
-        _entry(linear, ranges, sites[linear.name], ignored.get(linear.name), config)
-        if linear.name in ignored or not stats.ranges[linear.x.name or ""].unseen
+        _entry(linear, ranges, sites[linear.name], kept.get(linear.name), config)
+        if linear.name in kept or not stats.ranges[linear.x.name or ""].unseen
         else _unseen(linear, config)
         for linear in scan.linears
     ]
@@ -129,7 +148,7 @@ def _entry(
     linear: Linear,
     ranges: Mapping[str, ChannelRange],
     site: FoldSite | str,
-    ignored_by: str | None,
+    kept: str | None,
     config: Config,
 ) -> LinearPlan:
     absmax = ranges[linear.name].tensor_absmax
@@ -146,8 +165,8 @@ def _entry(
         block_size=config.block_size,
         symmetric=config.symmetric,
     )
-    if ignored_by is not None:
-        return replace(entry, scheme=FLOAT, reason=f"kept in float by --ignore {ignored_by!r}")
+    if kept is not None:
+        return replace(entry, scheme=FLOAT, reason=kept)
     massive = loses_tokens(ranges[linear.name].sizes, absmax)
     left_out = f"; {MASSIVE}, so {ONE_SCALE} is left out"
     if config.policy in _SAME_FOR_ALL:
