@@ -140,7 +140,7 @@ def _relative(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 def _run(loaded: LoadedModel, model: ir.Model, source: Source, threads: int) -> Iterator[Arrays]:
     """The outputs of each run, by name."""
-    session = open_session_in_memory(model, loaded.folder, threads=threads)
+    session = open_session_in_memory(model, loaded.data_folder, threads=threads)
     names = [output.name for output in session.get_outputs()]
     try:
         if not isinstance(source, TokenWindows):

@@ -108,7 +108,7 @@ class Job:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
-        notes = (*widened, *routing, *self._clean_up(model))
+        notes = (*self.loaded.notes, *widened, *routing, *self._clean_up(model))
         return Prepared(model, plan, store, folded, errors, warnings, notes)
 
     def _clean_up(self, model: ir.Model) -> tuple[str, ...]:

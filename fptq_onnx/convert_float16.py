@@ -9,6 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from fptq_onnx import __version__
+from fptq_onnx.accepted_model import check_accepted
+from fptq_onnx.conversion_job import say_all
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -20,8 +22,9 @@ from fptq_onnx.quality_gate import Gate
 from fptq_onnx.recipes import FLOAT16
 from fptq_onnx.report import Report, human_bytes
 from fptq_onnx.samples import Samples
-from fptq_onnx.side_files import copy_side_files
+from fptq_onnx.side_files import check_side_files, copy_side_files
 from fptq_onnx.verify import verify
+from fptq_onnx.weight_values import check_weights
 
 # One protobuf message, which the converter works on, cannot be larger.
 _PROTOBUF_LIMIT = (1 << 31) - 1
@@ -61,6 +64,11 @@ def convert_float16(
     """
     loaded = load_model(source)
     check_output(source, output, overwrite=overwrite)
+    check_side_files(loaded.folder)
+    _check_floats(loaded)
+    check_accepted(loaded)
+    check_weights(loaded.file, loaded.model)
+    say_all(say, [f"note         {text}" for text in loaded.notes])
     scan = find_linears(loaded.model)
     with atomic_folder(output) as folder:
         model = ir.from_proto(_half(loaded))
@@ -97,6 +105,12 @@ def convert_float16(
     return report
 
 
+def _check_floats(loaded: LoadedModel) -> None:
+    tensors = [value.const_value for value in loaded.model.graph.initializers.values()]
+    if not any(tensor is not None and tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
+        raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")
+
+
 def _half(loaded: LoadedModel) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -105,10 +119,7 @@ def _half(loaded: LoadedModel) -> onnx.ModelProto:
             f"{loaded.file} is larger than 2 GiB, which ONNX Runtime's float16 converter cannot "
             f"take: export it in float16 instead"
         )
-    proto = onnx.load(loaded.file)
-    floats = {tensor.data_type for tensor in proto.graph.initializer}
-    if onnx.TensorProto.FLOAT not in floats:
-        raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")
+    proto = ir.to_proto(ir.external_data.load_to_model(loaded.model.clone()))
     try:
         # Its shape inference knows none of ONNX Runtime's own ops; types are all it needs.
         converted: onnx.ModelProto = convert_float_to_float16(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +10,14 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from fptq_onnx.constant_inputs import drop_constant_inputs
+from fptq_onnx.downloaded_file import check_model_downloaded
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.external_data import locate_data, tensors_of
+from fptq_onnx.model_choice import find_model_file
+from fptq_onnx.tensor_spec import check_tensors
+
+__all__ = ["LoadedModel", "load_model", "tensors_of"]
 
 OLDEST_OPSET, NEWEST_OPSET = 17, 28
 _ALREADY_QUANTIZED = {
@@ -42,16 +46,26 @@ class LoadedModel:
     model: the graph; big weights are memory-mapped ExternalTensors.
     file: the .onnx file.
     data_files: the external data files it refers to.
+    data_base: what locations of external data in `model` are relative to, where that is not the
+        folder: see locate_data. ONNX Runtime cannot open `file` by itself then.
+    notes: what was changed on loading, for people.
     """
 
     model: ir.Model
     file: Path
     data_files: tuple[Path, ...]
+    data_base: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the model, its data, tokenizer and configs."""
+        """The folder of the model file; for tokenizer and configs see side_file."""
         return self.file.parent
+
+    @property
+    def data_folder(self) -> Path:
+        """What locations of external data in `model` are relative to."""
+        return self.folder if self.data_base is None else self.data_base
 
     @property
     def bytes(self) -> int:
@@ -79,10 +93,11 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
 
     Raises:
         FptqError: not an ONNX file, an opset outside 17..28, sparse weights, a value that nothing
-            makes, external data missing, truncated or outside the folder, or a model that is
-            already quantized.
+            makes, external data missing, truncated or outside the folder, an input or output that
+            is no tensor, or a model that is already quantized.
     """
     file = find_model_file(path)
+    check_model_downloaded(file)
     try:
         proto = onnx.load(file, load_external_data=False)
         sparse = _sparse_weight(proto)
@@ -91,6 +106,7 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                 f"{file} stores the weight {sparse!r} sparsely, which is not supported: store its "
                 f"zeros too (a dense initializer), or export the model again"
             )
+        check_tensors(proto.graph, file)
         model = ir.from_proto(proto)
         del proto
         ir.external_data.set_base_dir(model.graph, file.parent)
@@ -110,7 +126,8 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
             f"export it again with one of these"
         )
     _check_values(model, file)
-    data_files = _check_external_data(model, file.parent)
+    notes = drop_constant_inputs(model)
+    data = locate_data(model, file)
     if not allow_quantized:
         for node in model.graph.all_nodes():
             if node.op_type in _ALREADY_QUANTIZED:
@@ -118,19 +135,7 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                     f"{file} is already quantized (node {node.name!r} is {node.op_type}): "
                     f"give the float model it was made from"
                 )
-    return LoadedModel(model, file, data_files)
-
-
-def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """All tensors a model holds: initializers and tensor attributes, subgraphs included."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
+    return LoadedModel(model, file, data.files, None if data.as_named else data.folder, notes)
 
 
 def _sparse_weight(proto: onnx.ModelProto) -> str | None:
@@ -165,33 +170,3 @@ def _check_values(model: ir.Model, file: Path) -> None:
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
                 )
-
-
-def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:
-    """Check every reference to external data before anything maps it."""
-    sizes: dict[Path, int] = {}
-    root = folder.resolve()
-    for tensor in tensors_of(model):
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        location = os.fspath(tensor.location)
-        path = folder / location
-        if Path(location).is_absolute() or not path.resolve().is_relative_to(root):
-            linked = path.is_symlink() and os.pardir not in Path(location).parts
-            raise FptqError(
-                f"refused: the weight {tensor.name!r} points to external data outside the model's "
-                f"folder ({location}"
-                + (", a symbolic link): copy the files themselves, cp -rL" if linked else ")")
-            )
-        if path not in sizes:
-            if not path.is_file():
-                raise FptqError(f"external data file {path} is missing: copy it next to the model")
-            sizes[path] = path.stat().st_size
-        offset = tensor.offset or 0
-        length = tensor.nbytes if tensor.length is None else tensor.length
-        if length < tensor.nbytes or offset < 0 or offset + tensor.nbytes > sizes[path]:
-            raise FptqError(
-                f"external data file {path} is truncated: the weight {tensor.name!r} ends at byte "
-                f"{offset + tensor.nbytes}, the file has {sizes[path]}; copy or export it again"
-            )
-    return tuple(sizes)

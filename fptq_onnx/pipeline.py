@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fptq_onnx.accepted_model import check_accepted
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.conversion_job import Job, notes_once, say_all
@@ -19,6 +20,7 @@ from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.int8_cache import check_cache
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.linear_selector import select
+from fptq_onnx.model_folder import hub_repository, model_name
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
@@ -29,8 +31,10 @@ from fptq_onnx.quality_gate import Gate
 from fptq_onnx.report import Report, coverage_lines, why_none
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
+from fptq_onnx.side_files import check_side_files
 from fptq_onnx.targets import FLOAT_TARGET, check_targets
 from fptq_onnx.thread_count import check_threads
+from fptq_onnx.weight_values import check_weights
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,11 @@ def convert(
         check_output(source, destination, overwrite=overwrite)
         if "custom" in targets and verify_samples and config.quantize:
             library_path()  # better refused now than when the written model is to be run
+    check_side_files(loaded.folder)
     say = notes_once(say)
     normalize(loaded.model)
+    check_accepted(loaded)
+    check_weights(loaded.file, loaded.model)
     scan = find_linears(loaded.model)
     say_all(say, coverage_lines(scan))
     if not scan.linears:
@@ -174,7 +181,12 @@ def convert(
 
 
 def default_output(source: Path) -> Path:
-    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file."""
+    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file.
+
+    For a model in a hub cache, which is no place to write, `<name>-w4a8` in the current folder.
+    """
+    if hub_repository(source) is not None:
+        return Path.cwd() / f"{model_name(source).split('/')[-1]}-w4a8"
     resolved = source.absolute()  # a link's neighbours are those of the link
     return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
 
