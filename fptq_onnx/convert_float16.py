@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from fptq_onnx import __version__
-from fptq_onnx.accepted_model import check_accepted
+from fptq_onnx.check_input import check_input
 from fptq_onnx.conversion_job import say_all
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
@@ -22,9 +22,8 @@ from fptq_onnx.quality_gate import Gate
 from fptq_onnx.recipes import FLOAT16
 from fptq_onnx.report import Report, human_bytes
 from fptq_onnx.samples import Samples
-from fptq_onnx.side_files import check_side_files, copy_side_files
+from fptq_onnx.side_files import copy_side_files
 from fptq_onnx.verify import verify
-from fptq_onnx.weight_values import check_weights
 
 # One protobuf message, which the converter works on, cannot be larger.
 _PROTOBUF_LIMIT = (1 << 31) - 1
@@ -64,10 +63,8 @@ def convert_float16(
     """
     loaded = load_model(source)
     check_output(source, output, overwrite=overwrite)
-    check_side_files(loaded.folder)
     _check_floats(loaded)
-    check_accepted(loaded)
-    check_weights(loaded.file, loaded.model)
+    check_input(loaded)
     say_all(say, [f"note         {text}" for text in loaded.notes])
     scan = find_linears(loaded.model)
     with atomic_folder(output) as folder:

@@ -209,7 +209,7 @@ def _moved(tensor: ir.ExternalTensor, names: dict[str, str], folder: Path) -> ir
         tensor.offset,
         tensor.length,
         tensor.dtype,
-        shape=tensor.shape,  # type: ignore[arg-type]  # an ExternalTensor has a Shape
+        shape=tensor.shape,
         name=tensor.name or "",
         doc_string=tensor.doc_string,
         base_dir=folder,

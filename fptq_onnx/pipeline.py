@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.accepted_model import check_accepted
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.check_input import check_input
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.conversion_job import Job, notes_once, say_all
 from fptq_onnx.errors import FptqError
@@ -31,10 +31,8 @@ from fptq_onnx.quality_gate import Gate
 from fptq_onnx.report import Report, coverage_lines, why_none
 from fptq_onnx.runtime import library_path
 from fptq_onnx.samples import Samples
-from fptq_onnx.side_files import check_side_files
 from fptq_onnx.targets import FLOAT_TARGET, check_targets
 from fptq_onnx.thread_count import check_threads
-from fptq_onnx.weight_values import check_weights
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,9 @@ def convert(
         check_output(source, destination, overwrite=overwrite)
         if "custom" in targets and verify_samples and config.quantize:
             library_path()  # better refused now than when the written model is to be run
-    check_side_files(loaded.folder)
     say = notes_once(say)
     normalize(loaded.model)
-    check_accepted(loaded)
-    check_weights(loaded.file, loaded.model)
+    check_input(loaded)
     scan = find_linears(loaded.model)
     say_all(say, coverage_lines(scan))
     if not scan.linears:

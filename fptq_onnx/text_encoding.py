@@ -49,7 +49,7 @@ def text_encoding(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, lines ended by \\n, without a byte-order mark.
+    r"""The text of a file, lines ended by \n, without a byte-order mark.
 
     Raises:
         OSError: it cannot be read.

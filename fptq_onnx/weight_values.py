@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.mapped_pages import forget_pages
 
-# The exponent's bits, all of them set in NaN and infinity alone; and the unsigned type of that size.
-_EXPONENTS = {
+# The unsigned type of the same size; the bits of the exponent, all set in NaN and infinity; and the
+# bits of the mantissa, of which NaN has some.
+_Kind = tuple[type[np.unsignedinteger[Any]], int, int]
+_EXPONENTS: dict[ir.DataType, _Kind] = {
     ir.DataType.FLOAT16: (np.uint16, 0x7C00, 0x03FF),
     ir.DataType.BFLOAT16: (np.uint16, 0x7F80, 0x007F),
     ir.DataType.FLOAT: (np.uint32, 0x7F800000, 0x007FFFFF),
@@ -87,14 +89,14 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol, ir.Val
 
 
 def _bits(
-    tensor: ir.TensorProtocol, unsigned: type[np.unsignedinteger]
-) -> NDArray[np.unsignedinteger]:
+    tensor: ir.TensorProtocol, unsigned: type[np.unsignedinteger[Any]]
+) -> NDArray[np.unsignedinteger[Any]]:
     array = np.ascontiguousarray(tensor.numpy())
     return array.reshape(-1).view(unsigned)
 
 
 def _look(
-    bits: NDArray[np.unsignedinteger], kind: tuple[type[np.unsignedinteger], int, int]
+    bits: NDArray[np.unsignedinteger[Any]], kind: _Kind
 ) -> tuple[bool, int, int, bool] | None:
     """Whether NaN or only infinity is there, of how many, the first's place, and if a mask it is.
 

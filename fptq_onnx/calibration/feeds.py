@@ -88,7 +88,8 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
         where: what the sample is, for messages.
 
     Returns:
-        The arrays, by name; bfloat16 as float32 where the model wants that, which changes no value.
+        The arrays, by name; bfloat16 as float32, and integers of another width, where the model
+        wants that, which changes no value.
 
     Raises:
         FptqError: a name too many or too few, or the wrong dtype, rank or fixed dimension.
@@ -104,6 +105,7 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
             )
         if spec.dtype == "float32":
             arrays[spec.name] = _widened(arrays[spec.name])
+        arrays[spec.name] = _as_integers(arrays[spec.name], spec)
         _check_array(arrays[spec.name], spec, where)
     expected = {spec.name for spec in inputs}
     for name in arrays:
@@ -120,6 +122,21 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == _BFLOAT16_IN_FILES:
         array = array.view(ml_dtypes.bfloat16)
     return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+
+
+def _as_integers(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Integers of another width as the model takes them, if each value stays what it is.
+
+    NumPy 1 makes int32 of Python's integers on Windows, where others make int64.
+    """
+    if array.dtype.name == spec.dtype or array.dtype.kind not in "iub" or not array.size:
+        return array
+    if not spec.dtype.removeprefix("u").startswith("int"):
+        return array
+    wanted = np.iinfo(spec.dtype)
+    if int(array.min()) < wanted.min or int(array.max()) > wanted.max:
+        return array
+    return array.astype(spec.dtype)
 
 
 def _check_array(array: NDArray[Any], spec: TensorSpec, where: str) -> None:
