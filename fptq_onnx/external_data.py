@@ -153,6 +153,9 @@ def needs_help(proto: onnx.ModelProto, file: Path) -> bool:
     Args:
         proto: the model, without its external data.
         file: the .onnx file.
+
+    Raises:
+        FptqError: a data file was not downloaded, see check_downloaded.
     """
     inside = file.parent.resolve()
     locations = {
@@ -161,6 +164,9 @@ def needs_help(proto: onnx.ModelProto, file: Path) -> bool:
         for entry in tensor.external_data
         if entry.key == "location"
     }
+    for location in locations:
+        if location and not os.path.isabs(location) and os.pardir not in Path(location).parts:
+            check_downloaded(file.parent / location)
     return any(
         not (file.parent / location).exists()
         or not (file.parent / location).resolve().is_relative_to(inside)

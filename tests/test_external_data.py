@@ -175,5 +175,5 @@ def test_a_folder_that_is_a_link_to_strange_places_is_refused(tmp_path: Path) ->
     file = saved(tmp_path / "m", external=1024)
     (file.parent / "sub").symlink_to(tmp_path / "other")
     redirect(file, "W1", location=f"sub/{DATA_NAME}")
-    with pytest.raises(FptqError, match="^refused: the weight 'W1'"):
+    with pytest.raises(FptqError, match=r"^refused: the weight 'W1'"):
         load_model(file)

@@ -13,10 +13,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
 from fptq_onnx.tensor_spec import TensorSpec
 
 _BFLOAT16_IN_FILES = np.dtype("V2")  # what NumPy's files call a type it does not know
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 Sample = dict[str, NDArray[Any]]
 
 
@@ -131,7 +133,7 @@ def _as_integers(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """
     if array.dtype.name == spec.dtype or array.dtype.kind not in "iub" or not array.size:
         return array
-    if not spec.dtype.removeprefix("u").startswith("int"):
+    if spec.dtype not in _INTEGERS:
         return array
     wanted = np.iinfo(spec.dtype)
     if int(array.min()) < wanted.min or int(array.max()) > wanted.max:
@@ -200,6 +202,7 @@ class _NpzSamples:
 
 
 def _load(path: Path, inputs: Sequence[TensorSpec]) -> Sample:
+    check_downloaded(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
