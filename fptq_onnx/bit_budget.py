@@ -192,7 +192,9 @@ def measure_harm(
         groups.setdefault(linear.x.name or "", []).append(linear)
     graph = loaded.model.graph
     io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
-    reference = Decoder(open_session_in_memory(loaded.model, loaded.folder, threads=threads), io)
+    reference = Decoder(
+        open_session_in_memory(loaded.model, loaded.data_folder, threads=threads), io
+    )
     entries = plan.by_name()
     columns = column_divisors(scan.linears, divisors)
     harm = []
@@ -206,7 +208,7 @@ def measure_harm(
         linears = find_linears(clone).by_name()
         for name in rounded:
             _round(linears[name], entries[name], divisors, columns.get(name), store)
-        session = open_session_in_memory(clone, loaded.folder, threads=threads)
+        session = open_session_in_memory(clone, loaded.data_folder, threads=threads)
         harm.append(compare(reference, Decoder(session, io), windows).kl)
     return [[linear.name for linear in stage] for stage in groups.values()], harm
 

@@ -148,7 +148,7 @@ def run_samples(
     Raises:
         FptqError: ONNX Runtime cannot run the model.
     """
-    session = open_session_in_memory(model, loaded.folder, threads=threads)
+    session = open_session_in_memory(model, loaded.data_folder, threads=threads)
     names = [output.name for output in session.get_outputs()]
     try:
         if not isinstance(source, TokenWindows):

@@ -148,7 +148,8 @@ class Job:
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
         massive = () if self.replay else massive_notes(plan)
-        notes = (*self.raised, *widened, *routing, *massive, *self._clean_up(model))
+        before = (*self.loaded.notes, *self.raised)
+        notes = (*before, *widened, *routing, *massive, *self._clean_up(model))
         return Prepared(model, plan, store, folded, errors, warnings, notes)
 
     def _clean_up(self, model: ir.Model) -> tuple[str, ...]:

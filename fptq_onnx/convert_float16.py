@@ -11,7 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from fptq_onnx import __version__
+from fptq_onnx.check_input import check_input
 from fptq_onnx.check_raised import check_raised
+from fptq_onnx.conversion_job import say_all
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -64,6 +66,9 @@ def convert_float16(
     """
     loaded = load_model(source)
     check_output(source, output, overwrite=overwrite)
+    _check_floats(loaded)
+    check_input(loaded)
+    say_all(say, [f"note         {text}" for text in loaded.notes])
     scan = find_linears(loaded.model)
     notes = check_raised(loaded, lambda: samples.open(loaded), say, threads=threads)
     with atomic_folder(output) as folder:
@@ -122,6 +127,12 @@ def _try_apart(file: Path) -> None:
         )
 
 
+def _check_floats(loaded: LoadedModel) -> None:
+    tensors = [value.const_value for value in loaded.model.graph.initializers.values()]
+    if not any(tensor is not None and tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
+        raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")
+
+
 def _half(loaded: LoadedModel) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -130,13 +141,7 @@ def _half(loaded: LoadedModel) -> onnx.ModelProto:
             f"{loaded.file} is larger than 2 GiB, which ONNX Runtime's float16 converter cannot "
             f"take: export it in float16 instead"
         )
-    if loaded.raised_from is None:
-        proto = onnx.load(loaded.file)
-    else:
-        proto = ir.to_proto(ir.external_data.load_to_model(loaded.model.clone()))
-    floats = {tensor.data_type for tensor in proto.graph.initializer}
-    if onnx.TensorProto.FLOAT not in floats:
-        raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")
+    proto = ir.to_proto(ir.external_data.load_to_model(loaded.model.clone()))
     try:
         # Its shape inference knows none of ONNX Runtime's own ops; types are all it needs.
         converted: onnx.ModelProto = convert_float_to_float16(

@@ -26,6 +26,7 @@ from fptq_onnx.last_word import (
     split_passages,
 )
 from fptq_onnx.model_configs import find_model_file, read_special_ids
+from fptq_onnx.model_folder import side_file
 from fptq_onnx.progress import track
 from fptq_onnx.text import (
     check_bos,
@@ -136,7 +137,7 @@ class _Source:
     def of(cls, paths: Sequence[Path], settings: EvalSettings) -> _Source:
         """From the files beside the models; the first that knows the tokenizer or BOS decides."""
         folders = [find_model_file(path).parent for path in paths]
-        have = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
+        have = [folder for folder in folders if side_file(folder, "tokenizer.json").is_file()]
         where = settings.tokenizer_folder or [*have, folders[0]][0]
         tokenizer = load_tokenizer(where)
         known = [read_special_ids(folder) for folder in folders]

@@ -19,6 +19,7 @@ from fptq_onnx.decoder import open_decoder
 from fptq_onnx.detokenize import StreamingDetokenizer
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
+from fptq_onnx.install_advice import install_advice
 from fptq_onnx.model_configs import find_model_file, read_special_ids
 from fptq_onnx.samples import folder_of_tokenizer
 from fptq_onnx.text import check_bos, check_vocabulary, load_tokenizer
@@ -33,7 +34,7 @@ try:
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    print(f"fptq-onnx: error: {error}; pip install 'fptq-onnx[lm-eval]'", file=sys.stderr)
+    print(f"fptq-onnx: error: {error}; {install_advice('lm-eval')}", file=sys.stderr)
     sys.exit(2)
 
 _NO_LIMIT = 2048  # lm_eval's own assumption where nothing says how long the context is

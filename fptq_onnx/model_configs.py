@@ -1,14 +1,23 @@
-"""What the files beside a model say: its file name, special token ids and sizes."""
+"""What the files beside a model say of it: special token ids and sizes."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.model_choice import find_model_file
+from fptq_onnx.side_json import read_config
+
+__all__ = [
+    "SpecialIds",
+    "architecture_of",
+    "find_model_file",
+    "is_masked_model",
+    "read_config",
+    "read_special_ids",
+]
 
 # tokenizer_config.json writes "no limit" as about 1e30.
 _ABSURD_LENGTH = 1 << 30
@@ -31,24 +40,6 @@ class SpecialIds:
     context_length: int | None = None
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object such as config.json; {} where the folder has no such file.
-
-    Raises:
-        FptqError: the file is there but is not a JSON object.
-    """
-    path = folder / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise FptqError(f"cannot read {path}: {error}; mend or remove it") from error
-    if not isinstance(content, dict):
-        raise FptqError(f"{path} holds no JSON object; mend or remove it")
-    return content
-
-
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The torch class that a config.json names; "" where it names none."""
     named = config.get("architectures")
@@ -59,32 +50,6 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def is_masked_model(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of an encoder that predicts masked tokens."""
     return architecture_of(config).endswith("ForMaskedLM")
-
-
-def find_model_file(path: Path) -> Path:
-    """The .onnx file that a user means by a file or a folder.
-
-    In a folder: the one genai_config.json names, else model.onnx, else the only .onnx file.
-
-    Raises:
-        FptqError: no such path, or a folder with no or several candidates.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FptqError(f"no such file or folder: {path}")
-    genai = read_config(path, "genai_config.json").get("model")
-    decoder = genai.get("decoder") if isinstance(genai, dict) else None
-    named = decoder.get("filename") if isinstance(decoder, dict) else None
-    for name in (named, "model.onnx"):
-        # Only a plain name: a configuration must not send us to another folder.
-        if isinstance(name, str) and Path(name).name == name and (path / name).is_file():
-            return path / name
-    found = sorted(path.glob("*.onnx"))
-    if len(found) != 1:
-        what = "no .onnx file" if not found else f"{len(found)} .onnx files and no model.onnx"
-        raise FptqError(f"{path} holds {what}; give the path of the .onnx file itself")
-    return found[0]
 
 
 def read_special_ids(folder: Path) -> SpecialIds:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +10,15 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from fptq_onnx.constant_inputs import drop_constant_inputs
+from fptq_onnx.downloaded_file import check_model_downloaded
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.external_data import locate_data, tensors_of
+from fptq_onnx.model_choice import find_model_file
 from fptq_onnx.passes.raise_old_opset import OLDEST, raise_old_opset
+from fptq_onnx.tensor_spec import check_tensors
+
+__all__ = ["LoadedModel", "load_model", "tensors_of"]
 
 NEWEST_OPSET = 28
 _ALREADY_QUANTIZED = {
@@ -44,17 +48,27 @@ class LoadedModel:
     file: the .onnx file.
     data_files: the external data files it refers to.
     raised_from: the opset in the file, where that is older than the graph's 17; else None.
+    data_base: what locations of external data in `model` are relative to, where that is not the
+        folder: see locate_data. ONNX Runtime cannot open `file` by itself then.
+    notes: what was changed on loading, for people.
     """
 
     model: ir.Model
     file: Path
     data_files: tuple[Path, ...]
     raised_from: int | None = None
+    data_base: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the model, its data, tokenizer and configs."""
+        """The folder of the model file; for tokenizer and configs see side_file."""
         return self.file.parent
+
+    @property
+    def data_folder(self) -> Path:
+        """What locations of external data in `model` are relative to."""
+        return self.folder if self.data_base is None else self.data_base
 
     @property
     def bytes(self) -> int:
@@ -85,9 +99,10 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     Raises:
         FptqError: not an ONNX file, an opset outside 7..28, a node that cannot be raised, sparse
             weights, a value that nothing makes, external data missing, truncated or outside the
-            folder, or a model that is already quantized.
+            folder, an input or output that is no tensor, or a model that is already quantized.
     """
     file = find_model_file(path)
+    check_model_downloaded(file)
     try:
         proto = onnx.load(file, load_external_data=False)
         sparse = _sparse_weight(proto)
@@ -96,6 +111,7 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                 f"{file} stores the weight {sparse!r} sparsely, which is not supported: store its "
                 f"zeros too (a dense initializer), or export the model again"
             )
+        check_tensors(proto.graph, file)
         model = ir.from_proto(proto)
         del proto
         ir.external_data.set_base_dir(model.graph, file.parent)
@@ -118,7 +134,8 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
             + (", or raise it with onnx.version_converter" if 0 < opset < OLDEST else "")
         )
     _check_values(model, file)
-    data_files = _check_external_data(model, file.parent)
+    notes = drop_constant_inputs(model)
+    data = locate_data(model, file)
     if not allow_quantized:
         for node in model.graph.all_nodes():
             if node.op_type in _ALREADY_QUANTIZED:
@@ -127,24 +144,14 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                     f"give the float model it was made from"
                 )
     try:
-        return LoadedModel(model, file, data_files, raise_old_opset(model))
+        raised_from = raise_old_opset(model)
     except FptqError as error:
         raise FptqError(
             f"{file} cannot be raised from opset {opset} to 17: {error}; export it again with "
             f"opset 17 or newer"
         ) from error
-
-
-def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """All tensors a model holds: initializers and tensor attributes, subgraphs included."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
+    base = None if data.as_named else data.folder
+    return LoadedModel(model, file, data.files, raised_from, base, notes)
 
 
 def _sparse_weight(proto: onnx.ModelProto) -> str | None:
@@ -179,43 +186,3 @@ def _check_values(model: ir.Model, file: Path) -> None:
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
                 )
-
-    for graph in model.graphs():
-        own = {id(value) for node in graph for value in node.outputs}
-        own |= {id(value) for value in (*graph.inputs, *graph.initializers.values())}
-        for value in graph.outputs:
-            if id(value) not in own:
-                raise FptqError(
-                    f"{file} is not a valid ONNX model: the graph {graph.name!r} gives "
-                    f"{value.name!r}, which none of its nodes makes; put an Identity there"
-                )
-
-
-def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:
-    """Check every reference to external data before anything maps it."""
-    sizes: dict[Path, int] = {}
-    root = folder.resolve()
-    for tensor in tensors_of(model):
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        location = os.fspath(tensor.location)
-        path = folder / location
-        if Path(location).is_absolute() or not path.resolve().is_relative_to(root):
-            linked = path.is_symlink() and os.pardir not in Path(location).parts
-            raise FptqError(
-                f"refused: the weight {tensor.name!r} points to external data outside the model's "
-                f"folder ({location}"
-                + (", a symbolic link): copy the files themselves, cp -rL" if linked else ")")
-            )
-        if path not in sizes:
-            if not path.is_file():
-                raise FptqError(f"external data file {path} is missing: copy it next to the model")
-            sizes[path] = path.stat().st_size
-        offset = tensor.offset or 0
-        length = tensor.nbytes if tensor.length is None else tensor.length
-        if length < tensor.nbytes or offset < 0 or offset + tensor.nbytes > sizes[path]:
-            raise FptqError(
-                f"external data file {path} is truncated: the weight {tensor.name!r} ends at byte "
-                f"{offset + tensor.nbytes}, the file has {sizes[path]}; copy or export it again"
-            )
-    return tuple(sizes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.check_input import check_input
 from fptq_onnx.check_raised import check_raised
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.conversion_job import Job, notes_once, say_all
@@ -20,6 +21,7 @@ from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.int8_cache import check_cache
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.linear_selector import select
+from fptq_onnx.model_folder import hub_repository, model_name
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
@@ -128,6 +130,7 @@ def convert(
             library_path()  # better refused now than when the written model is to be run
     say = notes_once(say)
     normalize(loaded.model)
+    check_input(loaded)
     scan = find_linears(loaded.model)
     say_all(say, coverage_lines(scan))
     if not scan.linears:
@@ -180,7 +183,12 @@ def convert(
 
 
 def default_output(source: Path) -> Path:
-    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file."""
+    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file.
+
+    For a model in a hub cache, which is no place to write, `<name>-w4a8` in the current folder.
+    """
+    if hub_repository(source) is not None:
+        return Path.cwd() / f"{model_name(source).split('/')[-1]}-w4a8"
     resolved = source.absolute()  # a link's neighbours are those of the link
     return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
 

@@ -69,7 +69,6 @@ def run_command(options: argparse.Namespace) -> None:
     """
     from fptq_onnx.generation.language_model import LanguageModel
     from fptq_onnx.generation.sampling import SamplingSettings
-    from fptq_onnx.generation.sequence import check_stops
     from fptq_onnx.generation.write_text import write_text
     from fptq_onnx.samples import folder_of_tokenizer
 
@@ -83,7 +82,7 @@ def run_command(options: argparse.Namespace) -> None:
     )
     if options.max_tokens is not None and options.max_tokens < 1:
         raise FptqError(f"--max-tokens must be at least 1, got {options.max_tokens}")
-    check_stops(options.stop)
+    stops = tuple(stop for stop in options.stop if stop)  # "$STOP" of a script may be empty
     model = LanguageModel.open(
         options.model,
         tokenizer_folder=options.tokenizer and folder_of_tokenizer(options.tokenizer),
@@ -92,7 +91,7 @@ def run_command(options: argparse.Namespace) -> None:
     chats = model.template is not None and not options.raw
     if options.system is not None and not chats:
         raise FptqError("--system needs a model with a chat template, and no --raw")
-    common: dict[str, Any] = {"sampling": settings, "stop": tuple(options.stop)}
+    common: dict[str, Any] = {"sampling": settings, "stop": stops}
     if prompt is None:
         if options.ids:
             raise FptqError("--ids needs a prompt: give one, or pipe it in")
@@ -128,7 +127,7 @@ def _prompt(options: argparse.Namespace) -> str | None:
     if sys.stdin is None:
         raise FptqError("there is no prompt: give one, or pipe it in")
     try:  # whatever the locale says
-        piped = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8").read()
+        piped = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise FptqError(
             f"standard input is not UTF-8 text ({error.reason}); give it as text"

@@ -23,6 +23,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_fingerprint import fingerprint
+from fptq_onnx.model_folder import hub_snapshot
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.progress import track, tracker
 from fptq_onnx.session import open_session_in_memory
@@ -156,7 +157,7 @@ class Samples:
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
         if not io.has_cache or io.fixed_sequence is not None:
             return
-        session = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
+        session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
         special = read_special_ids(self.tokenizer_folder or loaded.folder)
         try:
             written = write_windows(
@@ -245,7 +246,7 @@ class Samples:
 
 def folder_of_tokenizer(path: Path) -> Path:
     """The folder meant by --tokenizer, which may name the file in it."""
-    return path.parent if path.is_file() else path
+    return path.parent if path.is_file() else hub_snapshot(path)
 
 
 def _vocab_size(loaded: LoadedModel) -> int | None:

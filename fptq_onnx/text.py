@@ -15,8 +15,11 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import SpecialIds, read_special_ids
+from fptq_onnx.model_folder import side_file
+from fptq_onnx.text_encoding import read_text, text_encoding
 
 __all__ = [
     "SpecialIds",
@@ -45,14 +48,15 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     Raises:
         FptqError: no tokenizer.json, or one that cannot be read.
     """
-    path = folder / "tokenizer.json"
+    path = side_file(folder, "tokenizer.json")
+    check_downloaded(path)
     if not path.is_file():
         raise FptqError(
             f"no tokenizer.json in {folder}, and text cannot be read without it; copy the model's "
             "there, or name it with --tokenizer"
         )
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(read_text(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise FptqError(f"cannot read {path}: {error}") from error
     # Both may be stored in the file, and either would change what a text's tokens are.
@@ -104,7 +108,7 @@ def read_documents(
 
     Args:
         path: .txt, documents separated by lines `<|endoftext|>` (the whole is one document if there
-            is no such line); or .jsonl, one JSON object a line. UTF-8.
+            is no such line); or .jsonl, one JSON object a line. UTF-8, or UTF-16 with its mark.
         text_field: the field of a .jsonl object that holds the text.
         max_chars: read about so many characters at most.
 
@@ -115,8 +119,8 @@ def read_documents(
         FptqError: unreadable, not UTF-8, a .jsonl line that is not an object with the field.
     """
     try:
-        # utf-8-sig drops the byte-order mark that some editors put.
-        with path.open(encoding="utf-8-sig") as file:
+        check_downloaded(path, web_pages=False)
+        with path.open(encoding=text_encoding(path)) as file:
             if path.suffix.lower() == ".jsonl":
                 documents, more = _read_jsonl(file, path, text_field, max_chars)
             else:
@@ -124,8 +128,10 @@ def read_documents(
                 documents, more = _SEPARATOR.split(text), bool(file.read(1))
     except OSError as error:
         raise FptqError(f"cannot read the text {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise FptqError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except UnicodeError as error:
+        raise FptqError(
+            f"{path} is not UTF-8 text ({getattr(error, 'reason', error)}); save it as UTF-8"
+        ) from error
     return [stripped for document in documents if (stripped := document.strip())], more
 
 

@@ -116,7 +116,7 @@ def verify(
     load_model(written, allow_quantized=True)  # checks that all data is there
     _check(written, loaded.file)
     forget_pages(loaded.model.graph.initializers.values())  # sessions map the files for themselves
-    reference = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
+    reference = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
     candidate = open_session(written, threads=threads or None)
     source = samples.open(loaded, threads=threads, quiet=quiet)
     if isinstance(source, TokenWindows):

@@ -67,7 +67,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_several_models(tmp_path: Path) -> None:
     saved(tmp_path).rename(tmp_path / "a.onnx")
     saved(tmp_path).rename(tmp_path / "b.onnx")
-    refused(tmp_path, r"2 \.onnx files and no model\.onnx; give the path")
+    refused(tmp_path, r"2 \.onnx files and no model\.onnx: a\.onnx .*; give the path")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def collect(
         io = find_io(loaded.file, graph_inputs(clone.graph), graph_outputs(clone.graph))
     keep = () if io is None else tuple(tensor.present for tensor in io.cache)
     taps = tap_activations(clone, linears, keep)
-    session = open_session_in_memory(clone, loaded.folder, threads=threads)
+    session = open_session_in_memory(clone, loaded.data_folder, threads=threads)
     names = [name for tap in taps for name in tap.names]
     runs: Iterable[Observed]
     if isinstance(source, TokenWindows):

@@ -19,6 +19,7 @@ from fptq_onnx.calibration.random_floats import random_floats
 from fptq_onnx.decoder_io import find_input_ids
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
+from fptq_onnx.model_folder import side_file
 from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
 from fptq_onnx.text import (
     TEXT_SUFFIXES,
@@ -197,7 +198,7 @@ def _decode_steps(length: int) -> int:
 
 def _random_windows(wanted: _Wanted) -> TokenWindows:
     known = wanted.vocab_size
-    if (wanted.folder / "tokenizer.json").is_file():
+    if side_file(wanted.folder, "tokenizer.json").is_file():
         # Logits are often padded past the tokenizer's last id; those embeddings were never trained.
         vocabulary = load_tokenizer(wanted.folder).get_vocab(with_added_tokens=True)
         size = max(vocabulary.values(), default=0) + 1

@@ -72,7 +72,7 @@ class TwoStreams:
             if value.name != name and name in self._types:
                 self._types[name].tell(value)
         wanted = {value.name for value in model.graph.inputs}
-        session = open_session_in_memory(model, self._loaded.folder, threads=self._threads)
+        session = open_session_in_memory(model, self._loaded.data_folder, threads=self._threads)
         for batch, feed in enumerate(self._feeds):
             given = {name: value for name, value in feed.items() if name in wanted}
             for stream in (_BOTH,) if segment.common else (FLOAT, QUANTIZED):

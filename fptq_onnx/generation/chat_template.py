@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_config
+from fptq_onnx.model_folder import side_file
+from fptq_onnx.text_encoding import read_text
 
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -99,14 +102,15 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
         FptqError: a template that cannot be read or compiled.
     """
     config = read_config(folder, "tokenizer_config.json")
-    file = folder / TEMPLATE_FILE
+    file = side_file(folder, TEMPLATE_FILE)
     source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
         source = named.get("default")
     if file.is_file():
         try:
-            source = file.read_text(encoding="utf-8")
+            check_downloaded(file)
+            source = read_text(file)
         except (OSError, ValueError) as error:
             raise FptqError(f"cannot read {file}: {error}; mend or remove it") from error
     if not isinstance(source, str):
