@@ -100,6 +100,10 @@ class TextTokenizer:
             raise FptqError(self.unknown(token))
         return ids
 
+    def beyond(self) -> dict[int, str]:
+        """Tokens that the tokenizer has and the model has not, by their ids."""
+        return {} if self.vocab_size is None else _beyond(self.tokenizer, self.vocab_size)
+
     def unknown(self, token: int) -> str:
         """What to say of an id that the model does not know."""
         name = self.tokenizer.id_to_token(token)
@@ -164,7 +168,7 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, vocab_size: int | None, wh
     """
     if vocab_size is None:
         return
-    beyond = beyond_vocabulary(tokenizer, vocab_size)
+    beyond = _beyond(tokenizer, vocab_size)
     if len(beyond) > max(_FEW, vocab_size * _SHARE):
         raise FptqError(
             f"the tokenizer has ids up to {max(beyond)} but {what} knows only {vocab_size}; "
@@ -172,8 +176,7 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, vocab_size: int | None, wh
         )
 
 
-def beyond_vocabulary(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> dict[int, str]:
-    """Tokens that the tokenizer has and a model of vocab_size ids has not, by their ids."""
+def _beyond(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> dict[int, str]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return {token: text for text, token in vocabulary.items() if token >= vocab_size}
 

@@ -38,8 +38,8 @@ def write_windows(
 
     Args:
         decoder: has a KV cache.
-        starts: int64 [n] each, all of one length. They begin with `prefix`; the token after it is
-            random, so that no two are alike, and what follows that is replaced. Without a prefix the
+        starts: int64 [n] each, all of one length. They begin with `prefix`; the token after it
+            stays too, so that no two are alike, and what follows is replaced. Without a prefix the
             first two tokens stay.
         rng: draws the tokens.
         prefix: ids that a text begins with; they follow an end of text that the model wrote.
