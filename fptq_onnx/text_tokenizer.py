@@ -124,8 +124,8 @@ class TextTokenizer:
     def _plain(self, text: str) -> list[int]:
         try:
             text.encode()
-        except UnicodeEncodeError:  # bytes of a command line that are no text
-            raise FptqError("the text is not valid UTF-8; give it as text") from None
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+            raise FptqError("the text is not valid UTF-8: it has half a character in it") from None
         # `encode` alone would keep the interpreter's lock: seconds for a text of a megabyte, in
         # which a server could answer nobody.
         ids: list[int] = self.tokenizer.encode_batch([text], add_special_tokens=False)[0].ids

@@ -85,9 +85,16 @@ class TokenizerSettings:
         decided by the classes that do so; and special tokens in a text are ids, unless
         split_special_tokens says otherwise.
         """
+        texts = self.token_texts()
+        missing = {
+            name
+            for name, text in texts.items()
+            if isinstance(text, str) and tokenizer.token_to_id(text) is None
+        }
         self._add_tokens(tokenizer)
         self._set_prefix_space(tokenizer)
-        if self.kind.ends is not None:
+        # Where a class's own BOS or EOS is no token here, the class cannot be the right one.
+        if self.kind.ends is not None and not missing & {"bos_token", "eos_token"} - {*self.config}:
             self._put_ends(tokenizer, self.kind.ends)
         tokenizer.encode_special_tokens = bool(self.config.get("split_special_tokens"))
 
@@ -104,20 +111,20 @@ class TokenizerSettings:
             token.special = token.special or token.content in special
             added[int(key)] = token
         contents.update(token.content for token in added.values())
-        # Of special tokens that nobody lists, those of the vocabulary: transformers gives others
-        # new ids, which no model has.
-        unlisted = [
-            tokenizers.AddedToken(text, special=True)
-            for text in sorted(special - contents)
-            if tokenizer.token_to_id(text) is not None
-        ]
-        tokenizer.add_tokens([*(added[key] for key in sorted(added)), *unlisted])
+        # Special tokens that nobody lists get ids as well; new ones, where the vocabulary has none.
+        unlisted = dict.fromkeys(text for text in special if text not in contents)
+        tokenizer.add_tokens(
+            [
+                *(added[key] for key in sorted(added)),
+                *(tokenizers.AddedToken(text, special=True) for text in unlisted),
+            ]
+        )
 
-    def _special_texts(self) -> set[str]:
-        texts: set[str] = set()
-        for value in self.token_texts().values():
-            texts.update([value] if isinstance(value, str) else value)
-        return texts
+    def _special_texts(self) -> list[str]:
+        texts = self.token_texts()
+        ordered = {name: texts[name] for name in _NAMED if name in texts}
+        several = [[one] if isinstance(one, str) else one for one in {**ordered, **texts}.values()]
+        return [text for one in several for text in one]
 
     def _set_prefix_space(self, tokenizer: tokenizers.Tokenizer) -> None:
         if not self.kind.prefix_space or tokenizer.pre_tokenizer is None:
@@ -136,7 +143,6 @@ class TokenizerSettings:
             text = texts.get(name)
             number = tokenizer.token_to_id(text) if isinstance(text, str) else None
             add = bool(self.config.get(f"add_{name}", without))
-            # A token that the tokenizer has not got could only be an id that no model knows.
             wanted.append((str(text), number) if add and number is not None else None)
         bos, eos = wanted
         single = [f"{bos[0]}:0"] if bos else []

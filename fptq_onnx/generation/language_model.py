@@ -88,6 +88,7 @@ class LanguageModel:
         Raises:
             FptqError: the text is not valid Unicode, or has a token that the model does not know.
         """
+        _check_prompt(text)
         return tuple(self.texts.encode(text))
 
     def encode_chat(
@@ -106,4 +107,13 @@ class LanguageModel:
         if self.template is None:
             raise FptqError("the model has no chat template: give text to go on from")
         # The template writes BOS itself; the tokenizer knows special tokens by their text.
-        return tuple(self.texts.ids(self.template.render(messages, **variables)))
+        text = self.template.render(messages, **variables)
+        _check_prompt(text)
+        return tuple(self.texts.ids(text))
+
+
+def _check_prompt(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that are no text
+        raise FptqError("the prompt is not valid UTF-8; give it as text") from None

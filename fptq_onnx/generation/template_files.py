@@ -1,0 +1,56 @@
+"""Where a model folder keeps its chat templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fptq_onnx.config_files import read_config
+from fptq_onnx.errors import FptqError
+from fptq_onnx.side_files import TEMPLATE_FOLDER
+
+DEFAULT, TOOL_USE = "default", "tool_use"
+_FILE = "chat_template.jinja"
+# Of processors for text and images: what a folder without a template for its tokenizer has.
+_PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """Jinja texts by name, as transformers finds them.
+
+    Files go first: chat_template.jinja is the default one, additional_chat_templates/NAME.jinja
+    another one. Without chat_template.jinja those of tokenizer_config.json count as well: one, or
+    several by name. A folder with none of these may have the template of a processor.
+
+    Raises:
+        FptqError: a file that cannot be read.
+    """
+    sources = {}
+    if (folder / _FILE).is_file():
+        sources[DEFAULT] = _read(folder / _FILE)
+    for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
+        sources[path.stem] = _read(path)
+    if DEFAULT not in sources:
+        sources = {**_named(read_config(folder, "tokenizer_config.json")), **sources}
+    for name in _PROCESSOR_FILES:
+        if not sources:
+            sources = _named(read_config(folder, name))
+    return sources
+
+
+def _named(config: dict[str, object]) -> dict[str, str]:
+    value = config.get("chat_template")
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    else:
+        listed = value if isinstance(value, list) else []
+        pairs = [(one.get("name"), one.get("template")) for one in listed if isinstance(one, dict)]
+    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise FptqError(f"cannot read {path}: {error}; mend or remove it") from error
