@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_special_ids
-from fptq_onnx.text_tokenizer import TextTokenizer
+from fptq_onnx.text_tokenizer import TextTokenizer, load_tokenizer
+
+__all__ = [
+    "cut_windows",
+    "first_tokens",
+    "first_windows",
+    "load_tokenizer",
+    "read_documents",
+]
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 

@@ -93,8 +93,10 @@ class TokenizerSettings:
         }
         self._add_tokens(tokenizer)
         self._set_prefix_space(tokenizer)
-        # Where a class's own BOS or EOS is no token here, the class cannot be the right one.
-        if self.kind.ends is not None and not missing & {"bos_token", "eos_token"} - {*self.config}:
+        # Where a class's own BOS or EOS is no token here, the class cannot be the right one; and
+        # transformers 5, which leaves its mark, writes the post-processor that it means.
+        foreign = missing & {"bos_token", "eos_token"} - {*self.config}
+        if self.kind.ends is not None and not foreign and "backend" not in self.config:
             self._put_ends(tokenizer, self.kind.ends)
         tokenizer.encode_special_tokens = bool(self.config.get("split_special_tokens"))
 

@@ -46,6 +46,12 @@ def fixed_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template.datetime, "datetime", FixedDate)
 
 
+def _ask_transformers() -> None:
+    version = pytest.importorskip("transformers").__version__
+    if not version.startswith("4."):
+        pytest.skip("transformers 5 leaves add_bos_token and contents that are null unread")
+
+
 def test_there_are_thirty_templates_and_ten_setups() -> None:
     assert len(_NAMES) >= 30 and len(SETUPS) >= 10
     assert set(_STORED["templates"]) == set(_NAMES)
@@ -66,13 +72,13 @@ def test_a_setup_gives_the_ids_of_transformers(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_template_gives_the_ids_of_the_transformers_here(tmp_path: Path, name: str) -> None:
-    pytest.importorskip("transformers")
+    _ask_transformers()
     assert our_chat_ids(tmp_path / "a", name) == chat_ids(tmp_path / "b", name)
 
 
 @pytest.mark.parametrize("name", sorted(SETUPS))
 def test_a_setup_gives_the_ids_of_the_transformers_here(tmp_path: Path, name: str) -> None:
-    pytest.importorskip("transformers")
+    _ask_transformers()
     assert our_text_ids(tmp_path / "a", name) == text_ids(tmp_path / "b", name)
 
 
@@ -85,5 +91,5 @@ def test_a_template_keeps_the_text_in_either_form(tmp_path: Path, name: str, par
     if parts:
         content = [{"type": "text", "text": "Where is "}, {"type": "text", "text": "Lund?"}]
     text = loaded.render([{"role": "user", "content": content}])
-    assert "Where is Lund?" in text.replace("is  Lund", "is Lund").replace("isLund", "is Lund")
+    assert "Where is Lund?" in " ".join(text.split())
     assert "'type'" not in text and '"type"' not in text
