@@ -134,5 +134,5 @@ def test_an_evaluation_says_what_stands_around_documents(tmp_path: Path) -> None
     bare = evaluate_model(folder, EvalSettings(data, bos=False), threads=1, quiet=True)
     assert (bare.prefix, bare.suffix) == ((), ())
     assert result.perplexity is not None and bare.perplexity is not None
-    # Three tokens more are predicted: EOS twice, and the first word after BOS.
-    assert result.perplexity.tokens == bare.perplexity.tokens + 4
+    # What is predicted is one token less than there are; BOS and EOS come twice each.
+    assert result.perplexity.predictions == bare.perplexity.predictions + 4

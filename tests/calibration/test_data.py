@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizer_setups import setup_folder
 
 from fptq_onnx.calibration.data import (
     VERIFICATION_WINDOWS,
@@ -87,31 +86,6 @@ def test_without_a_tokenizer_the_named_bos_begins_random_windows(tmp_path: Path)
         tokens("random", vocab_size=None, model_folder=tmp_path)
     (tmp_path / "config.json").write_text('{"bos_token_id": 6, "vocab_size": 7}')
     assert tokens("random", vocab_size=None, model_folder=tmp_path).windows[0][0] == 6
-
-
-@pytest.mark.parametrize("spec", ["random", "text"])
-def test_windows_begin_as_the_tokenizer_says(tmp_path: Path, spec: str) -> None:
-    text = tmp_path / "a.txt"
-    text.write_text("Once upon a time there was a dog.")
-    source = str(text) if spec == "text" else spec
-    folder = setup_folder(tmp_path / "two", "glm, two ids before")
-    for window in tokens(source, vocab_size=None, model_folder=folder).windows:
-        assert window[:2].tolist() == [2077, 2078]
-    with pytest.raises(
-        FptqError, match=r"'\[gMASK\]' \(id 2077\), which the tokenizer puts around"
-    ):
-        tokens(source, vocab_size=2048, model_folder=folder)
-    plain = setup_folder(tmp_path / "none", "qwen2, bos in config")
-    windows = tokens(source, vocab_size=2048, model_folder=plain).windows
-    assert any(window[0] != 1 for window in windows)
-
-
-def test_a_token_beyond_the_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
-    folder = setup_folder(tmp_path / "m", "qwen2, bos in config")
-    text = tmp_path / "a.txt"
-    text.write_text("Once upon a <image> time")
-    with pytest.raises(FptqError, match=r"token '<image>' \(id 2087\) is beyond the model's 2048"):
-        tokens(str(text), vocab_size=2048, model_folder=folder)
 
 
 def test_random_floats_for_a_model_without_tokens(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_template_keeps_the_text_in_either_form(tmp_path: Path, name: str, par
     assert loaded is not None
     content: Any = "Where is Lund?"
     if parts:
-        content = [{"type": "text", "text": "Where is "}, {"type": "text", "text": "Lund?"}]
+        content = [{"type": "text", "text": content}]
     text = loaded.render([{"role": "user", "content": content}])
     assert "Where is Lund?" in " ".join(text.split())
     assert "'type'" not in text and '"type"' not in text
