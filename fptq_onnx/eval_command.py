@@ -33,7 +33,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", type=int, default=256, help="tokens in a window, within the context (256)"
     )
-    parser.add_argument("--no-bos", action="store_true", help="no beginning token before texts")
+    parser.add_argument("--no-bos", action="store_true", help="texts alone, without BOS or EOS")
     parser.add_argument("--json", metavar="FILE", help="write JSON; - for standard output")
     parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")

@@ -16,11 +16,13 @@ GRAPHS = "onnx"
 SIDE_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "config.json",
     "generation_config.json",
     "genai_config.json",
     "merges.txt",
     "preprocessor_config.json",
+    "processor_config.json",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
@@ -30,6 +32,8 @@ SIDE_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+# Chat templates for tools and other uses lie in a folder of their own.
+TEMPLATE_FOLDER = "additional_chat_templates"
 _DEPTH = 2  # onnx/model.onnx, and onnx/<variant>/model.onnx
 _REPOSITORY, _SNAPSHOTS, _BLOBS = "models--", "snapshots", "blobs"
 
@@ -39,14 +43,15 @@ def side_file(folder: Path, name: str) -> Path:
 
     Args:
         folder: of the .onnx file, or the repository's.
-        name: of the file, such as config.json; only SIDE_FILES are looked for above.
+        name: of the file, such as config.json; only SIDE_FILES and TEMPLATE_FOLDER are looked
+            for above.
 
     Returns:
         The file beside the model; else the one above, where `folder` is, or is in, one called
         onnx; else the path beside the model, where there is no file.
     """
     place = folder / name
-    if name not in SIDE_FILES or place.is_symlink() or place.exists():
+    if name not in (*SIDE_FILES, TEMPLATE_FOLDER) or place.is_symlink() or place.exists():
         return place
     return next((above / name for above in _above(folder) if (above / name).exists()), place)
 

@@ -28,6 +28,7 @@ from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.progress import track, tracker
 from fptq_onnx.session import open_session_in_memory
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.text_tokenizer import prefix_of
 
 # Far fewer than the channels of any layer, GPTQ's second moments are of low rank.
 _FEW_TOKENS = 512
@@ -158,13 +159,14 @@ class Samples:
         if not io.has_cache or io.fixed_sequence is not None:
             return
         session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
-        special = read_special_ids(self.tokenizer_folder or loaded.folder)
+        special = read_special_ids(loaded.folder, self.tokenizer_folder)
+        texts = self.tokenizer_folder or loaded.folder
         try:
             written = write_windows(
                 Decoder(session, io),
                 [*drawn.windows, *drawn.heldout],
                 np.random.default_rng(self.seed),
-                bos=special.bos,
+                prefix=prefix_of(texts, special, _vocab_size(loaded) or special.vocab_size),
                 eos=special.eos,
                 known=special.vocab_size,
                 track=tracker("writing samples", quiet),
