@@ -1,5 +1,5 @@
-// Times every kernel this CPU runs, on one thread: fptq_bench_kernels [K N [block [asymmetric] [half]]];
-// half: float16 scales.
+// Times every kernel this CPU runs, on one thread: fptq_bench_kernels [K N [block [asymmetric]
+// [half]]]; half: float16 scales.
 //
 // Weights cycle through enough copies to be out of cache for few rows, as in a model. Prints the
 // median and the best of several runs; GOPS counts a multiply-add as two.
@@ -72,18 +72,20 @@ int main(int argc, char** argv) {
     if (!fptq::usable(kernel) || (only != nullptr && std::strcmp(only, kernel.name) != 0)) continue;
     for (const int64_t m : {1, 2, 4, 16, 128, 512}) {
       if (kernel.features == 0 && m > 4) continue;
-      const fptq::QuantizeArgs quantize = {input.data(), fptq::Element::kFloat32, k,    steps,
-                                           groups,       group_steps,             true, 1.0f, rows};
+      const fptq::QuantizeArgs quantize = {
+          input.data(), fptq::Element::kFloat32, k, steps, groups, group_steps, true, 1.0f, rows};
       std::vector<double> times;
       double quantize_time = 1e9;
       const double end = seconds() + 1.0;
       for (int64_t run = 0; times.size() < 5 || seconds() < end; ++run) {
-        const fptq::MatMulArgs matmul = {
-            {lines.data() + (run % copies) * bytes,
-             scales.data() + (run % copies) * values * scale_bytes,
-             asymmetric ? zeros.data() : nullptr, nullptr, 4, scale_bytes, k, n, panels, steps, groups,
-             group_steps},
-            rows, output.data(), n, fptq::Element::kFloat32};
+        const fptq::MatMulArgs matmul = {{lines.data() + (run % copies) * bytes,
+                                          scales.data() + (run % copies) * values * scale_bytes,
+                                          asymmetric ? zeros.data() : nullptr, nullptr, 4,
+                                          scale_bytes, k, n, panels, steps, groups, group_steps},
+                                         rows,
+                                         output.data(),
+                                         n,
+                                         fptq::Element::kFloat32};
         const double t0 = seconds();
         kernel.quantize(quantize, {0, m});
         const double t1 = seconds();
@@ -96,7 +98,8 @@ int main(int argc, char** argv) {
       std::sort(times.begin(), times.end());
       const double median = times[times.size() / 2];
       const double operations = 2.0 * static_cast<double>(m * k * n);
-      std::printf("%-12s M=%-4" PRId64 " median %9.1f us %7.1f GOPS  best %7.1f GOPS  %5.1f GB/s  "
+      std::printf("%-12s M=%-4" PRId64
+                  " median %9.1f us %7.1f GOPS  best %7.1f GOPS  %5.1f GB/s  "
                   "quantize %.1f us\n",
                   kernel.name, m, median * 1e6, operations / median * 1e-9,
                   operations / times[0] * 1e-9, static_cast<double>(bytes) / median * 1e-9,

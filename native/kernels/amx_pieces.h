@@ -22,7 +22,7 @@ void prefetch(const uint8_t* bytes, int64_t begin, int64_t end) {
 // How one call cuts its work; all rows and pieces share it.
 struct Cut {
   int64_t tile_steps;    // steps of one tile instruction, at most kTileSteps
-  int64_t padded_steps;  // steps of a group (or piece of one) when unpacked, a multiple of tile_steps
+  int64_t padded_steps;  // of a group (or piece of one) when unpacked, a multiple of tile_steps
   int64_t groups;        // whole groups in a piece; 0 where a group is longer than a piece
 };
 
@@ -55,7 +55,8 @@ void unpack_group(const PackedWeights& w, int64_t panel, int64_t group, int64_t 
     zeros[v] = _mm512_set1_epi8(8);
     if (w.zero_points != nullptr) {
       const uint8_t* at = w.zero_points + (panel * w.groups + group) * kPanelColumns + 16 * v;
-      const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+      const __m512i lanes =
+          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
       zeros[v] = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x01010101));
     }
   }

@@ -22,8 +22,8 @@ struct RotateArgs {
   const float* channels;  // [size], factors of the result, or null
 };
 
-// Codes of keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127, and 127
-// for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
+// Codes of keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127, and
+// 127 for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
 struct EncodeArgs {
   const float* input;
   const float* reciprocals;  // [count], one over the scale of each channel
@@ -34,13 +34,13 @@ struct EncodeArgs {
 // Causal attention of the query heads that share one key and value head, for a range of positions.
 // Row r is head r % group of position r / group, and sees the first `seen + r / group` keys.
 struct AttentionTask {
-  const float* q;      // [rows, size], rotated and scaled
-  const void* k;       // [at least the keys of the last row, size]: floats, or int8 codes
-  const void* v;       // the same
+  const float* q;  // [rows, size], rotated and scaled
+  const void* k;   // [at least the keys of the last row, size]: floats, or int8 codes
+  const void* v;   // the same
   // [size], scales of the codes of v, or null: floats. (Those of k are factors of q.)
   const float* v_scales;
-  float* output;       // row r at (r / group) * output_stride + (r % group) * size
-  float* scratch;      // attention_scratch(rows, size) floats, aligned to 64 bytes
+  float* output;   // row r at (r / group) * output_stride + (r % group) * size
+  float* scratch;  // attention_scratch(rows, size) floats, aligned to 64 bytes
   int64_t rows, group, size, seen;
   int64_t output_stride;
 };
@@ -51,7 +51,8 @@ constexpr int64_t attention_padded(int64_t size) {
 
 // Keys as floats and transposed, values with padded rows, and a sum for every row.
 constexpr int64_t attention_scratch(int64_t rows, int64_t size) {
-  return 2 * kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows + 32;
+  return 2 * kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows +
+         32;
 }
 
 void rotate_scalar(const RotateArgs& args);

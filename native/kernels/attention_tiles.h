@@ -1,9 +1,9 @@
 // Attention by tiles of up to 6 rows, written with the compiler's vector extensions for vectors of
-// kLanes floats, which the file that includes this defines before. In an unnamed namespace: each file is
-// compiled for its own instruction set and has its own copies, which no linker merges.
+// kLanes floats, which the file that includes this defines before. In an unnamed namespace: each
+// file is compiled for its own instruction set and has its own copies, which no linker merges.
 //
-// Softmax is computed on the way (Milakov and Gimelshein, arXiv 1805.02867): for every block of keys the
-// sums so far are scaled to the new maximum. No row looks at blocks after its last key.
+// Softmax is computed on the way (Milakov and Gimelshein, arXiv 1805.02867): for every block of
+// keys the sums so far are scaled to the new maximum. No row looks at blocks after its last key.
 #pragma once
 
 #include <cstring>
@@ -71,7 +71,8 @@ void product_columns(const float* a, int64_t a_stride, const T* b, int64_t b_str
   }
 }
 
-// [R, kAttentionKeys] = q x keys as they lie in the cache; columns without a key are left as they are.
+// [R, kAttentionKeys] = q x keys as they lie in the cache; columns without a key are left as they
+// are.
 template <int R, class T>
 void scores_of_few(const float* q, const T* k, int64_t keys, int64_t size, float* scores) {
   for (int64_t key = 0; key < keys; ++key, k += size) {
@@ -85,21 +86,23 @@ void scores_of_few(const float* q, const T* k, int64_t keys, int64_t size, float
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       float score = across(sum[r], [](Floats a, Floats b) { return a + b; });
-      for (int64_t rest = d; rest < size; ++rest) score += q[r * size + rest] * static_cast<float>(k[rest]);
+      for (int64_t rest = d; rest < size; ++rest)
+        score += q[r * size + rest] * static_cast<float>(k[rest]);
       scores[r * kAttentionKeys + key] = score;
     }
   }
 }
 
-// Fetches what comes next from memory; the rows of few queries are done before the hardware notices.
+// Fetches what comes next from memory; the rows of few queries are done before the hardware
+// notices.
 inline void fetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // A block of keys and what is kept between blocks.
 struct Block {
-  const float* keys;    // transposed, or as they lie in the cache for few rows
-  const float* values;  // [.., value_stride]
+  const float* keys;        // transposed, or as they lie in the cache for few rows
+  const float* values;      // [.., value_stride]
   const int8_t* key_codes;  // as they lie in the cache, for few rows; or null
   const int8_t* value_codes;
   int64_t value_stride;
@@ -154,8 +157,8 @@ void meet(const AttentionTask& task, const Block& block, int64_t first) {
     }
     const Floats change = {before - largest};
     factor[r] = before == largest ? 1.0f : exponential(change)[0];
-    block.totals[first + r] =
-        block.totals[first + r] * factor[r] + across(total, [](Floats a, Floats b) { return a + b; });
+    block.totals[first + r] = block.totals[first + r] * factor[r] +
+                              across(total, [](Floats a, Floats b) { return a + b; });
   }
   if constexpr (R <= kFew) {
     if (block.value_codes != nullptr) {
@@ -203,13 +206,15 @@ void find_block(const AttentionTask& task, int64_t all, float* keys, float* valu
     widen(own, count, values);
     return;
   }
-  fill(values, kAttentionKeys * padded, 0.0f);  // whole registers of a row must not read what follows
+  // Whole registers of a row must not read what follows.
+  fill(values, kAttentionKeys * padded, 0.0f);
   for (int64_t key = 0; key < block.count; ++key) {
     float* to = values + key * padded;
     if (codes) {
       widen(own + key * task.size, task.size, to);
     } else {
-      std::memcpy(to, v + key * task.size * element, static_cast<size_t>(task.size) * sizeof(float));
+      std::memcpy(to, v + key * task.size * element,
+                  static_cast<size_t>(task.size) * sizeof(float));
     }
   }
 }

@@ -1,5 +1,5 @@
-// One row times 4-bit weights in 256-bit registers, straight from the packed lines: what a decoder does
-// all the time. For the kernel files of AVX2 and AVX-VNNI, like avx2_tiles.h.
+// One row times 4-bit weights in 256-bit registers, straight from the packed lines: what a decoder
+// does all the time. For the kernel files of AVX2 and AVX-VNNI, like avx2_tiles.h.
 #pragma once
 
 #include "avx2_tiles.h"
@@ -19,8 +19,8 @@ inline __attribute__((always_inline)) void prefetch_one_row(const uint8_t* line,
   _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytesOneRow + 32 * v, _MM_HINT_T0);
 }
 
-// add(v, codes, x) for register v of codes, one byte each, of every half line, and the 4 activations
-// that belong to it.
+// add(v, codes, x) for register v of codes, one byte each, of every half line, and the 4
+// activations that belong to it.
 template <class Add>
 inline __attribute__((always_inline)) void each_register(const uint8_t* line, const int8_t* x,
                                                          int64_t steps, const Add& add) {
@@ -42,7 +42,8 @@ inline __attribute__((always_inline)) void each_register(const uint8_t* line, co
 void prefetch_group(const PackedWeights& w, int64_t panel, int64_t g) {
   const int64_t first = (panel * w.groups + g) * kPanelColumns;
   const auto* scales = reinterpret_cast<const char*>(w.scales + first * w.scale_bytes);
-  for (int64_t i = 0; i < kPanelColumns * w.scale_bytes; i += 64) _mm_prefetch(scales + i, _MM_HINT_T0);
+  for (int64_t i = 0; i < kPanelColumns * w.scale_bytes; i += 64)
+    _mm_prefetch(scales + i, _MM_HINT_T0);
   if (w.zero_points != nullptr) {
     _mm_prefetch(reinterpret_cast<const char*>(w.zero_points + first), _MM_HINT_T0);
   }

@@ -80,7 +80,8 @@ inline __attribute__((always_inline)) void start_group(const PackedWeights& w,
   }
 }
 
-// Scales of a tile's columns, the first of them number `first`; float32 holds those of float16 exactly.
+// Scales of a tile's columns, the first of them number `first`; float32 holds those of float16
+// exactly.
 inline __attribute__((always_inline)) void load_scales(const PackedWeights& w, int64_t first,
                                                        __m256 (&scales)[kVectors]) {
   const uint8_t* at = w.scales + first * w.scale_bytes;
@@ -190,8 +191,10 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
       length = group_left < kPieceSteps ? group_left : kPieceSteps;
     }
     const int64_t end = begin + length < w.steps ? begin + length : w.steps;
-    const Piece piece = {Isa::unpack(lines + begin * line_bytes, w.bits, end - begin, codes), panel,
-                         begin / w.group_steps, {begin, end}};
+    const Piece piece = {Isa::unpack(lines + begin * line_bytes, w.bits, end - begin, codes),
+                         panel,
+                         begin / w.group_steps,
+                         {begin, end}};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = bounds[t];
       const int64_t row = rows.begin + first;

@@ -17,7 +17,7 @@ namespace fptq {
 namespace {
 
 // Work on groups of the same length, or on a part of one long group: what all tiles have in common.
-// The sums of a group start as (low 16 bits of a row's sum) * (low 16 bits of minus the zero point).
+// The sums of a group start as the low 16 bits of a row's sum times those of minus the zero point.
 struct GroupsWork {
   const uint8_t* packed;  // lines to unpack to `codes` on the way, or null: they are there
   uint8_t* codes;         // one byte per code
@@ -33,11 +33,12 @@ struct GroupsWork {
 
 struct TileWork {
   const int8_t* x;
-  const int32_t* row_sums;  // of the first group, or null: the sums of the only group start as `partial`
+  const int32_t* row_sums;  // of the first group; null: the only group's sums start as `partial`
   int32_t* partial;         // [R, 64]
   float* y;                 // [R, 64], += sums * scales
 };
 
+// clang-format off: one instruction in a line of the source.
 #define FPTQ_ALL_ZMM                                                                              \
   "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10",        \
       "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20",   \
@@ -206,6 +207,8 @@ void add_groups_kept(const GroupsWork& work, const TileWork& tile);
                        [y] "m"(tile.y), [nibble] "m"(nibble)                                      \
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
+
+// clang-format on
 
 FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 2)
 FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 3)

@@ -12,9 +12,9 @@ namespace {
 constexpr int kMaxRows = 6;
 
 // Rows of a tile, steps unpacked at once (of 512 bytes in the first-level cache), and whether float
-// sums are kept in registers from group to group of a piece. Zen 4 stores 512 bits in two cycles, which
-// 6 rows after every group do not hide: keeping is 3 % faster there in blocks of 128, 13 % in blocks of
-// 32, once there are rows enough to pay for twice as many tiles.
+// sums are kept in registers from group to group of a piece. Zen 4 stores 512 bits in two cycles,
+// which 6 rows after every group do not hide: keeping is 3 % faster there in blocks of 128, 13 % in
+// blocks of 32, once there are rows enough to pay for twice as many tiles.
 struct TileShape {
   int64_t rows, steps;
   bool keeps;
@@ -22,8 +22,8 @@ struct TileShape {
 constexpr TileShape kTall = {kMaxRows, 32, false};
 constexpr TileShape kKept = {3, 48, true};
 constexpr int64_t kKeptFromRows = 32;
-// The longest group that a piece has whole. The sum of its codes fits 16 bits: 256 channels of at least
-// -128.
+// The longest group that a piece has whole. The sum of its codes fits 16 bits: 256 channels of at
+// least -128.
 constexpr int64_t kWholeSteps = 32;
 // Minus the zero points of a group, as GroupsWork wants them.
 void spread_zeros(const PackedWeights& w, int64_t panel, int64_t g, int32_t* out) {

@@ -18,10 +18,10 @@ namespace {
 constexpr int kVectors = 4;  // registers of 16 columns in a panel
 
 // Far enough to cover the latency of memory while a panel streams in, and across the end of a 4 KiB
-// page, at which the hardware prefetcher stops. AMD's CPUs want more where several rows are computed on
-// the way (4 rows: 13 % on Zen 5), and what one or two rows use once kept out of the larger caches.
-// 8 KiB for those would be 5 % slower on one thread: what is fetched then meets what is read in the
-// same sets of the first-level cache.
+// page, at which the hardware prefetcher stops. AMD's CPUs want more where several rows are
+// computed on the way (4 rows: 13 % on Zen 5), and what one or two rows use once kept out of the
+// larger caches. 8 KiB for those would be 5 % slower on one thread: what is fetched then meets what
+// is read in the same sets of the first-level cache.
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kPrefetchBytesNear = 8192;
 constexpr int64_t kPrefetchBytesStreamed = 4864;
@@ -47,9 +47,9 @@ inline __attribute__((always_inline)) __m512i broadcast_quad(const int8_t* x) {
   return _mm512_set1_epi32(quad);
 }
 
-// The scales of groups are a stream of their own, too thin for the hardware prefetcher, and so are their
-// zero points. Fetched when the lines of a group begin, those of the next would come too late: a group
-// of 128 channels takes no longer than memory takes to answer.
+// The scales of groups are a stream of their own, too thin for the hardware prefetcher, and so are
+// their zero points. Fetched when the lines of a group begin, those of the next would come too
+// late: a group of 128 channels takes no longer than memory takes to answer.
 constexpr int64_t kGroupsAheadBytes = 4096;
 inline int64_t groups_ahead(const PackedWeights& w) {
   return 1 + kGroupsAheadBytes / (w.group_steps * kPanelColumns * w.bits);
@@ -123,8 +123,8 @@ inline __attribute__((always_inline)) void dot_packed(const uint8_t* line, const
 // The same for lines of 8-bit weights.
 template <int R, bool kLevel>
 inline __attribute__((always_inline)) void dot_wide(const uint8_t* bytes, const int8_t* x,
-                                                        int64_t stride, int64_t steps,
-                                                        Accumulators<R>& acc) {
+                                                    int64_t stride, int64_t steps,
+                                                    Accumulators<R>& acc) {
   for (int64_t s = 0; s < steps; ++s, bytes += kUnpackedBytes, x += kStepChannels) {
 #pragma GCC unroll 8
     for (int half = 0; half < 2; ++half) {
@@ -175,7 +175,8 @@ inline __attribute__((always_inline)) void load_scales(const PackedWeights& w, i
   if (w.scale_bytes == 2) {
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) {
-      scales[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32 * v)));
+      scales[v] =
+          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32 * v)));
     }
   } else {
 #pragma GCC unroll 8

@@ -28,8 +28,8 @@ float32x4_t exponential(float32x4_t x) {
 float32x4_t activated(float32x4_t x, Gate function) {
   float32x4_t t = x;
   if (function == Gate::kGeluTanh) {
-    t = vmulq_f32(x, vfmaq_f32(vdupq_n_f32(1.59576912f), vdupq_n_f32(0.0713548163f),
-                               vmulq_f32(x, x)));
+    t = vmulq_f32(x,
+                  vfmaq_f32(vdupq_n_f32(1.59576912f), vdupq_n_f32(0.0713548163f), vmulq_f32(x, x)));
   }
   // The "nm" forms return the number for a NaN; x / (...) is NaN all the same.
   const float32x4_t z =

@@ -33,7 +33,8 @@ enum Feature : uint32_t {
 enum class Element : uint8_t { kFloat32, kFloat16 };
 
 // The int8 form of M rows of activations. The rows of `codes` are `stride` bytes apart (at least
-// 8 * steps) and zero from channel K up to 8 * steps; kRowSlack bytes after the last row may be read.
+// 8 * steps) and zero from channel K up to 8 * steps; kRowSlack bytes after the last row may be
+// read.
 constexpr int64_t kRowSlack = 64;
 struct QuantizedRows {
   int8_t* codes;
@@ -42,11 +43,12 @@ struct QuantizedRows {
   int64_t stride;
 };
 
-// The weights of one linear, all in the model's own memory; no pointer has to be aligned to anything.
+// The weights of one linear, all in the model's own memory; no pointer has to be aligned to
+// anything.
 struct PackedWeights {
   const uint8_t* lines;        // [panels, steps, 64 * bits]
   const uint8_t* scales;       // [panels, groups, 64], each of `scale_bytes`
-  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 (of 4 bits) or 128 (of 8) everywhere
+  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 (of 4 bits), 128 (of 8)
   const float* bias;           // [n], or null
   int64_t bits;                // of a code: 4 or 8
   int64_t scale_bytes;         // 4: float32; 2: float16
@@ -110,8 +112,9 @@ struct Kernel {
 float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
 
 // Whether to work as suits AMD's CPUs; true on these. Weights for few rows are fetched into the
-// first-level cache there (a quarter faster on Zen 4; Intel's have too few line fill buffers, and want the
-// second level), and many rows are worked on in smaller tiles. A reference, so that tests try both.
+// first-level cache there (a quarter faster on Zen 4; Intel's have too few line fill buffers, and
+// want the second level), and many rows are worked on in smaller tiles. A reference, so that tests
+// try both.
 bool& tuned_for_amd();
 
 // One declaration per function that a kernel file defines; dispatch.cc has the table.

@@ -1,10 +1,10 @@
 // AMX-INT8: one tile instruction multiplies 16 rows by 64 channels with 64 channels by 16 columns
 // and adds to a 16 x 16 tile of int32, eight times what vpdpbusd does in the same time.
 //
-// One byte per code, the layout is what it wants: 4 channels of a column in a 32-bit lane, 16 columns
-// in 64 bytes, the next 4 channels 256 bytes on. Codes of 4 bits become signed when they are
-// unpacked, less their zero points, so that nothing is left to subtract afterwards; codes of 8 bits
-// stay unsigned, and zero point times row sum is subtracted.
+// One byte per code, the layout is what it wants: 4 channels of a column in a 32-bit lane, 16
+// columns in 64 bytes, the next 4 channels 256 bytes on. Codes of 4 bits become signed when they
+// are unpacked, less their zero points, so that nothing is left to subtract afterwards; codes of 8
+// bits stay unsigned, and zero point times row sum is subtracted.
 //
 // Scales differ by group and column, so the sums of a group leave the tiles through memory. That is
 // nearly as much work as a group's tile instructions, so it is done for one group while the tiles
@@ -117,8 +117,8 @@ struct Block {
 
 // y = sums * scale + y, or without y for the first group.
 template <bool kSigned>
-inline __attribute__((always_inline)) void finish(const Block& b, int64_t group, const int32_t* sums,
-                                                  int64_t stride) {
+inline __attribute__((always_inline)) void finish(const Block& b, int64_t group,
+                                                  const int32_t* sums, int64_t stride) {
   const PackedWeights& w = b.args.weights;
   const int64_t at = (b.panel * w.groups + group) * kPanelColumns + b.column;
   __m512 scales[2];

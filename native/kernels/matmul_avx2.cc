@@ -1,12 +1,12 @@
 // AVX2: vpmaddubsw multiplies unsigned bytes (weight codes) by signed ones (activations) and adds
-// pairs into int16. A pair of 4-bit codes gives at most 2 * 15 * 128 = 3840 in magnitude, so 8 of them
-// (4 steps of the layout) fit int16 without saturating; then vpmaddwd widens to int32. Codes of 8 bits
-// are split into nibbles, two planes, the high one weighted by 16.
+// pairs into int16. A pair of 4-bit codes gives at most 2 * 15 * 128 = 3840 in magnitude, so 8 of
+// them (4 steps of the layout) fit int16 without saturating; then vpmaddwd widens to int32. Codes
+// of 8 bits are split into nibbles, two planes, the high one weighted by 16.
 //
-// A tile is up to 5 rows by 16 columns: 10 sums of pairs, 2 registers of codes, one of activations. (A
-// sixth row would need all sixteen registers: GCC 12 then spills.) A single row of 4-bit weights takes a whole
-// panel, 8 sums of pairs, straight from the weights: memory should be its limit, and unpacking to the
-// first-level cache and back would cost more than its products.
+// A tile is up to 5 rows by 16 columns: 10 sums of pairs, 2 registers of codes, one of activations.
+// (A sixth row would need all sixteen registers: GCC 12 then spills.) A single row of 4-bit weights
+// takes a whole panel, 8 sums of pairs, straight from the weights: memory should be its limit, and
+// unpacking to the first-level cache and back would cost more than its products.
 #include "avx2_one_row.h"
 #include "avx2_tiles.h"
 
@@ -35,19 +35,20 @@ template <int R>
 inline __attribute__((always_inline)) void add_few(const uint8_t* at, const int8_t* x,
                                                    int64_t stride, int64_t steps, __m256i weight,
                                                    int32_t* sums) {
-  // The first products are written where the others are added: an instruction less for each. A row is
-  // one piece of assembly because GCC 12 broadcasts from registers, on a port that the products need,
-  // and copies the sums around.
+  // The first products are written where the others are added: an instruction less for each. A row
+  // is one piece of assembly because GCC 12 broadcasts from registers, on a port that the products
+  // need, and copies the sums around.
   __m256i pairs[R][kVectors];
   __m256i low = load(at);
   __m256i high = load(at + 32);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    __asm__("vpbroadcastd %4, %1\n\t"
-            "vpmaddubsw %1, %2, %0\n\t"
-            "vpmaddubsw %1, %3, %1"
-            : "=&x"(pairs[r][0]), "=&x"(pairs[r][1])
-            : "x"(low), "x"(high), "m"(*reinterpret_cast<const Quad*>(x + r * stride)));
+    __asm__(
+        "vpbroadcastd %4, %1\n\t"
+        "vpmaddubsw %1, %2, %0\n\t"
+        "vpmaddubsw %1, %3, %1"
+        : "=&x"(pairs[r][0]), "=&x"(pairs[r][1])
+        : "x"(low), "x"(high), "m"(*reinterpret_cast<const Quad*>(x + r * stride)));
   }
 #pragma GCC unroll 1
   for (int64_t q = 1; q < 2 * steps; ++q) {
@@ -58,11 +59,12 @@ inline __attribute__((always_inline)) void add_few(const uint8_t* at, const int8
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       __m256i quad, product;
-      __asm__("vpbroadcastd %6, %2\n\t"
-              "vpmaddubsw %2, %4, %3\n\tvpaddw %3, %0, %0\n\t"
-              "vpmaddubsw %2, %5, %2\n\tvpaddw %2, %1, %1"
-              : "+x"(pairs[r][0]), "+x"(pairs[r][1]), "=&x"(quad), "=&x"(product)
-              : "x"(low), "x"(high), "m"(*reinterpret_cast<const Quad*>(x + r * stride)));
+      __asm__(
+          "vpbroadcastd %6, %2\n\t"
+          "vpmaddubsw %2, %4, %3\n\tvpaddw %3, %0, %0\n\t"
+          "vpmaddubsw %2, %5, %2\n\tvpaddw %2, %1, %1"
+          : "+x"(pairs[r][0]), "+x"(pairs[r][1]), "=&x"(quad), "=&x"(product)
+          : "x"(low), "x"(high), "m"(*reinterpret_cast<const Quad*>(x + r * stride)));
     }
   }
 #pragma GCC unroll 8

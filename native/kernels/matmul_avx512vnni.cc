@@ -7,8 +7,8 @@
 //
 // Unpacking nibbles uses the execution ports that vpdpbusd needs (12 instructions per 48 of them),
 // so for many rows the first tile that works on a piece of a panel also leaves it unpacked in the
-// first-level cache, for the other tiles. For few rows, where memory is the limit, each tile unpacks
-// for itself.
+// first-level cache, for the other tiles. For few rows, where memory is the limit, each tile
+// unpacks for itself.
 #include "avx512_dot_asm.h"
 #include "avx512_pieces.h"
 #include "avx512_tiles.h"
@@ -17,11 +17,11 @@ namespace fptq {
 
 namespace {
 
-// How far behind the end of a piece fetching from memory begins while it is worked on: what is nearer
-// was fetched before.
+// How far behind the end of a piece fetching from memory begins while it is worked on: what is
+// nearer was fetched before.
 constexpr int64_t kAheadBytes = 2048;
-// Rows that share an unpacked piece. Their sums take 33 KiB, twice where groups are long, which is more
-// than the first-level cache has left; unpacking for fewer rows each would cost more.
+// Rows that share an unpacked piece. Their sums take 33 KiB, twice where groups are long, which is
+// more than the first-level cache has left; unpacking for fewer rows each would cost more.
 constexpr int64_t kSharedRows = 132;
 
 // Few rows: one tile, straight from the weights.
@@ -129,7 +129,8 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& 
   const int64_t pieces = (w.steps + shape.steps - 1) / shape.steps;
   const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
   const GroupCounts counts(w, shape);
-  const int64_t share = (counts.piece * kPanelColumns + tiles) / tiles;  // of zero points, for a tile
+  const int64_t share =
+      (counts.piece * kPanelColumns + tiles) / tiles;  // of zero points, for a tile
   std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
   for (int64_t begin = 0, g = 0; begin < w.steps;) {
     Piece piece = piece_at(w, shape, counts, panel, begin, g, forms);
@@ -154,7 +155,8 @@ void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& 
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = all[t];
       // Lines of the output, which are far apart, are fetched during the last pieces, some each.
-      for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
+      for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end;
+           row += parts) {
         prefetch_output(args, row, panel);
       }
       next_scales.prefetch_share();
@@ -196,9 +198,10 @@ void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
 
 void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels) {
   const bool near = tuned_for_amd();  // fetches into the first-level cache
-  const auto panel_of = args.weights.bits == 4
-                            ? (near ? one_panel<false, kFirstLevel> : one_panel<false, kSecondLevel>)
-                            : (near ? one_panel<true, kFirstLevel> : one_panel<true, kSecondLevel>);
+  const auto panel_of =
+      args.weights.bits == 4
+          ? (near ? one_panel<false, kFirstLevel> : one_panel<false, kSecondLevel>)
+          : (near ? one_panel<true, kFirstLevel> : one_panel<true, kSecondLevel>);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     for (int64_t row = rows.begin; row < rows.end; row += kSharedRows) {
       const int64_t end = row + kSharedRows < rows.end ? row + kSharedRows : rows.end;

@@ -1,7 +1,8 @@
 // AVX-VNNI: vpdpbusd in 256-bit registers, for CPUs without AVX-512.
 //
 // A tile is up to 6 rows by 16 columns: 12 sums, 2 registers of codes, one of activations, of 16. A
-// single row of 4-bit weights takes a whole panel, 8 sums, straight from the weights: see avx2_one_row.h.
+// single row of 4-bit weights takes a whole panel, 8 sums, straight from the weights: see
+// avx2_one_row.h.
 #include "avx2_one_row.h"
 #include "avx2_tiles.h"
 

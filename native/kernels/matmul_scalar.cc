@@ -64,8 +64,8 @@ void one_row(const MatMulArgs& args, int64_t row, int64_t panel) {
   const int64_t first_column = panel * kPanelColumns;
   for (int64_t c = 0; c < kPanelColumns && first_column + c < w.n; ++c) {
     const int64_t column = first_column + c;
-    const float out = w.bias != nullptr ? std::fma(y[c], row_scale, load(w.bias, column))
-                                        : y[c] * row_scale;
+    const float out =
+        w.bias != nullptr ? std::fma(y[c], row_scale, load(w.bias, column)) : y[c] * row_scale;
     if (args.element == Element::kFloat16) {
       static_cast<uint16_t*>(args.output)[row * args.output_stride + column] = narrow(out);
     } else {

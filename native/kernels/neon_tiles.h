@@ -1,8 +1,8 @@
-// A matrix product with 128-bit registers, for the kernel files of Arm; in an unnamed namespace: each
-// file that includes this has its own copy, compiled with its own flags.
+// A matrix product with 128-bit registers, for the kernel files of Arm; in an unnamed namespace:
+// each file that includes this has its own copy, compiled with its own flags.
 //
-// A piece of a panel is unpacked in the first-level cache, in the form the file's instruction wants,
-// and every tile of up to 4 rows by 16 columns uses it.
+// A piece of a panel is unpacked in the first-level cache, in the form the file's instruction
+// wants, and every tile of up to 4 rows by 16 columns uses it.
 #pragma once
 
 #include <arm_neon.h>
@@ -100,13 +100,12 @@ void add_piece(const MatMulArgs& args, const Piece& piece, int64_t row, float* y
       int32x4_t sums[R][kVectors];
       for (int r = 0; r < R; ++r) {
         for (int v = 0; v < kVectors; ++v) {
-          sums[r][v] = s == begin
-                           ? group_start(w, at + 4 * v, middle, row_sums[r * w.groups + g])
-                           : vld1q_s32(partial + r * kPanelColumns + c + 4 * v);
+          sums[r][v] = s == begin ? group_start(w, at + 4 * v, middle, row_sums[r * w.groups + g])
+                                  : vld1q_s32(partial + r * kPanelColumns + c + 4 * v);
         }
       }
-      Isa::template add_steps<R>(piece.codes + (s - piece.steps.begin) * kUnpackedBytes, c,
-                                 end - s, x + s * kStepChannels, args.rows.stride, sums);
+      Isa::template add_steps<R>(piece.codes + (s - piece.steps.begin) * kUnpackedBytes, c, end - s,
+                                 x + s * kStepChannels, args.rows.stride, sums);
       for (int v = 0; v < kVectors; ++v) {
         const float32x4_t scale = load_scales(w, at + 4 * v);
         for (int r = 0; r < R; ++r) {

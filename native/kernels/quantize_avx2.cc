@@ -10,7 +10,8 @@ namespace fptq {
 namespace {
 
 __m256 load_floats(const void* input, int64_t index) {
-  return _mm256_loadu_ps(reinterpret_cast<const float*>(static_cast<const uint8_t*>(input) + 4 * index));
+  return _mm256_loadu_ps(
+      reinterpret_cast<const float*>(static_cast<const uint8_t*>(input) + 4 * index));
 }
 
 __m256 load_halves(const void* input, int64_t index) {
@@ -58,8 +59,7 @@ __m256i quantize8(__m256 x, __m256 inverse) {
 }
 
 void store8(int8_t* codes, __m256i q) {
-  const __m128i words =
-      _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
 }
 

@@ -57,8 +57,8 @@ uint32_t largest(const QuantizeArgs& args, int64_t first) {
     const __m512 x = load_some<kHalf>(element<kHalf>(args.input, first + i), args.k - i);
     most[0] = _mm512_max_epu32(most[0], _mm512_and_si512(_mm512_castps_si512(x), magnitude));
   }
-  return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_max_epu32(most[0], most[1]),
-                                                  _mm512_max_epu32(most[2], most[3])));
+  return _mm512_reduce_max_epu32(
+      _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3])));
 }
 
 // Clamping before rounding gives the same codes (the bounds are integers). It is needed above only:
@@ -85,7 +85,8 @@ void round_row(const QuantizeArgs& args, int64_t first, __m512 inverse, int8_t* 
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       // The next row, if there is one, comes from memory meanwhile.
-      _mm_prefetch(reinterpret_cast<const char*>(at + args.k * (kHalf ? 2 : 4) + 64 * v), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(at + args.k * (kHalf ? 2 : 4) + 64 * v),
+                   _MM_HINT_T1);
       q[v] = round16(load16<kHalf>(at + (kHalf ? 32 : 64) * v), inverse);
     }
     _mm512_storeu_si512(codes + i, pack64(q));

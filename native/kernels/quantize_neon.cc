@@ -69,8 +69,7 @@ void quantize_row(const QuantizeArgs& args, int64_t row) {
       const int32x4_t low = quantize4(x.low, inverse);
       const int32x4_t high = quantize4(x.high, inverse);
       sum = vaddq_s32(sum, vaddq_s32(low, high));
-      vst1_s8(codes + s * kStepChannels,
-              vmovn_s16(vcombine_s16(vmovn_s32(low), vmovn_s32(high))));
+      vst1_s8(codes + s * kStepChannels, vmovn_s16(vcombine_s16(vmovn_s32(low), vmovn_s32(high))));
     }
     sums[g] = vaddvq_s32(sum);
   }

@@ -24,7 +24,8 @@ class FilePages {
   uintptr_t begin_, end_;
 };
 
-// Copies piece by piece and releases what it has copied, so that no large tensor is in memory twice.
+// Copies piece by piece and releases what it has copied, so that no large tensor is in memory
+// twice.
 void copy_and_release(void* to, const void* from, size_t bytes);
 
 }  // namespace fptq

@@ -13,8 +13,8 @@ using ort::error;
 
 namespace {
 
-// Rows (heads times positions) of a task: enough to earn the transposing of keys back, few enough for
-// their sums to stay in the second-level cache.
+// Rows (heads times positions) of a task: enough to earn the transposing of keys back, few enough
+// for their sums to stay in the second-level cache.
 constexpr int64_t kTaskRows = 192;
 // Below these a task costs more to hand to a thread than it saves.
 constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
@@ -46,12 +46,19 @@ RotateArgs AttentionOp::rotation(const Call& call, int64_t position, const float
                                  float* to) const {
   const int64_t at = position * (call.rotary / 2);
   const bool turns = call.cos != nullptr;
-  return {from,      to,          turns ? call.cos + at : nullptr, turns ? call.sin + at : nullptr,
-          call.size, call.rotary, interleaved_,                    1.0f, nullptr};
+  return {from,
+          to,
+          turns ? call.cos + at : nullptr,
+          turns ? call.sin + at : nullptr,
+          call.size,
+          call.rotary,
+          interleaved_,
+          1.0f,
+          nullptr};
 }
 
-// Past and new keys and values of one head, in the present cache; past ones are there already where both
-// are the same memory.
+// Past and new keys and values of one head, in the present cache; past ones are there already where
+// both are the same memory.
 void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
   const int64_t before = call.before[static_cast<size_t>(batch)];
   const int64_t vector = call.size * (cache_ == ort::kInt8 ? 1 : int64_t{sizeof(float)});  // bytes
@@ -67,7 +74,8 @@ void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
       std::memset(present + end * vector, 0,
                   static_cast<size_t>((call.present_length - end) * vector));
     }
-    const float* from = (i == 0 ? call.k : call.v) + batch * call.tokens * call.kv_stride + head * call.size;
+    const float* from =
+        (i == 0 ? call.k : call.v) + batch * call.tokens * call.kv_stride + head * call.size;
     uint8_t* to = present + before * vector;
     for (int64_t t = 0; t < call.tokens; ++t, from += call.kv_stride, to += vector) {
       store_vector(call, i, head, rotation(call, before + t, from, nullptr), to);
@@ -120,8 +128,8 @@ void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t 
   const int64_t width = heads_ * call.size;
   float* output = call.output + (batch * call.tokens + first) * width + head * group * call.size;
   kernel_->attention({q, call.present[0] + cache, call.present[1] + cache,
-                      codes ? call.scales[1].data() + head * call.size : nullptr, output, q + queries,
-                      rows, group, call.size, before + first + 1, width});
+                      codes ? call.scales[1].data() + head * call.size : nullptr, output,
+                      q + queries, rows, group, call.size, before + first + 1, width});
 }
 
 void AttentionOp::compute(ort::KernelContext* context) const {

@@ -1,5 +1,6 @@
-// fptq::GroupQueryAttention, version 1: causal attention with a KV cache and rotary embeddings, the part
-// of com.microsoft's operator of that name that docs/kernels.md lists, with its inputs and outputs.
+// fptq::GroupQueryAttention, version 1: causal attention with a KV cache and rotary embeddings, the
+// part of com.microsoft's operator of that name that docs/kernels.md lists, with its inputs and
+// outputs.
 #pragma once
 
 #include <string>

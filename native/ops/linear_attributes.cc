@@ -21,8 +21,9 @@ constexpr const char* kInputNames[LinearOp::kInputs] = {"A", "B", "scales", "zer
 // A node has one part per linear of its model; far more is a damaged file.
 constexpr size_t kMaxParts = 64;
 
-// A group's integers must fit int32: |x| is at most 128, code - zero at most 15 for 4 bits around their
-// middle, and 255 for 8 bits and wherever zero points are given, whose bytes nobody looks at here.
+// A group's integers must fit int32: |x| is at most 128, code - zero at most 15 for 4 bits around
+// their middle, and 255 for 8 bits and wherever zero points are given, whose bytes nobody looks at
+// here.
 constexpr int64_t max_group_length(int64_t bits, bool zero_points) {
   return int64_t{1} << (bits == 4 && !zero_points ? 20 : 16);
 }
@@ -99,7 +100,8 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
   const int64_t block = int_attribute(f_, info, "block_size", node_);
   const int64_t layout = int_attribute(f_, info, "layout", node_);
   if (w.k < 1 || w.k > INT_MAX) {
-    throw error("%s: K = %lld must be between 1 and %d", node, static_cast<long long>(w.k), INT_MAX);
+    throw error("%s: K = %lld must be between 1 and %d", node, static_cast<long long>(w.k),
+                INT_MAX);
   }
   if (block != -1 && (block < kStepChannels || block % kStepChannels != 0)) {
     throw error("%s: block_size = %lld must be -1 or a positive multiple of 8", node,
@@ -115,8 +117,10 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
   w.groups = ceil_div(w.steps, w.group_steps);
   const int64_t longest = max_group_length(w.bits, has_input(f_, info, 3));
   if (w.group_steps * kStepChannels > longest) {
-    throw error("%s: a group of more than %lld channels overflows 32-bit sums; use a smaller "
-                "block_size", node, static_cast<long long>(longest));
+    throw error(
+        "%s: a group of more than %lld channels overflows 32-bit sums; use a smaller "
+        "block_size",
+        node, static_cast<long long>(longest));
   }
   int64_t columns = 0;
   for (const int64_t n : ints_attribute(f_, info, "N", node_)) {
@@ -192,13 +196,16 @@ const void* LinearOp::constant(const ort::KernelInfo* info, size_t index, ort::E
   const ort::Tensor t = ort::tensor(f_, value);
   if (t.type != type) {
     throw error("%s: input %s must be %s", node_.c_str(), name,
-                type == ort::kUint8 ? "uint8" : type == ort::kFloat16 ? "float16" : "float32");
+                type == ort::kUint8     ? "uint8"
+                : type == ort::kFloat16 ? "float16"
+                                        : "float32");
   }
   const bool empty = std::find(t.dims.begin(), t.dims.end(), 0) != t.dims.end();
   if (empty && may_be_empty) return nullptr;
   if (t.dims != dims) {
     throw error("%s: input %s has the shape %s where K, N and block_size call for %s",
-                node_.c_str(), name, ort::shape_text(t.dims).c_str(), ort::shape_text(dims).c_str());
+                node_.c_str(), name, ort::shape_text(t.dims).c_str(),
+                ort::shape_text(dims).c_str());
   }
   if (t.data == nullptr) throw error("%s: input %s has no data", node_.c_str(), name);
   return t.data;
@@ -213,7 +220,8 @@ void LinearOp::read_weights(const ort::KernelInfo* info) {
 
   const auto* lines = static_cast<const uint8_t*>(
       constant(info, 1, ort::kUint8, {panels_, shape.steps, line_bytes}, false));
-  const auto* scales = static_cast<const uint8_t*>(constant(info, 2, kind_.scales, per_group, false));
+  const auto* scales =
+      static_cast<const uint8_t*>(constant(info, 2, kind_.scales, per_group, false));
   const uint8_t* zero_points = nullptr;
   if (has_input(f_, info, 3)) {
     zero_points = static_cast<const uint8_t*>(constant(info, 3, ort::kUint8, per_group, true));
@@ -226,7 +234,8 @@ void LinearOp::read_weights(const ort::KernelInfo* info) {
   for (PackedWeights& part : parts_) {
     part.lines = lines + panel * shape.steps * line_bytes;
     part.scales = scales + panel * shape.groups * kPanelColumns * shape.scale_bytes;
-    if (zero_points != nullptr) part.zero_points = zero_points + panel * shape.groups * kPanelColumns;
+    if (zero_points != nullptr)
+      part.zero_points = zero_points + panel * shape.groups * kPanelColumns;
     if (bias != nullptr) {
       part.bias = bias;
       bias += part.n;

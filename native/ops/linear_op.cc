@@ -66,7 +66,8 @@ void LinearOp::move_weights() const {
   for (PackedWeights& part : parts_) {
     part.lines = lines + (part.lines - first.lines);
     part.scales = scales + (part.scales - first.scales);
-    if (zero_points != nullptr) part.zero_points = zero_points + (part.zero_points - first.zero_points);
+    if (zero_points != nullptr)
+      part.zero_points = zero_points + (part.zero_points - first.zero_points);
   }
 }
 
@@ -111,10 +112,9 @@ void LinearOp::compute(ort::KernelContext* context) const {
   const int64_t scale_bytes = rows * static_cast<int64_t>(sizeof(float));
   const Workspace workspace(allocator_, static_cast<size_t>(code_bytes + sum_bytes + scale_bytes));
   uint8_t* memory = workspace.data();
-  const QuantizedRows quantized = {reinterpret_cast<int8_t*>(memory),
-                                   reinterpret_cast<int32_t*>(memory + code_bytes),
-                                   reinterpret_cast<float*>(memory + code_bytes + sum_bytes),
-                                   stride};
+  const QuantizedRows quantized = {
+      reinterpret_cast<int8_t*>(memory), reinterpret_cast<int32_t*>(memory + code_bytes),
+      reinterpret_cast<float*>(memory + code_bytes + sum_bytes), stride};
   call.quantize = {a.data,        call.element, w.k,      w.steps,  w.groups,
                    w.group_steps, per_token_,   a_scale_, quantized};
   run(call);
@@ -135,7 +135,8 @@ void LinearOp::run(const Call& call) const {
   const int64_t fitting = std::max(kTaskCodes / call.quantize.rows.stride, kernel_->row_tile);
   const int64_t row_parts = ceil_div(rows, std::min(kernel_->rows_per_task, fitting));
   const int64_t task_rows = round_up(ceil_div(rows, row_parts), kernel_->row_tile);
-  const int64_t panel_multiplies = std::min(rows, task_rows) * w.k * kPanelColumns * (gated ? 2 : 1);
+  const int64_t panel_multiplies =
+      std::min(rows, task_rows) * w.k * kPanelColumns * (gated ? 2 : 1);
   const int64_t task_panels =
       std::max(ceil_div(panels, kTasks), ceil_div(kTaskMultiplies, panel_multiplies));
   const int64_t row_tasks = ceil_div(rows, task_rows);
@@ -182,8 +183,8 @@ void LinearOp::matmul_gated(const Call& call, Range rows, Range panels) const {
                         {0, count}, {0, 1});
       }
       for (int64_t r = 0; r < count; ++r) {
-        uint8_t* output = static_cast<uint8_t*>(call.outputs[0]) +
-                          size * ((row + r) * n + panel * kPanelColumns);
+        uint8_t* output =
+            static_cast<uint8_t*>(call.outputs[0]) + size * ((row + r) * n + panel * kPanelColumns);
         kernel_->gate({halves[0] + r * kPanelColumns, halves[1] + r * kPanelColumns, output,
                        weights[0].n, gate_, call.element});
       }

@@ -1,4 +1,5 @@
-// fptq::MatMulW4A8 and fptq::MatMulW8A8, version 1: what the nodes mean is written in docs/kernels.md.
+// fptq::MatMulW4A8 and fptq::MatMulW8A8, version 1: what the nodes mean is written in
+// docs/kernels.md.
 #pragma once
 
 #include <mutex>
@@ -13,7 +14,7 @@ namespace fptq {
 
 // Which of the registered ops a node is: ONNX Runtime chooses by name and types of A and scales.
 struct OpKind {
-  int64_t weight_bits;         // 4 or 8
+  int64_t weight_bits;          // 4 or 8
   ort::ElementType activation;  // of A and of the outputs
   ort::ElementType scales;
   const char* name() const { return weight_bits == 4 ? "MatMulW4A8" : "MatMulW8A8"; }

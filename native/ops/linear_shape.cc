@@ -79,7 +79,8 @@ void LinearOp::infer_shape(const ort::Functions& f, OpKind kind, ort::ShapeInfer
   }
   shape.symbols.back() = "";
   for (size_t i = 0; i + 1 < rank; ++i) {
-    // The API cannot say "unknown and nameless"; it would write the dimension -1. No shape is better.
+    // The API cannot say "unknown and nameless"; it would write the dimension -1. No shape is
+    // better.
     if (shape.dims[i] < 0 && (shape.symbols[i] == nullptr || shape.symbols[i][0] == '\0')) return;
   }
   for (size_t i = 0; i < n.size(); ++i) {

@@ -1,5 +1,5 @@
-// Errors made on purpose, each the smallest there is at one place of the computation, to see that the
-// test of the kernels notices it.
+// Errors made on purpose, each the smallest there is at one place of the computation, to see that
+// the test of the kernels notices it.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +38,10 @@ enum class Place {
   kBetweenRows,  // the byte after a row of the output, where rows do not follow each other directly
 };
 constexpr Place kPlaces[] = {
-    Place::kWeight,    Place::kLastChannel, Place::kLastColumn, Place::kScale,       Place::kHalfScale,
-    Place::kZeroPoint, Place::kBias,        Place::kCode,       Place::kWideHalfCode,
-    Place::kGroupSum,  Place::kRowScale,    Place::kLastOutput, Place::kBehindCodes,
-    Place::kBetweenRows,
+    Place::kWeight,       Place::kLastChannel, Place::kLastColumn, Place::kScale,
+    Place::kHalfScale,    Place::kZeroPoint,   Place::kBias,       Place::kCode,
+    Place::kWideHalfCode, Place::kGroupSum,    Place::kRowScale,   Place::kLastOutput,
+    Place::kBehindCodes,  Place::kBetweenRows,
 };
 const char* place_name(Place place);
 

@@ -2,8 +2,8 @@
 //
 //   fptq_test_kernels [--count N] [--seed S] [--plant-error]
 //
-// --plant-error makes an off-by-one in each place of planted_error.h, in what a kernel reads or in what
-// it wrote: every kernel must then fail for every place (status 1), which shows that it can.
+// --plant-error makes an off-by-one in each place of planted_error.h, in what a kernel reads or in
+// what it wrote: every kernel must then fail for every place (status 1), which shows that it can.
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
@@ -70,17 +70,25 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
                                     result.row_scales.data(), stride};
   const fptq::Element element = p.half ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
   const int64_t cut = pick(random, 0, p.m);
-  const fptq::QuantizeArgs quantize = {input.data(), element, p.k, steps, groups, group_steps,
-                                       p.per_token, p.static_scale, rows};
+  const fptq::QuantizeArgs quantize = {
+      input.data(), element, p.k, steps, groups, group_steps, p.per_token, p.static_scale, rows};
   // The later rows first: a store beyond the end of a row would damage one that is finished.
   kernel.quantize(quantize, {cut, p.m});
   kernel.quantize(quantize, {0, cut});
 
   const fptq::PackedWeights weights = {
-      lines.data() + 1, scales.data() + 1,
+      lines.data() + 1,
+      scales.data() + 1,
       packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
-      p.bias.empty() ? nullptr : p.bias.data(), p.bits, packed.scale_bytes, p.k, p.n, panels, steps,
-      groups, group_steps};
+      p.bias.empty() ? nullptr : p.bias.data(),
+      p.bits,
+      packed.scale_bytes,
+      p.k,
+      p.n,
+      panels,
+      steps,
+      groups,
+      group_steps};
   const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), result.output_stride,
                                    element};
   const int64_t middle = pick(random, 0, panels);
@@ -100,8 +108,8 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
              const Result& got, const char* kernel) {
   char where[160];
   std::snprintf(where, sizeof(where),
-                "%s: m=%" PRId64 " k=%" PRId64 " n=%" PRId64 " block=%" PRId64
-                " bits=%" PRId64 " per_token=%d half=%d half_scales=%d zeros=%d bias=%d",
+                "%s: m=%" PRId64 " k=%" PRId64 " n=%" PRId64 " block=%" PRId64 " bits=%" PRId64
+                " per_token=%d half=%d half_scales=%d zeros=%d bias=%d",
                 kernel, p.m, p.k, p.n, p.block, p.bits, p.per_token, p.half, p.half_scales,
                 !p.zero_points.empty(), !p.bias.empty());
   for (int64_t m = 0; m < p.m; ++m) {
@@ -151,7 +159,8 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
     if (p.half) {
       uint16_t bits;
       std::memcpy(&bits, at, 2);
-      equal = std::isnan(expected[i]) ? (bits & 0x7fff) > 0x7c00 : bits == round_to_half(expected[i]);
+      equal =
+          std::isnan(expected[i]) ? (bits & 0x7fff) > 0x7c00 : bits == round_to_half(expected[i]);
     } else {
       float value;
       std::memcpy(&value, at, 4);
@@ -183,8 +192,8 @@ bool gates_agree(const fptq::Kernel& kernel, Random& random) {
   std::vector<uint8_t> got(gate.size() * size), expected(got.size()), exact(gate.size() * 4);
   kernel.gate({gate.data(), up.data(), got.data(), count, function, element});
   fptq::gate_scalar({gate.data(), up.data(), expected.data(), count, function, element});
-  fptq::gate_scalar({gate.data(), up.data(), exact.data(), count, function,
-                     fptq::Element::kFloat32});
+  fptq::gate_scalar(
+      {gate.data(), up.data(), exact.data(), count, function, fptq::Element::kFloat32});
   for (int64_t i = 0; i < count; ++i) {
     float value;
     std::memcpy(&value, exact.data() + 4 * i, 4);
@@ -257,10 +266,16 @@ int main(int argc, char** argv) {
   unsigned seed = 1;
   bool plant = false;
   for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--plant-error") == 0) plant = true;
-    else if (std::strcmp(argv[i], "--count") == 0 && i + 1 < argc) count = std::atoi(argv[++i]);
-    else if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) seed = static_cast<unsigned>(std::atoi(argv[++i]));
-    else { std::printf("unknown argument %s\n", argv[i]); return 2; }
+    if (std::strcmp(argv[i], "--plant-error") == 0)
+      plant = true;
+    else if (std::strcmp(argv[i], "--count") == 0 && i + 1 < argc)
+      count = std::atoi(argv[++i]);
+    else if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
+      seed = static_cast<unsigned>(std::atoi(argv[++i]));
+    else {
+      std::printf("unknown argument %s\n", argv[i]);
+      return 2;
+    }
   }
   if (plant) return plant_everywhere(count, seed);
   const fptq::KernelTable table = fptq::all_kernels();
@@ -269,7 +284,9 @@ int main(int argc, char** argv) {
   for (size_t j = 0; j < table.count; ++j) {
     const bool ran = fptq::usable(table.kernels[j]);
     std::printf("%-12s %s\n", table.kernels[j].name,
-                !ran ? "skipped: this CPU lacks it" : failures[j] ? "FAILED" : "ok");
+                !ran          ? "skipped: this CPU lacks it"
+                : failures[j] ? "FAILED"
+                              : "ok");
     failed += failures[j] != 0;
   }
   return failed ? 1 : 0;

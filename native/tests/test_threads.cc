@@ -1,4 +1,5 @@
-// Tasks of several calls at once, as ONNX Runtime's pool runs them: same output as one after another.
+// Tasks of several calls at once, as ONNX Runtime's pool runs them: same output as one after
+// another.
 //
 // Every kernel this CPU runs; two calls over the same weights with different rows, seven threads
 // each. Built with -fsanitize=thread (make native-tsan) it shows that tasks write no common byte.
@@ -43,12 +44,25 @@ Weights make_weights() {
 // The memory of one call, and its tasks.
 struct Call {
   Call(const fptq::Kernel& k, const Weights& w, int64_t m)
-      : kernel(k), rows_count(m), input(static_cast<size_t>(m * kK)),
+      : kernel(k),
+        rows_count(m),
+        input(static_cast<size_t>(m * kK)),
         codes(static_cast<size_t>(m * kStride + fptq::kRowSlack)),
-        sums(static_cast<size_t>(m * kGroups)), scales(static_cast<size_t>(m)),
+        sums(static_cast<size_t>(m * kGroups)),
+        scales(static_cast<size_t>(m)),
         output(static_cast<size_t>(m * kN)),
-        weights{w.lines.data(), reinterpret_cast<const uint8_t*>(w.scales.data()), w.zeros.data(),
-                w.bias.data(), 4, 4, kK, kN, kPanels, kSteps, kGroups, kGroupSteps} {
+        weights{w.lines.data(),
+                reinterpret_cast<const uint8_t*>(w.scales.data()),
+                w.zeros.data(),
+                w.bias.data(),
+                4,
+                4,
+                kK,
+                kN,
+                kPanels,
+                kSteps,
+                kGroups,
+                kGroupSteps} {
     for (size_t i = 0; i < input.size(); ++i) {
       input[i] = static_cast<float>(static_cast<int>(i * 7919 % 2003) - 1001) * 0.01f;
     }
