@@ -31,18 +31,18 @@ int main(int argc, char** argv) {
   for (int i = 4; i < argc; ++i) {
     (std::strcmp(argv[i], "half") == 0 ? half : asymmetric) = true;
   }
-  const int64_t steps = (k + 7) / 8;
+  const int64_t k_blocks = (k + 7) / 8;
   const int64_t panels = (n + 63) / 64;
-  const int64_t group_steps = block == -1 ? steps : block / 8;
-  const int64_t groups = (steps + group_steps - 1) / group_steps;
+  const int64_t group_k_blocks = block == -1 ? k_blocks : block / 8;
+  const int64_t groups = (k_blocks + group_k_blocks - 1) / group_k_blocks;
   const int64_t max_rows = 512;
-  const int64_t stride = 8 * steps + 64;
+  const int64_t stride = 8 * k_blocks + 64;
 
-  const int64_t bytes = panels * steps * fptq::kLineBytes;
+  const int64_t bytes = panels * k_blocks * fptq::kPackedBlockBytesW4;
   const int64_t copies = std::max<int64_t>(1, (int64_t{1} << 30) / bytes);
   std::mt19937 random(1);
-  std::vector<uint8_t> lines(static_cast<size_t>(bytes * copies));
-  for (auto& b : lines) b = static_cast<uint8_t>(random());
+  std::vector<uint8_t> blocks(static_cast<size_t>(bytes * copies));
+  for (auto& b : blocks) b = static_cast<uint8_t>(random());
   const int64_t values = panels * groups * 64;
   const int64_t scale_bytes = half ? 2 : 4;
   std::vector<uint8_t> scales(static_cast<size_t>(values * scale_bytes * copies));
@@ -72,25 +72,27 @@ int main(int argc, char** argv) {
     if (!fptq::usable(kernel) || (only != nullptr && std::strcmp(only, kernel.name) != 0)) continue;
     for (const int64_t m : {1, 2, 4, 16, 128, 512}) {
       if (kernel.features == 0 && m > 4) continue;
-      const fptq::QuantizeArgs quantize = {
-          input.data(), fptq::Element::kFloat32, k, steps, groups, group_steps, true, 1.0f, rows};
+      const fptq::QuantizeArgs quantize = {input.data(), fptq::Element::kFloat32, k,    k_blocks,
+                                           groups,       group_k_blocks,          true, 1.0f,
+                                           rows};
       std::vector<double> times;
       double quantize_time = 1e9;
       const double end = seconds() + 1.0;
       for (int64_t run = 0; times.size() < 5 || seconds() < end; ++run) {
-        const fptq::MatMulArgs matmul = {{lines.data() + (run % copies) * bytes,
-                                          scales.data() + (run % copies) * values * scale_bytes,
-                                          asymmetric ? zeros.data() : nullptr, nullptr, 4,
-                                          scale_bytes, k, n, panels, steps, groups, group_steps},
-                                         rows,
-                                         output.data(),
-                                         n,
-                                         fptq::Element::kFloat32};
+        const fptq::MatMulArgs matmul = {
+            {blocks.data() + (run % copies) * bytes,
+             scales.data() + (run % copies) * values * scale_bytes,
+             asymmetric ? zeros.data() : nullptr, nullptr, 4, scale_bytes, k, n, panels, k_blocks,
+             groups, group_k_blocks},
+            rows,
+            output.data(),
+            n,
+            fptq::Element::kFloat32};
         const double t0 = seconds();
         kernel.quantize(quantize, {0, m});
         const double t1 = seconds();
         for (int64_t row = 0; row < m; row += kernel.rows_per_task) {
-          kernel.matmul(matmul, {row, std::min(row + kernel.rows_per_task, m)}, {0, panels});
+          kernel.matmul_w4a8(matmul, {row, std::min(row + kernel.rows_per_task, m)}, {0, panels});
         }
         times.push_back(seconds() - t0);
         quantize_time = std::min(quantize_time, t1 - t0);

@@ -9,9 +9,9 @@ namespace fptq {
 constexpr int64_t kAttentionKeys = 64;
 constexpr int64_t kAttentionLanes = 16;
 
-// One vector of a head with its rotary embedding: output = scale * rotated(input).
+// RoPE of one vector of a head: output = scale * rotated(input).
 // fptq_onnx/numerics/attention.py defines it.
-struct RotateArgs {
+struct RopeArgs {
   const float* input;
   float* output;     // may be the input
   const float* cos;  // [rotary / 2] of the position, or null: not rotated
@@ -22,9 +22,9 @@ struct RotateArgs {
   const float* channels;  // [size], factors of the result, or null
 };
 
-// Codes of keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127, and
-// 127 for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
-struct EncodeArgs {
+// Quantizes keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127,
+// and 127 for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
+struct QuantizeKvArgs {
   const float* input;
   const float* reciprocals;  // [count], one over the scale of each channel
   int8_t* output;
@@ -55,14 +55,14 @@ constexpr int64_t attention_scratch(int64_t rows, int64_t size) {
          32;
 }
 
-void rotate_scalar(const RotateArgs& args);
-void rotate_avx2(const RotateArgs& args);
-void rotate_avx512(const RotateArgs& args);
-void rotate_neon(const RotateArgs& args);
-void encode_scalar(const EncodeArgs& args);
-void encode_avx2(const EncodeArgs& args);
-void encode_avx512(const EncodeArgs& args);
-void encode_neon(const EncodeArgs& args);
+void rope_scalar(const RopeArgs& args);
+void rope_avx2(const RopeArgs& args);
+void rope_avx512(const RopeArgs& args);
+void rope_neon(const RopeArgs& args);
+void quantize_kv_scalar(const QuantizeKvArgs& args);
+void quantize_kv_avx2(const QuantizeKvArgs& args);
+void quantize_kv_avx512(const QuantizeKvArgs& args);
+void quantize_kv_neon(const QuantizeKvArgs& args);
 void attention_scalar(const AttentionTask& task);
 void attention_avx2(const AttentionTask& task);
 void attention_avx512(const AttentionTask& task);

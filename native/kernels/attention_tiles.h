@@ -258,7 +258,7 @@ void attend(const AttentionTask& task) {
   }
 }
 
-void rotated(const RotateArgs& args) {
+void apply_rope(const RopeArgs& args) {
   const int64_t half = args.cos == nullptr ? 0 : args.rotary / 2;
   if (args.interleaved) {
     for (int64_t i = 0; i < half; ++i) {
@@ -278,7 +278,7 @@ void rotated(const RotateArgs& args) {
   for (int64_t i = 0; i < args.size; ++i) args.output[i] *= args.channels[i];
 }
 
-void encoded(const EncodeArgs& args) {
+void quantize_values(const QuantizeKvArgs& args) {
   constexpr float kMagic = 12582912.0f;  // see exponential()
   for (int64_t i = 0; i < args.count; ++i) {
     float x = args.input[i] * args.reciprocals[i];

@@ -42,7 +42,7 @@ inline __attribute__((always_inline)) Floats load_floats(const float* from) {
 inline Floats load_floats(const int8_t* codes);
 
 // e^x for x <= 0: 0 below -87, NaN for NaN; relative error below 2^-22. Cephes' reduction by ln 2
-// in two parts and a Taylor polynomial, as in gate_scalar.cc.
+// in two parts and a Taylor polynomial, as in swiglu_scalar.cc.
 inline __attribute__((always_inline)) Floats exponential(Floats x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
   const Floats shifted = x * 1.44269504f + kMagic;
@@ -64,11 +64,11 @@ inline __attribute__((always_inline)) Floats exponential(Floats x) {
   return x < -87.0f ? zero : p * power;
 }
 
-// The elements of v exchanged with those `step` away.
-template <int step>
+// The elements of v exchanged with those `distance` away.
+template <int distance>
 inline __attribute__((always_inline)) Floats exchanged(Floats v) {
   Ints index;
-  for (int i = 0; i < kLanes; ++i) index[i] = i ^ step;
+  for (int i = 0; i < kLanes; ++i) index[i] = i ^ distance;
   return __builtin_shuffle(v, index);
 }
 template <class Combine>

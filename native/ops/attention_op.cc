@@ -42,8 +42,8 @@ void AttentionOp::make_outputs(ort::KernelContext* context, Call& call) const {
   }
 }
 
-RotateArgs AttentionOp::rotation(const Call& call, int64_t position, const float* from,
-                                 float* to) const {
+RopeArgs AttentionOp::rotation(const Call& call, int64_t position, const float* from,
+                               float* to) const {
   const int64_t at = position * (call.rotary / 2);
   const bool turns = call.cos != nullptr;
   return {from,
@@ -84,23 +84,23 @@ void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
 }
 
 // One new key (kind 0), rotated, or value (kind 1), as it is kept.
-void AttentionOp::store_vector(const Call& call, int kind, int64_t head, const RotateArgs& vector,
+void AttentionOp::store_vector(const Call& call, int kind, int64_t head, const RopeArgs& vector,
                                uint8_t* to) const {
-  RotateArgs turned = vector;
+  RopeArgs turned = vector;
   if (cache_ != ort::kInt8) {
     turned.output = reinterpret_cast<float*>(to);
-    if (kind == 0) return kernel_->rotate(turned);
+    if (kind == 0) return kernel_->rope(turned);
     std::memcpy(to, vector.input, static_cast<size_t>(call.size) * sizeof(float));
     return;
   }
-  EncodeArgs codes = {vector.input, call.reciprocals[kind].data() + head * call.size,
-                      reinterpret_cast<int8_t*>(to), call.size};
-  if (kind == 1) return kernel_->encode(codes);
+  QuantizeKvArgs codes = {vector.input, call.reciprocals[kind].data() + head * call.size,
+                          reinterpret_cast<int8_t*>(to), call.size};
+  if (kind == 1) return kernel_->quantize_kv(codes);
   const Workspace workspace(allocator_, static_cast<size_t>(call.size) * sizeof(float));
   turned.output = reinterpret_cast<float*>(workspace.data());
-  kernel_->rotate(turned);
+  kernel_->rope(turned);
   codes.input = turned.output;
-  kernel_->encode(codes);
+  kernel_->quantize_kv(codes);
 }
 
 void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t first,
@@ -118,10 +118,10 @@ void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t 
     const int64_t token = first + row / group;
     const float* from = call.q + (batch * call.tokens + token) * call.q_stride +
                         (head * group + row % group) * call.size;
-    RotateArgs args = rotation(call, before + token, from, q + row * call.size);
+    RopeArgs args = rotation(call, before + token, from, q + row * call.size);
     args.scale = call.scale;
     if (codes) args.channels = call.scales[0].data() + head * call.size;
-    kernel_->rotate(args);
+    kernel_->rope(args);
   }
   const int64_t cache = (batch * kv_heads_ + head) * call.present_length * call.size *
                         (codes ? 1 : int64_t{sizeof(float)});

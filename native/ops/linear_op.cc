@@ -33,12 +33,12 @@ QuantizedRows rows_from(const QuantizedRows& rows, int64_t first, int64_t groups
 // One panel as weights of their own.
 PackedWeights one_panel(const PackedWeights& w, int64_t panel) {
   PackedWeights out = w;
-  const int64_t column = panel * kPanelColumns;
-  out.lines += panel * w.steps * kPanelColumns * w.bits;
-  out.scales += panel * w.groups * kPanelColumns * w.scale_bytes;
-  if (w.zero_points != nullptr) out.zero_points += panel * w.groups * kPanelColumns;
+  const int64_t column = panel * kNr;
+  out.blocks += panel * w.k_blocks * kNr * w.bits;
+  out.scales += panel * w.groups * kNr * w.scale_bytes;
+  if (w.zero_points != nullptr) out.zero_points += panel * w.groups * kNr;
   if (w.bias != nullptr) out.bias += column;
-  out.n = std::min(kPanelColumns, w.n - column);
+  out.n = std::min(kNr, w.n - column);
   out.panels = 1;
   return out;
 }
@@ -56,15 +56,15 @@ struct LinearOp::Call {
 // Not when the session is made, which so takes as long with as without.
 void LinearOp::move_weights() const {
   const PackedWeights first = parts_[0];
-  const int64_t values = panels_ * first.groups * kPanelColumns;
+  const int64_t values = panels_ * first.groups * kNr;
   const auto move = [&](auto* from, int64_t bytes) {
     return static_cast<decltype(from)>(huge_pages_.move(from, static_cast<size_t>(bytes)));
   };
-  const auto* lines = move(first.lines, panels_ * first.steps * kPanelColumns * first.bits);
+  const auto* blocks = move(first.blocks, panels_ * first.k_blocks * kNr * first.bits);
   const auto* scales = move(first.scales, values * first.scale_bytes);
   const auto* zero_points = move(first.zero_points, values);
   for (PackedWeights& part : parts_) {
-    part.lines = lines + (part.lines - first.lines);
+    part.blocks = blocks + (part.blocks - first.blocks);
     part.scales = scales + (part.scales - first.scales);
     if (zero_points != nullptr)
       part.zero_points = zero_points + (part.zero_points - first.zero_points);
@@ -105,7 +105,7 @@ void LinearOp::compute(ort::KernelContext* context) const {
   if (rows == 0) return;
 
   // Rows whose distance is a multiple of a page compete for the same cache sets.
-  int64_t stride = round_up(w.steps * kStepChannels, 64);
+  int64_t stride = round_up(w.k_blocks * kKr, 64);
   if (stride % 1024 == 0) stride += 64;
   const int64_t code_bytes = rows * stride + kRowSlack;
   const int64_t sum_bytes = rows * w.groups * static_cast<int64_t>(sizeof(int32_t));
@@ -115,8 +115,8 @@ void LinearOp::compute(ort::KernelContext* context) const {
   const QuantizedRows quantized = {
       reinterpret_cast<int8_t*>(memory), reinterpret_cast<int32_t*>(memory + code_bytes),
       reinterpret_cast<float*>(memory + code_bytes + sum_bytes), stride};
-  call.quantize = {a.data,        call.element, w.k,      w.steps,  w.groups,
-                   w.group_steps, per_token_,   a_scale_, quantized};
+  call.quantize = {a.data,           call.element, w.k,      w.k_blocks, w.groups,
+                   w.group_k_blocks, per_token_,   a_scale_, quantized};
   run(call);
 }
 
@@ -135,8 +135,7 @@ void LinearOp::run(const Call& call) const {
   const int64_t fitting = std::max(kTaskCodes / call.quantize.rows.stride, kernel_->row_tile);
   const int64_t row_parts = ceil_div(rows, std::min(kernel_->rows_per_task, fitting));
   const int64_t task_rows = round_up(ceil_div(rows, row_parts), kernel_->row_tile);
-  const int64_t panel_multiplies =
-      std::min(rows, task_rows) * w.k * kPanelColumns * (gated ? 2 : 1);
+  const int64_t panel_multiplies = std::min(rows, task_rows) * w.k * kNr * (gated ? 2 : 1);
   const int64_t task_panels =
       std::max(ceil_div(panels, kTasks), ceil_div(kTaskMultiplies, panel_multiplies));
   const int64_t row_tasks = ceil_div(rows, task_rows);
@@ -165,12 +164,12 @@ void LinearOp::matmul_parts(const Call& call, Range rows, Range panels) const {
                        std::min(panels.end - first, part.panels)};
     first += part.panels;
     if (own.begin >= own.end) continue;
-    kernel_->matmul({part, call.quantize.rows, call.outputs[i], part.n, call.element}, rows, own);
+    matmul_({part, call.quantize.rows, call.outputs[i], part.n, call.element}, rows, own);
   }
 }
 
 void LinearOp::matmul_gated(const Call& call, Range rows, Range panels) const {
-  alignas(64) float halves[2][kGatedRows * kPanelColumns];
+  alignas(64) float halves[2][kGatedRows * kNr];
   const int64_t n = parts_[0].n;
   const int64_t size = call.element == Element::kFloat16 ? 2 : 4;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
@@ -179,14 +178,14 @@ void LinearOp::matmul_gated(const Call& call, Range rows, Range panels) const {
       const int64_t count = std::min(kGatedRows, rows.end - row);
       const QuantizedRows quantized = rows_from(call.quantize.rows, row, parts_[0].groups);
       for (int half = 0; half < 2; ++half) {
-        kernel_->matmul({weights[half], quantized, halves[half], kPanelColumns, Element::kFloat32},
-                        {0, count}, {0, 1});
+        matmul_({weights[half], quantized, halves[half], kNr, Element::kFloat32}, {0, count},
+                {0, 1});
       }
       for (int64_t r = 0; r < count; ++r) {
         uint8_t* output =
-            static_cast<uint8_t*>(call.outputs[0]) + size * ((row + r) * n + panel * kPanelColumns);
-        kernel_->gate({halves[0] + r * kPanelColumns, halves[1] + r * kPanelColumns, output,
-                       weights[0].n, gate_, call.element});
+            static_cast<uint8_t*>(call.outputs[0]) + size * ((row + r) * n + panel * kNr);
+        kernel_->swiglu(
+            {halves[0] + r * kNr, halves[1] + r * kNr, output, weights[0].n, gate_, call.element});
       }
     }
   }

@@ -57,6 +57,7 @@ class LinearOp {
   OpKind kind_;
   std::string node_;
   const Kernel* kernel_ = nullptr;
+  MatMul* matmul_ = nullptr;  // the kernel's for weights of these bits
   ort::Allocator* allocator_ = nullptr;
   // Linears of one input: one output each, or the two of a gated MLP with one output.
   // Where their weights are changes once, before the first of them is used.

@@ -22,7 +22,7 @@ enum class Place {
   kNone,
   // In what the kernel reads (and the plain reference does not):
   kWeight,
-  kLastChannel,  // a weight of the last channel: a tail of a step, a group and a piece
+  kLastChannel,  // a weight of the last channel: a tail of a k-block, a group and a piece
   kLastColumn,   // a weight of the last column: a tail of a panel
   kScale,
   kHalfScale,  // the same, only where scales are float16
@@ -34,7 +34,7 @@ enum class Place {
   kGroupSum,
   kRowScale,
   kLastOutput,   // of the last row
-  kBehindCodes,  // the byte after a row's last step
+  kBehindCodes,  // the byte after a row's last k-block
   kBetweenRows,  // the byte after a row of the output, where rows do not follow each other directly
 };
 constexpr Place kPlaces[] = {

@@ -115,17 +115,17 @@ Problem random_problem(Random& random) {
 
 Packed pack(const Problem& p) {
   const int64_t panels = (p.n + 63) / 64;
-  const int64_t steps = (p.k + 7) / 8;
+  const int64_t k_blocks = (p.k + 7) / 8;
   const int64_t groups = p.groups();
   Packed out;
-  const int64_t line = 64 * p.bits;
-  out.lines.assign(static_cast<size_t>(panels * steps * line), 0);
+  const int64_t block = 64 * p.bits;
+  out.blocks.assign(static_cast<size_t>(panels * k_blocks * block), 0);
   for (int64_t k = 0; k < p.k; ++k) {
     for (int64_t n = 0; n < p.n; ++n) {
       const bool high = k % 8 >= 4;
-      int64_t byte = ((n / 64) * steps + k / 8) * line + 4 * (n % 64) + k % 4;
+      int64_t byte = ((n / 64) * k_blocks + k / 8) * block + 4 * (n % 64) + k % 4;
       if (p.bits == 8 && high) byte += 256;
-      out.lines[byte] |=
+      out.blocks[byte] |=
           static_cast<uint8_t>(p.codes[k * p.n + n] << (p.bits == 4 && high ? 4 : 0));
     }
   }

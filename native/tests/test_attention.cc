@@ -99,8 +99,8 @@ bool check_attention(const fptq::Kernel& kernel, const Problem& p, bool plant) {
   return true;
 }
 
-bool check_rotate(const fptq::Kernel& kernel, std::mt19937& random, int64_t size, bool interleaved,
-                  bool plant) {
+bool check_rope(const fptq::Kernel& kernel, std::mt19937& random, int64_t size, bool interleaved,
+                bool plant) {
   std::normal_distribution<float> normal;
   const int64_t half = std::uniform_int_distribution<int64_t>(0, size / 2)(random);
   std::vector<float> x(static_cast<size_t>(size)), y(x.size()), cos(half + 1), sin(half + 1);
@@ -110,8 +110,8 @@ bool check_rotate(const fptq::Kernel& kernel, std::mt19937& random, int64_t size
     cos[i] = std::cos(angle);
     sin[i] = std::sin(angle);
   }
-  kernel.rotate({x.data(), y.data(), half ? cos.data() : nullptr, half ? sin.data() : nullptr, size,
-                 2 * half, interleaved, 0.5f, nullptr});
+  kernel.rope({x.data(), y.data(), half ? cos.data() : nullptr, half ? sin.data() : nullptr, size,
+               2 * half, interleaved, 0.5f, nullptr});
   for (int64_t i = 0; i < size; ++i) {
     double wanted = 0.5 * x[i];
     if (i < 2 * half) {
@@ -157,7 +157,8 @@ Problem random_problem(std::mt19937& random) {
 }
 
 // Codes for the cache; ties, what is too large and what is no number among them.
-bool check_encode(const fptq::Kernel& kernel, std::mt19937& random, int64_t count, bool plant) {
+bool check_quantize_kv(const fptq::Kernel& kernel, std::mt19937& random, int64_t count,
+                       bool plant) {
   std::normal_distribution<float> normal;
   std::vector<float> x(static_cast<size_t>(count)), reciprocals(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
@@ -168,7 +169,7 @@ bool check_encode(const fptq::Kernel& kernel, std::mt19937& random, int64_t coun
     if (random() % 16 == 0) x[i] = NAN;
   }
   std::vector<int8_t> codes(x.size());
-  kernel.encode({x.data(), reciprocals.data(), codes.data(), count});
+  kernel.quantize_kv({x.data(), reciprocals.data(), codes.data(), count});
   for (size_t i = 0; i < x.size(); ++i) {
     const float scaled = x[i] * reciprocals[i];
     int wanted = 127;
@@ -199,8 +200,8 @@ int main(int argc, char** argv) {
     for (int n = 0; n < 300; ++n) {
       const Problem p = random_problem(random);
       attention = attention && check_attention(kernel, p, plant);
-      rotate = rotate && check_rotate(kernel, random, p.size, n % 2 == 1, plant);
-      encode = encode && check_encode(kernel, random, p.size, plant);
+      rotate = rotate && check_rope(kernel, random, p.size, n % 2 == 1, plant);
+      encode = encode && check_quantize_kv(kernel, random, p.size, plant);
     }
     ++tested;
     const bool good = attention && rotate && encode;

@@ -35,16 +35,16 @@ constexpr int8_t kStaleCode = 99;
 constexpr uint8_t kStaleOutput = 0xee;
 
 Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, Random& random) {
-  const int64_t steps = (p.k + 7) / 8;
+  const int64_t k_blocks = (p.k + 7) / 8;
   const int64_t panels = (p.n + 63) / 64;
   const int64_t groups = p.groups();
-  const int64_t group_steps = p.block == -1 ? steps : std::min(p.block / 8, steps);
-  const int64_t stride = 8 * steps + pick(random, 0, 9);
+  const int64_t group_k_blocks = p.block == -1 ? k_blocks : std::min(p.block / 8, k_blocks);
+  const int64_t stride = 8 * k_blocks + pick(random, 0, 9);
   const int64_t size = p.half ? 2 : 4;
 
   // Odd offsets: nothing may rely on alignment. Exact sizes: sanitizers see any read beyond.
-  std::vector<uint8_t> lines(packed.lines.size() + 1);
-  std::memcpy(lines.data() + 1, packed.lines.data(), packed.lines.size());
+  std::vector<uint8_t> blocks(packed.blocks.size() + 1);
+  std::memcpy(blocks.data() + 1, packed.blocks.data(), packed.blocks.size());
   std::vector<uint8_t> scales(packed.scales.size() + 1);
   std::memcpy(scales.data() + 1, packed.scales.data(), packed.scales.size());
   std::vector<uint8_t> input(static_cast<size_t>(p.m * p.k * size));
@@ -70,14 +70,15 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
                                     result.row_scales.data(), stride};
   const fptq::Element element = p.half ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
   const int64_t cut = pick(random, 0, p.m);
-  const fptq::QuantizeArgs quantize = {
-      input.data(), element, p.k, steps, groups, group_steps, p.per_token, p.static_scale, rows};
+  const fptq::QuantizeArgs quantize = {input.data(), element,        p.k,
+                                       k_blocks,     groups,         group_k_blocks,
+                                       p.per_token,  p.static_scale, rows};
   // The later rows first: a store beyond the end of a row would damage one that is finished.
   kernel.quantize(quantize, {cut, p.m});
   kernel.quantize(quantize, {0, cut});
 
   const fptq::PackedWeights weights = {
-      lines.data() + 1,
+      blocks.data() + 1,
       scales.data() + 1,
       packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
       p.bias.empty() ? nullptr : p.bias.data(),
@@ -86,16 +87,17 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
       p.k,
       p.n,
       panels,
-      steps,
+      k_blocks,
       groups,
-      group_steps};
+      group_k_blocks};
   const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), result.output_stride,
                                    element};
   const int64_t middle = pick(random, 0, panels);
-  kernel.matmul(matmul, {cut, p.m}, {middle, panels});
-  kernel.matmul(matmul, {0, cut}, {0, middle});
-  kernel.matmul(matmul, {0, cut}, {middle, panels});
-  kernel.matmul(matmul, {cut, p.m}, {0, middle});
+  fptq::MatMul* const multiply = fptq::matmul_of(kernel, p.bits);
+  multiply(matmul, {cut, p.m}, {middle, panels});
+  multiply(matmul, {0, cut}, {0, middle});
+  multiply(matmul, {0, cut}, {middle, panels});
+  multiply(matmul, {cut, p.m}, {0, middle});
   return result;
 }
 
@@ -177,7 +179,7 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
 
 // silu or tanh-GELU of random and special values, against the scalar file bit for bit, and that
 // against double precision.
-bool gates_agree(const fptq::Kernel& kernel, Random& random) {
+bool swiglu_agrees(const fptq::Kernel& kernel, Random& random) {
   const int64_t count = pick(random, 1, 80);
   std::vector<float> gate(static_cast<size_t>(count)), up(gate.size());
   for (auto& g : gate) {
@@ -190,9 +192,9 @@ bool gates_agree(const fptq::Kernel& kernel, Random& random) {
   const auto element = random() % 2 ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
   const size_t size = element == fptq::Element::kFloat16 ? 2 : 4;
   std::vector<uint8_t> got(gate.size() * size), expected(got.size()), exact(gate.size() * 4);
-  kernel.gate({gate.data(), up.data(), got.data(), count, function, element});
-  fptq::gate_scalar({gate.data(), up.data(), expected.data(), count, function, element});
-  fptq::gate_scalar(
+  kernel.swiglu({gate.data(), up.data(), got.data(), count, function, element});
+  fptq::swiglu_scalar({gate.data(), up.data(), expected.data(), count, function, element});
+  fptq::swiglu_scalar(
       {gate.data(), up.data(), exact.data(), count, function, fptq::Element::kFloat32});
   for (int64_t i = 0; i < count; ++i) {
     float value;
@@ -234,7 +236,7 @@ std::vector<int> failures_of(int count, unsigned seed, fptq_test::Place plant) {
       Result result = run(kernel, p, packed, random);
       fptq_test::plant_in_result(plant, p, result);
       if (!compare(p, rows, expected, result, kernel.name)) ++failures[j];
-      if (plant == fptq_test::Place::kNone && !gates_agree(kernel, random)) {
+      if (plant == fptq_test::Place::kNone && !swiglu_agrees(kernel, random)) {
         std::printf("%s: a gate differs\n", kernel.name);
         ++failures[j];
       }
