@@ -20,7 +20,7 @@ namespace {
 // The sums of a group start as the low 16 bits of a row's sum times those of minus the zero point.
 struct GroupsWork {
   const uint8_t* packed;       // blocks to unpack to `codes` on the way, or null: they are there
-  uint8_t* codes;              // one byte per code
+  const uint8_t* codes;        // one byte per code; written to where `packed` is given
   int64_t stride;              // of x
   int64_t groups, k_blocks;    // k-blocks of a group; both at least 1
   const uint8_t* prefetch_at;  // memory to fetch, `prefetch_stride` on every half block
@@ -169,9 +169,9 @@ struct TileWork {
   "vpbroadcastd %[nibble], %%zmm28\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_LOAD) \
   "0: mov %[k_blocks], %[left]\n mov %[row_sums], %[at]\n"                                 \
   FPTQ_BEGIN_GROUP(rows)                                                                \
-  FPTQ_DOT_GROUP(rows)                                                                  \
-  "6: mov %[scales], %[scratch]\n addq $256, %[scales]\n"                               \
-  FPTQ_CODES("0", "scratch") FPTQ_KEPT_##rows(FPTQ_KEPT_FINISH)                         \
+  FPTQ_DOT_GROUP(rows)                                                                            \
+  "6: mov %[scales], %[scratch]\n addq $256, %[scales]\n"                                         \
+  FPTQ_CODES("0", "scratch") FPTQ_KEPT_##rows(FPTQ_KEPT_FINISH)                                   \
   "decq %[groups]\n jnz 0b\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_STORE)
 
 // Does the work for a tile of R rows.
@@ -185,9 +185,9 @@ void add_groups_kept(const GroupsWork& work, const TileWork& tile);
   inline void function<rows>(const GroupsWork& work, const TileWork& tile) {                      \
     static const int32_t nibble = 0x0f0f0f0f;                                                     \
     const uint8_t* packed = work.packed;                                                          \
-    uint8_t* codes = work.codes;                                                                  \
+    const uint8_t* codes = work.codes;                                                            \
     const int8_t* x = tile.x;                                                                     \
-    const uint8_t* prefetch_at = work.prefetch_at;                                                            \
+    const uint8_t* prefetch_at = work.prefetch_at;                                                \
     int64_t groups = work.groups;                                                                 \
     const int32_t* row_sums = tile.row_sums;                                                      \
     const int32_t* zeros = work.zeros;                                                            \
@@ -197,14 +197,14 @@ void add_groups_kept(const GroupsWork& work, const TileWork& tile);
     int64_t left;                                                                                 \
     __asm__ volatile(text(rows)                                                                   \
                      : [x] "+r"(x), [codes] "+r"(codes), [packed] "+r"(packed),                   \
-                       [prefetch_at] "+r"(prefetch_at), [left] "=&r"(left), [at] "=&r"(at),                   \
+                       [prefetch_at] "+r"(prefetch_at), [left] "=&r"(left), [at] "=&r"(at),       \
                        [scratch] "=&r"(scratch), [groups] "+m"(groups),                           \
                        [row_sums] "+m"(row_sums), [zeros] "+m"(zeros), [scales] "+m"(scales)      \
                      : [stride] "r"(work.stride), [stride3] "r"(3 * work.stride),                 \
-                       [stride5] "r"(5 * work.stride), [prefetch_stride] "r"(work.prefetch_stride),                     \
-                       [k_blocks] "m"(work.k_blocks), [row_sum_bytes] "m"(work.row_sum_bytes),          \
-                       [same_zeros] "m"(work.same_zeros), [partial] "m"(tile.partial),            \
-                       [y] "m"(tile.y), [nibble] "m"(nibble)                                      \
+                       [stride5] "r"(5 * work.stride),                                            \
+                       [prefetch_stride] "r"(work.prefetch_stride), [k_blocks] "m"(work.k_blocks),\
+                       [row_sum_bytes] "m"(work.row_sum_bytes), [partial] "m"(tile.partial),      \
+                       [same_zeros] "m"(work.same_zeros), [y] "m"(tile.y), [nibble] "m"(nibble)   \
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
 

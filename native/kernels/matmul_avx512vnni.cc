@@ -81,15 +81,50 @@ __attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& pi
   add_groups<R>(piece.work, work);
 }
 
-// The lines of the output that a row of a tile will be written to.
-void prefetch_output(const MatMulArgs& args, int64_t row, int64_t panel) {
-  const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
-  const char* at =
-      static_cast<const char*>(args.output) + (row * args.output_stride + panel * kNr) * size;
-  for (int64_t i = 0; i < kNr * size; i += 64) __builtin_prefetch(at + i, 1);
+// The same for a tile of any height.
+inline __attribute__((always_inline)) void add_tile(const MatMulArgs& args, const Piece& piece,
+                                                    const Tile& tile) {
+  switch (tile.rows.end - tile.rows.begin) {
+    case 6: add_piece<6>(args, piece, tile); break;
+    case 5: add_piece<5>(args, piece, tile); break;
+    case 4: add_piece<4>(args, piece, tile); break;
+    case 3: add_piece<3>(args, piece, tile); break;
+    case 2: add_piece<2>(args, piece, tile); break;
+    default: break;  // more rows than a tile has make no smaller one
+  }
 }
 
-// A stream of its own, too thin for the hardware prefetcher: fetched in equal shares by all tiles.
+// Cuts rows into tiles of equal height, whose sums are in `y` and `partial`; returns their number.
+// 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
+inline __attribute__((always_inline)) int64_t cut_rows(const PackedWeights& w, Range rows,
+                                                       int64_t height, float* y, int32_t* partial,
+                                                       Tile* out) {
+  const int64_t count = rows.end - rows.begin;
+  const int64_t tiles = (count + height - 1) / height;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = t * count / tiles;
+    out[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
+    out[t].y = y + first * kNr;
+    // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
+    out[t].partial = partial + (w.group_k_blocks > kWholeGroupKBlocks ? first * kNr : 0);
+  }
+  return tiles;
+}
+
+// Where a piece is read from: 4-bit codes are unpacked to `codes` by its first tile. The next piece
+// (or panel) comes from memory meanwhile, an equal share with every tile.
+inline __attribute__((always_inline)) void set_source(const PackedWeights& w, int64_t tiles,
+                                                      uint8_t* codes, Piece& piece) {
+  const int64_t block_bytes = kNr * w.bits;
+  const uint8_t* blocks = w.blocks + piece.panel * w.k_blocks * block_bytes;
+  const uint8_t* source = blocks + piece.k_blocks.begin * block_bytes;
+  piece.work.packed = w.bits == 4 ? source : nullptr;
+  piece.work.codes = w.bits == 4 ? codes : source;
+  piece.work.prefetch_at = blocks + piece.k_blocks.end * block_bytes + kPiecePrefetchDistance;
+  piece.work.prefetch_stride = (block_bytes + 2 * tiles - 1) / (2 * tiles);
+}
+
+// An array too small for the hardware prefetcher to notice: fetched in equal shares by all tiles.
 class PrefetchStream {
  public:
   PrefetchStream(const void* from, int64_t bytes, int64_t share)
@@ -105,69 +140,67 @@ class PrefetchStream {
   int64_t share_;
 };
 
+// The scales and zero points of the `groups` groups from g on; `share`: of zero points, for a tile.
+struct NextGroups {
+  NextGroups(const PackedWeights& w, int64_t panel, int64_t g, int64_t groups, int64_t share)
+      : first((panel * w.groups + g) * kNr),
+        scales(w.scales + first * w.scale_bytes, groups * kNr * w.scale_bytes,
+               w.scale_bytes * share),
+        zeros(w.zero_points, 0, share) {
+    if (w.zero_points != nullptr) {
+      zeros = PrefetchStream(w.zero_points + first, groups * kNr, share);
+    }
+  }
+  void prefetch_part() {
+    scales.prefetch_part();
+    zeros.prefetch_part();
+  }
+  int64_t first;
+  PrefetchStream scales, zeros;
+};
+
+// Outputs, whose rows are far apart in memory, are fetched during the last `parts` pieces of a
+// panel: every parts-th row of a tile with each, `later` pieces before the last one.
+inline __attribute__((always_inline)) void prefetch_outputs(const MatMulArgs& args,
+                                                            const Tile& tile, int64_t panel,
+                                                            int64_t later, int64_t parts) {
+  const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
+  for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
+    const char* at =
+        static_cast<const char*>(args.output) + (row * args.output_stride + panel * kNr) * size;
+    for (int64_t i = 0; i < kNr * size; i += 64) __builtin_prefetch(at + i, 1);
+  }
+}
+
 // Many rows (M up to kSharedRows): every piece of the panel is unpacked once for all of them.
 void large_m(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& shape) {
   const PackedWeights& w = args.weights;
-  const int64_t block_bytes = kNr * w.bits;
-  const uint8_t* blocks = w.blocks + panel * w.k_blocks * block_bytes;
   alignas(64) uint8_t codes[kKept.k_blocks * kUnpackedBlockBytes];
   alignas(64) float y[kSharedRows * kNr];
   alignas(64) int32_t partial[kSharedRows * kNr];
   GroupForms forms;
-
-  // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
   Tile all[kSharedRows / kKept.rows];
-  const int64_t count = rows.end - rows.begin;
-  const int64_t tiles = (count + shape.rows - 1) / shape.rows;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = t * count / tiles;
-    all[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
-    all[t].y = y + first * kNr;
-    // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
-    all[t].partial = partial + (w.group_k_blocks > kWholeGroupKBlocks ? first * kNr : 0);
-  }
+  const int64_t tiles = cut_rows(w, rows, shape.rows, y, partial, all);
   const int64_t pieces = (w.k_blocks + shape.k_blocks - 1) / shape.k_blocks;
   const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
   const GroupCounts counts(w, shape);
   const int64_t share = (counts.piece * kNr + tiles) / tiles;  // of zero points, for a tile
-  std::memset(y, 0, static_cast<size_t>(count * kNr) * sizeof(float));
+  std::memset(y, 0, static_cast<size_t>((rows.end - rows.begin) * kNr) * sizeof(float));
+
   for (int64_t begin = 0, g = 0; begin < w.k_blocks;) {
     Piece piece = piece_at(w, shape, counts, panel, begin, g, forms);
     GroupsWork& work = piece.work;
     const int64_t end = piece.k_blocks.end;
-    const uint8_t* source = blocks + begin * block_bytes;
-    work.packed = w.bits == 4 ? source : nullptr;
-    work.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
     work.stride = args.rows.stride;
-    // The next piece (or panel) comes from memory while this one is worked on.
-    work.prefetch_at = blocks + end * block_bytes + kPiecePrefetchDistance;
-    work.prefetch_stride = (block_bytes + 2 * tiles - 1) / (2 * tiles);
+    set_source(w, tiles, codes, piece);
     if (work.scales != nullptr) g += work.groups;
-    const int64_t next = (panel * w.groups + g) * kNr;
-    PrefetchStream next_scales(w.scales + next * w.scale_bytes, work.groups * kNr * w.scale_bytes,
-                               w.scale_bytes * share);
-    PrefetchStream next_zeros(w.zero_points, 0, share);
-    if (w.zero_points != nullptr) {
-      next_zeros = PrefetchStream(w.zero_points + next, work.groups * kNr, share);
-    }
+    NextGroups next(w, panel, g, work.groups, share);
     const int64_t later = (w.k_blocks - end + shape.k_blocks - 1) / shape.k_blocks;
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = all[t];
-      // Lines of the output, which are far apart, are fetched during the last pieces, some each.
-      for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end;
-           row += parts) {
-        prefetch_output(args, row, panel);
-      }
-      next_scales.prefetch_part();
-      next_zeros.prefetch_part();
-      switch (tile.rows.end - tile.rows.begin) {
-        case 6: add_piece<6>(args, piece, tile); break;
-        case 5: add_piece<5>(args, piece, tile); break;
-        case 4: add_piece<4>(args, piece, tile); break;
-        case 3: add_piece<3>(args, piece, tile); break;
-        case 2: add_piece<2>(args, piece, tile); break;
-        default: break;  // more rows than a tile has make no smaller one
-      }
+      prefetch_outputs(args, tile, panel, later, parts);
+      next.prefetch_part();
+      add_tile(args, piece, tile);
       if (end == w.k_blocks) store_rows(args, tile.rows, panel, tile.y);
       work.prefetch_at += 2 * (end - begin) * work.prefetch_stride;
       work.packed = nullptr;

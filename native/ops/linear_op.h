@@ -49,6 +49,11 @@ class LinearOp {
                        const std::vector<int64_t>& dims, bool may_be_empty) const;
 
   struct Call;
+  // Input A of a call, whose type and last dimension are checked. Throws ort::Error.
+  ort::Tensor read_input(ort::KernelContext* context) const;
+  // Memory of the outputs, null where there are no rows; `dims` are those of A. Throws ort::Error.
+  std::vector<void*> make_outputs(ort::KernelContext* context, std::vector<int64_t> dims,
+                                  int64_t rows) const;
   void run(const Call& call) const;
   void matmul_parts(const Call& call, Range rows, Range panels) const;
   void matmul_gated(const Call& call, Range rows, Range panels) const;
