@@ -63,6 +63,17 @@ int main(int argc, char** argv) {
   std::vector<float> output(static_cast<size_t>(max_rows * n));
   const fptq::QuantizedRows rows = {codes, sums.data(), row_scales.data(), stride};
 
+  fptq::PackedWeights weights{};
+  weights.zero_points = asymmetric ? zeros.data() : nullptr;
+  weights.bits = 4;
+  weights.scale_bytes = scale_bytes;
+  weights.k = k;
+  weights.n = n;
+  weights.panels = panels;
+  weights.k_blocks = k_blocks;
+  weights.groups = groups;
+  weights.group_k_blocks = group_k_blocks;
+
   std::printf("K=%" PRId64 " N=%" PRId64 " block=%" PRId64 "%s%s\n", k, n, block,
               asymmetric ? " asymmetric" : "", half ? " half" : "");
   const fptq::KernelTable table = fptq::all_kernels();
@@ -79,15 +90,9 @@ int main(int argc, char** argv) {
       double quantize_time = 1e9;
       const double end = seconds() + 1.0;
       for (int64_t run = 0; times.size() < 5 || seconds() < end; ++run) {
-        const fptq::MatMulArgs matmul = {
-            {blocks.data() + (run % copies) * bytes,
-             scales.data() + (run % copies) * values * scale_bytes,
-             asymmetric ? zeros.data() : nullptr, nullptr, 4, scale_bytes, k, n, panels, k_blocks,
-             groups, group_k_blocks},
-            rows,
-            output.data(),
-            n,
-            fptq::Element::kFloat32};
+        weights.blocks = blocks.data() + (run % copies) * bytes;
+        weights.scales = scales.data() + (run % copies) * values * scale_bytes;
+        const fptq::MatMulArgs matmul = {weights, rows, output.data(), n, fptq::Element::kFloat32};
         const double t0 = seconds();
         kernel.quantize(quantize, {0, m});
         const double t1 = seconds();

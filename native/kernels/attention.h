@@ -5,7 +5,8 @@
 
 namespace fptq {
 
-// Keys are worked on this many at a time; so many columns a matrix product has at least.
+// Keys are processed in blocks of kAttentionKeys. Matrix products have a multiple of
+// kAttentionLanes columns; rows are padded to that.
 constexpr int64_t kAttentionKeys = 64;
 constexpr int64_t kAttentionLanes = 16;
 

@@ -2,8 +2,8 @@
 // kLanes floats, which the file that includes this defines before. In an unnamed namespace: each
 // file is compiled for its own instruction set and has its own copies, which no linker merges.
 //
-// Softmax is computed on the way (Milakov and Gimelshein, arXiv 1805.02867): for every block of
-// keys the sums so far are scaled to the new maximum. No row looks at blocks after its last key.
+// Online softmax (Milakov and Gimelshein, arXiv 1805.02867): with every block of keys the sums so
+// far are scaled to the new maximum. No row looks at blocks after its last key.
 #pragma once
 
 #include <cstring>
@@ -15,9 +15,9 @@ namespace fptq {
 namespace {
 
 constexpr int kRows = 6;
-// So few rows do not earn the transposing of keys back.
+// For up to so many rows, transposing the keys costs more than it saves.
 constexpr int kFew = 3;
-// Up to so many rows memory is the limit.
+// For up to so many rows memory is the limit, and the next keys are prefetched.
 constexpr int64_t kFetchRows = 16;
 constexpr float kNothing = -__builtin_inff();
 // Registers of a row in a tile: 24 sums where there are 32 registers, 12 where there are 16.
@@ -93,8 +93,7 @@ void scores_of_few(const float* q, const T* k, int64_t keys, int64_t size, float
   }
 }
 
-// Fetches what comes next from memory; the rows of few queries are done before the hardware
-// notices.
+// Prefetches what comes next; few rows are done before the hardware prefetcher has noticed.
 inline void fetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }

@@ -123,7 +123,7 @@ struct Kernel {
 // are all 0. Every quantize function uses it, so that no file has its own idea of the edge cases.
 float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
 
-// Whether to work as suits AMD's CPUs; true on these. Weights for few rows are fetched into the
+// Whether to use the tuning for AMD's CPUs; true on them. Weights for few rows are fetched into the
 // first-level cache there (a quarter faster on Zen 4; Intel's have too few line fill buffers, and
 // want the second level), and many rows are worked on in smaller tiles. A reference, so that tests
 // try both.

@@ -13,10 +13,10 @@ using ort::error;
 
 namespace {
 
-// Rows (heads times positions) of a task: enough to earn the transposing of keys back, few enough
-// for their sums to stay in the second-level cache.
+// Rows (heads times positions) of a task: so many that transposing the keys pays off, so few that
+// their sums (192 * 128 floats are 96 KiB) stay in the second-level cache.
 constexpr int64_t kTaskRows = 192;
-// Below these a task costs more to hand to a thread than it saves.
+// The least work of a task, as in linear_op.cc.
 constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
 constexpr int64_t kTaskElements = int64_t{1} << 14;
 
@@ -45,16 +45,16 @@ void AttentionOp::make_outputs(ort::KernelContext* context, Call& call) const {
 RopeArgs AttentionOp::rotation(const Call& call, int64_t position, const float* from,
                                float* to) const {
   const int64_t at = position * (call.rotary / 2);
-  const bool turns = call.cos != nullptr;
-  return {from,
-          to,
-          turns ? call.cos + at : nullptr,
-          turns ? call.sin + at : nullptr,
-          call.size,
-          call.rotary,
-          interleaved_,
-          1.0f,
-          nullptr};
+  RopeArgs args{};
+  args.input = from;
+  args.output = to;
+  args.cos = call.cos != nullptr ? call.cos + at : nullptr;
+  args.sin = call.cos != nullptr ? call.sin + at : nullptr;
+  args.size = call.size;
+  args.rotary = call.rotary;
+  args.interleaved = interleaved_;
+  args.scale = 1.0f;
+  return args;
 }
 
 // Past and new keys and values of one head, in the present cache; past ones are there already where
@@ -126,10 +126,19 @@ void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t 
   const int64_t cache = (batch * kv_heads_ + head) * call.present_length * call.size *
                         (codes ? 1 : int64_t{sizeof(float)});
   const int64_t width = heads_ * call.size;
-  float* output = call.output + (batch * call.tokens + first) * width + head * group * call.size;
-  kernel_->attention({q, call.present[0] + cache, call.present[1] + cache,
-                      codes ? call.scales[1].data() + head * call.size : nullptr, output,
-                      q + queries, rows, group, call.size, before + first + 1, width});
+  AttentionTask task{};
+  task.q = q;
+  task.k = call.present[0] + cache;
+  task.v = call.present[1] + cache;
+  task.v_scales = codes ? call.scales[1].data() + head * call.size : nullptr;
+  task.output = call.output + (batch * call.tokens + first) * width + head * group * call.size;
+  task.scratch = q + queries;
+  task.rows = rows;
+  task.group = group;
+  task.size = call.size;
+  task.seen = before + first + 1;
+  task.output_stride = width;
+  kernel_->attention(task);
 }
 
 void AttentionOp::compute(ort::KernelContext* context) const {

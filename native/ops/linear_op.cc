@@ -14,19 +14,19 @@ using ort::error;
 namespace {
 
 // The least work of a task; less costs more to hand to a thread than it saves. 2^18 multiply-adds
-// take 1 to 5 us at the 100 to 400 GOPS of docs/kernels.md. A channel of a row is converted to int8
-// in well under a nanosecond, so 2^14 of them take about as long.
+// take 1 to 5 us at the 100 to 400 GOPS of docs/kernels.md (a multiply-add counts as two). So do
+// 2^14 conversions to int8, at 0.16 ns each with AVX-512 (fptq_bench_kernels, 512 rows).
 constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
 constexpr int64_t kTaskConversions = int64_t{1} << 14;
 // Tasks that the panels are cut into where the rows are one task. The API does not tell the number
 // of threads; 64 tasks are four for each of 16 threads, so that none waits long for the last one.
 constexpr int64_t kTasks = 64;
-// Bytes of codes that the rows of a task may have, 1.25 MiB: so many stay in the second-level cache
-// (1 MiB on Zen 4, 2 MiB on CPUs with AMX) while panel after panel passes by. Measured when this
-// bound was added: 5 % faster at 512 rows with every kernel, 7 % with AMX at K = 11008.
+// Bytes of codes that the rows of a task may have, 1.25 MiB: they are to stay in the second-level
+// cache (2 MiB on CPUs with AMX) while panel after panel is read. When this bound was added, all
+// kernels became 5 % faster at 512 rows, and AMX 7 % at K = 11008.
 constexpr int64_t kTaskCodes = int64_t{5} << 18;
 // Rows of a gated MLP that are multiplied before their two halves are put together: the halves
-// take 2 * 64 rows * 64 columns * 4 bytes = 32 KiB of stack, and are still in a near cache then.
+// take 2 * 64 rows * 64 columns * 4 bytes = 32 KiB of stack, and are still in cache then.
 constexpr int64_t kGatedRows = 64;
 // Rows of codes that are a multiple of this apart fall on few sets of the first-level cache, which
 // repeat every 4 KiB, and displace each other; such a distance gets one line of cache more.
@@ -170,7 +170,7 @@ void LinearOp::compute(ort::KernelContext* context) const {
 void LinearOp::run(const Call& call) const {
   const PackedWeights& w = parts_[0];
   const int64_t rows = call.rows;
-  // First every row becomes int8, once; then the tiles, which all threads read it for.
+  // First all rows become int8, once; then they are multiplied, and every thread reads the codes.
   const int64_t quantize_rows = ceil_div(kTaskConversions, w.k);
   parallel_for(f_, call.context, ceil_div(rows, quantize_rows), [&](size_t index) {
     const int64_t begin = static_cast<int64_t>(index) * quantize_rows;

@@ -77,19 +77,19 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
   kernel.quantize(quantize, {cut, p.m});
   kernel.quantize(quantize, {0, cut});
 
-  const fptq::PackedWeights weights = {
-      blocks.data() + 1,
-      scales.data() + 1,
-      packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
-      p.bias.empty() ? nullptr : p.bias.data(),
-      p.bits,
-      packed.scale_bytes,
-      p.k,
-      p.n,
-      panels,
-      k_blocks,
-      groups,
-      group_k_blocks};
+  fptq::PackedWeights weights{};
+  weights.blocks = blocks.data() + 1;
+  weights.scales = scales.data() + 1;
+  weights.zero_points = packed.zero_points.empty() ? nullptr : packed.zero_points.data();
+  weights.bias = p.bias.empty() ? nullptr : p.bias.data();
+  weights.bits = p.bits;
+  weights.scale_bytes = packed.scale_bytes;
+  weights.k = p.k;
+  weights.n = p.n;
+  weights.panels = panels;
+  weights.k_blocks = k_blocks;
+  weights.groups = groups;
+  weights.group_k_blocks = group_k_blocks;
   const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), result.output_stride,
                                    element};
   const int64_t middle = pick(random, 0, panels);

@@ -50,19 +50,19 @@ struct Call {
         codes(static_cast<size_t>(m * kStride + fptq::kRowSlack)),
         sums(static_cast<size_t>(m * kGroups)),
         scales(static_cast<size_t>(m)),
-        output(static_cast<size_t>(m * kN)),
-        weights{w.blocks.data(),
-                reinterpret_cast<const uint8_t*>(w.scales.data()),
-                w.zeros.data(),
-                w.bias.data(),
-                4,
-                4,
-                kK,
-                kN,
-                kPanels,
-                kKBlocks,
-                kGroups,
-                kGroupKBlocks} {
+        output(static_cast<size_t>(m * kN)) {
+    weights.blocks = w.blocks.data();
+    weights.scales = reinterpret_cast<const uint8_t*>(w.scales.data());
+    weights.zero_points = w.zeros.data();
+    weights.bias = w.bias.data();
+    weights.bits = 4;
+    weights.scale_bytes = 4;
+    weights.k = kK;
+    weights.n = kN;
+    weights.panels = kPanels;
+    weights.k_blocks = kKBlocks;
+    weights.groups = kGroups;
+    weights.group_k_blocks = kGroupKBlocks;
     for (size_t i = 0; i < input.size(); ++i) {
       input[i] = static_cast<float>(static_cast<int>(i * 7919 % 2003) - 1001) * 0.01f;
     }
@@ -90,7 +90,7 @@ struct Call {
   std::vector<int8_t> codes;
   std::vector<int32_t> sums;
   std::vector<float> scales, output;
-  fptq::PackedWeights weights;
+  fptq::PackedWeights weights{};
 };
 
 // Tasks taken by whoever is free, as a pool does.
