@@ -88,10 +88,11 @@ void LinearOp::infer_shape(const ort::Functions& f, OpKind kind, ort::ShapeInfer
   shape.symbols.back() = "";
   std::deque<std::string> made;  // keeps its strings where they are
   for (size_t i = 0; i + 1 < rank; ++i) {
-    if (shape.dims[i] >= 0 || (shape.symbols[i] != nullptr && shape.symbols[i][0] != '\0')) continue;
+    if (shape.dims[i] >= 0 || (shape.symbols[i] != nullptr && shape.symbols[i][0] != '\0'))
+      continue;
     // The API cannot say "unknown and nameless"; it would write the dimension -1. Without a shape a
-    // Scan behind this op does not run, so the dimension gets a name that no other has: ONNX Runtime
-    // takes dimensions of one name for equal.
+    // Scan behind this op does not run, so the dimension gets a name that no other has: ONNX
+    // Runtime takes dimensions of one name for equal.
     shape.symbols[i] = made.emplace_back(unused_symbol()).c_str();
   }
   for (size_t i = 0; i < n.size(); ++i) {
