@@ -71,10 +71,10 @@ def _same(linears: Sequence[Linear]) -> dict[str, str]:
 
 
 def _sample(w: Array) -> bytes | None:
-    """Some of a weight; None where those are zeros."""
+    """Some of a weight; None where all of it is zeros."""
     rows, columns = (np.linspace(0, size - 1, min(size, _SAMPLED)).astype(int) for size in w.shape)
-    some = np.ascontiguousarray(w[rows][:, columns])
-    return some.tobytes() if some.astype(np.float32).any() else None
+    some = np.ascontiguousarray(w[np.ix_(rows, columns)])  # of a mapped file only their pages
+    return some.tobytes() if some.astype(np.float32).any() or w.any() else None
 
 
 def _equal(first: Linear, second: Linear) -> bool:
