@@ -69,6 +69,7 @@ def run_command(options: argparse.Namespace) -> None:
     """
     from fptq_onnx.generation.language_model import LanguageModel
     from fptq_onnx.generation.sampling import SamplingSettings
+    from fptq_onnx.generation.sequence import check_stops
     from fptq_onnx.generation.write_text import write_text
     from fptq_onnx.samples import folder_of_tokenizer
 
@@ -82,7 +83,7 @@ def run_command(options: argparse.Namespace) -> None:
     )
     if options.max_tokens is not None and options.max_tokens < 1:
         raise FptqError(f"--max-tokens must be at least 1, got {options.max_tokens}")
-    stops = tuple(stop for stop in options.stop if stop)  # "$STOP" of a script may be empty
+    check_stops(options.stop)
     model = LanguageModel.open(
         options.model,
         tokenizer_folder=options.tokenizer and folder_of_tokenizer(options.tokenizer),
@@ -91,7 +92,7 @@ def run_command(options: argparse.Namespace) -> None:
     chats = model.template is not None and not options.raw
     if options.system is not None and not chats:
         raise FptqError("--system needs a model with a chat template, and no --raw")
-    common: dict[str, Any] = {"sampling": settings, "stop": stops}
+    common: dict[str, Any] = {"sampling": settings, "stop": tuple(options.stop)}
     if prompt is None:
         if options.ids:
             raise FptqError("--ids needs a prompt: give one, or pipe it in")

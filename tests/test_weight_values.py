@@ -71,6 +71,9 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
     with pytest.raises(FptqError) as caught:
         check_weights("m", graph(GRAPHS["matrix"][0], array.reshape(64, 64)))
     assert f"({count} of 4096 values, the first at [{first[0]}, {first[1]}])" in str(caught.value)
+    array[place] = array[-1] = INF
+    with pytest.raises(FptqError, match=rf"the first at \[{first[0]}, {first[1]}\]"):
+        check_weights("m", graph(GRAPHS["matrix"][0], array.reshape(64, 64)))
 
 
 def test_masks_may_hold_minus_infinity() -> None:
