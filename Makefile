@@ -27,6 +27,7 @@ test: lint types native-test pytest
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	@if test -x $(BIN)/clang-format; then \
 	  echo "clang-format --dry-run --Werror native/*/*"; \
 	  $(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES); \
@@ -104,7 +105,7 @@ test-lm-eval: $(STAMP)
 # the main one shows that nothing needs torch. torch first: pip then takes no other build of it.
 test-export: $(EXPORT_VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/exporting \
-	  tests/test_other_runtimes.py tests/packaging/test_genai_runs.py tests/generation/test_transformers_ids.py
+	  tests/conversion/test_other_runtimes.py tests/packaging/test_genai_runs.py tests/generation/test_transformers_ids.py
 
 $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)

@@ -21,11 +21,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fptq_onnx.decoder import Decoder, open_decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.evaluate import compare, perplexity
-from fptq_onnx.model_configs import find_model_file
-from fptq_onnx.text import first_windows
+from fptq_onnx.evaluation.perplexity import compare, perplexity
+from fptq_onnx.model_io.hf_config import find_model_file
+from fptq_onnx.runtime.decoder import Decoder, open_decoder
+from fptq_onnx.text.windows import first_windows
 
 
 def main(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from fptq_onnx import runtime
+from fptq_onnx.runtime import native_library as runtime
 
 _CAPACITY = 4096  # positions of the cache
 _OURS, _STOCK = "fptq", "com.microsoft"

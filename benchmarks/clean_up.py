@@ -20,12 +20,12 @@ from pathlib import Path
 
 import onnxruntime
 
-from fptq_onnx.bench_models import Result, bench_models, entries_of
-from fptq_onnx.bench_probe import Load
-from fptq_onnx.config import PAPER
+from fptq_onnx.benchmarking.benchmark import Result, bench_models, entries_of
+from fptq_onnx.benchmarking.worker import Load
+from fptq_onnx.calibration.samples import Samples
+from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.errors import FptqError
-from fptq_onnx.pipeline import convert
-from fptq_onnx.samples import Samples
+from fptq_onnx.scheme.config import PAPER
 
 _FEW = 4  # calibration samples: any that the kernels can run with
 

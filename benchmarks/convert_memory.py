@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
-from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.model_load import load_model
+from fptq_onnx.graph.linears.linears import find_linears
+from fptq_onnx.model_io.load import load_model
 from fptq_onnx.passes.normalize import normalize
+from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 
 VOCABULARY, HIDDEN, INTERMEDIATE = 4096, 2048, 5632
 LAYER_BYTES = 2 * HIDDEN * INTERMEDIATE * 4

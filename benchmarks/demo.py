@@ -6,10 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from fptq_onnx.cli import main as fptq_onnx
-from fptq_onnx.decoder import open_decoder
-from fptq_onnx.evaluate import compare
-from fptq_onnx.text import first_windows
+from fptq_onnx.cli.main import main as fptq_onnx
+from fptq_onnx.evaluation.perplexity import compare
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.text.windows import first_windows
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "tinystories-7m"

@@ -1,6 +1,6 @@
 """Our model beside what else runs 4-bit weights on a CPU, in turn in one run, on the same shapes.
 
-    python benchmarks/make_llama.py build/llama-1b
+    python tools/make_llama.py build/llama-1b
     fptq-onnx convert build/llama-1b -o build/llama-1b-fptq --calibration random --max-samples 8
     pip install onnxruntime-genai llama-cpp-python gguf openvino
     python benchmarks/end_to_end.py build/llama-1b build/llama-1b-fptq --peers build/peers
@@ -24,12 +24,12 @@ from pathlib import Path
 from make_llama import Shape
 from write_gguf import write_gguf
 
-from fptq_onnx.bench_command import add_load_options, load_of
-from fptq_onnx.bench_models import Entry, bench_models
-from fptq_onnx.bench_probe import Load, probe_command
-from fptq_onnx.bench_table import bench_table
+from fptq_onnx.benchmarking.benchmark import Entry, bench_models
+from fptq_onnx.benchmarking.benchmark_table import bench_table
+from fptq_onnx.benchmarking.ort_quantizer import quantize_stock
+from fptq_onnx.benchmarking.worker import Load, probe_command
+from fptq_onnx.cli.bench import add_load_options, load_of
 from fptq_onnx.errors import FptqError
-from fptq_onnx.stock_quantizer import quantize_stock
 
 _HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fptq_onnx.bench_probe import Figures, Load, measure, read_load
+from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
 
 
 def probe(folder: Path, load: Load) -> Figures:

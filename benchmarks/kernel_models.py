@@ -14,8 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fptq_onnx import runtime
 from fptq_onnx.numerics.panels import LAYOUT_VERSION, line_bytes, panel_count, step_count
+from fptq_onnx.runtime import native_library as runtime
 
 Nodes = Callable[[ir.Value, "Tensors", int, int], ir.Node]
 

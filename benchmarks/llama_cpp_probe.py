@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fptq_onnx.bench_probe import Figures, Load, measure, read_load
+from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
 
 
 def probe(file: Path, load: Load) -> Figures:

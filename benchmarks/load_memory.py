@@ -20,12 +20,12 @@ from pathlib import Path
 
 from kernel_models import Implementation, matmul_nbits, ours, write_model
 
-from fptq_onnx import runtime
+from fptq_onnx.runtime import native_library as runtime
 
 MEASURE = """
 import json, sys, time
 import onnxruntime as ort
-from fptq_onnx import runtime
+from fptq_onnx.runtime import native_library as runtime
 
 def anonymous():
     for line in open("/proc/self/status"):

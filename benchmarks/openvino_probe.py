@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fptq_onnx.bench_probe import Figures, Load, measure, read_load
-from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
+from fptq_onnx.model_io.hf_config import find_model_file
 
 
 def probe(folder: Path, load: Load) -> Figures:

@@ -31,9 +31,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generation.cache_rows import CacheRows, pieces
-from fptq_onnx.generation.open_rows import open_generation_model
-from fptq_onnx.model_load import load_model
+from fptq_onnx.generation.kv.base import CacheRows, pieces
+from fptq_onnx.generation.kv.open import open_generation_model
+from fptq_onnx.model_io.load import load_model
 
 _LOOKUPS = {"Gather", "GatherBlockQuantized", "GatherElements"}
 

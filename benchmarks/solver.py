@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
+from fptq_onnx.benchmarking.worker_process import peak_bytes
 from fptq_onnx.numerics.gptq import quantize_gptq
-from fptq_onnx.numerics.second_moments import SecondMoments
-from fptq_onnx.probe_process import peak_bytes
+from fptq_onnx.numerics.hessian import SecondMoments
 
 _TOKENS = 1024  # in a batch
 

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fptq_onnx.session import session_options
+from fptq_onnx.runtime.session import session_options
 
 HEADS, GROUPS, SIZE = 32, 4, 64
 HIDDEN = HEADS * SIZE

@@ -14,15 +14,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.continuations import score_continuations
-from fptq_onnx.decoder import open_decoder
-from fptq_onnx.detokenize import StreamingDetokenizer
+from fptq_onnx.calibration.samples import folder_of_tokenizer
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generate import generate
-from fptq_onnx.install_advice import install_advice
-from fptq_onnx.model_configs import find_model_file, read_special_ids
-from fptq_onnx.samples import folder_of_tokenizer
-from fptq_onnx.text_tokenizer import TextTokenizer
+from fptq_onnx.evaluation.loglikelihood import score_continuations
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.model_io.hf_config import find_model_file, read_special_ids
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.runtime.install_advice import install_advice
+from fptq_onnx.text.detokenizer import StreamingDetokenizer
+from fptq_onnx.text.tokenizer import TextTokenizer
 
 try:
     from lm_eval.api.instance import Instance

@@ -56,3 +56,13 @@ def _plain_lines(items: Iterable[T], total: int | None, what: str, out: TextIO) 
 def tracker(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:
     """`track` with its labels given, for functions that take the items and their number."""
     return lambda items, total: track(items, total=total, what=what, quiet=quiet)
+
+
+def human_bytes(count: int) -> str:
+    """1234567 -> '1.2 MB' (decimal units)."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

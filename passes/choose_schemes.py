@@ -19,20 +19,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
-from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
-from fptq_onnx.graph.gates import find_gates
-from fptq_onnx.graph.linears import Linear, LinearScan
-from fptq_onnx.graph.shared_weights import decline_fixed, fixed_weights
-from fptq_onnx.linear_selector import select
-from fptq_onnx.numerics.fold_scales import LAE
+from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears.gates import find_gates
+from fptq_onnx.graph.linears.linears import Linear, LinearScan
+from fptq_onnx.graph.linears.shared_weights import decline_fixed, fixed_weights
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
+from fptq_onnx.numerics.smoothing_scales import LAE
 from fptq_onnx.numerics.token_sizes import loses_tokens
-from fptq_onnx.plan import (
+from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.layer_selector import select
+from fptq_onnx.scheme.plan import (
     FLOAT,
     LAE_STATIC,
     PER_TOKEN,

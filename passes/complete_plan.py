@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
-from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
-from fptq_onnx.graph.linears import LinearScan
-from fptq_onnx.numerics.fold_scales import LAE, NONE, parse_formula
+from fptq_onnx.graph.folding.linear_sites import ColumnSite, find_column_sites
+from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.numerics.int8 import FLOAT32_TINY, static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
+from fptq_onnx.numerics.smoothing_scales import LAE, NONE, parse_formula
 from fptq_onnx.passes.choose_schemes import fold_overflow, range_of, site_scale
-from fptq_onnx.plan import LAE_STATIC, STATIC, LinearPlan, Plan
+from fptq_onnx.scheme.activation_stats import ActivationStats
+from fptq_onnx.scheme.plan import LAE_STATIC, STATIC, LinearPlan, Plan
 
 # A given scale that clips below this share of the largest value seen is worth a warning: it is
 # what is left behind when lae_static is edited to static.

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import group_count
 from fptq_onnx.numerics.panels import (
     LAYOUT_VERSION,
@@ -29,8 +29,8 @@ from fptq_onnx.passes._replace import (
     replace_linear,
     weight_initializer,
 )
-from fptq_onnx.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.weight_store import WeightStore
 
 DOMAIN = "fptq"
 OP_TYPES = {4: "MatMulW4A8", 8: "MatMulW8A8"}  # by bits of a weight

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
-from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count, group_length
 from fptq_onnx.passes._replace import (
     current_input,
@@ -24,8 +24,8 @@ from fptq_onnx.passes._replace import (
     replace_linear,
     weight_initializer,
 )
-from fptq_onnx.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.weight_store import WeightStore
 
 DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS = 4

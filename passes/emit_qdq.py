@@ -31,8 +31,8 @@ import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.axes import least_rank
-from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.graph.shapes.rank import least_rank
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
 from fptq_onnx.passes._replace import (
     constant_initializer,
@@ -40,8 +40,8 @@ from fptq_onnx.passes._replace import (
     lazy_initializer,
     weight_initializer,
 )
-from fptq_onnx.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.weight_store import WeightStore
 
 MINIMUM_OPSET = 21
 MINIMUM_IR_VERSION = 10

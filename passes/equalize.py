@@ -16,15 +16,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
-from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.constants import Array, Constant
-from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
-from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.numerics.fold_scales import LAE
+from fptq_onnx.graph.folding.linear_sites import ColumnSite, find_column_sites
+from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.numerics.smoothing_scales import LAE
 from fptq_onnx.passes.choose_schemes import range_of, site_scale
-from fptq_onnx.plan import LAE_STATIC, Plan
+from fptq_onnx.scheme.activation_stats import ActivationStats
+from fptq_onnx.scheme.plan import LAE_STATIC, Plan
 
 _SUFFIX = "_equalized"
 

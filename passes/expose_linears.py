@@ -19,10 +19,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import Array, constant_of
-from fptq_onnx.graph.einsum_product import plain_product
-from fptq_onnx.graph.held_weights import MICROSOFT, attention_obstacle
+from fptq_onnx.graph.linears.einsum import plain_product
+from fptq_onnx.graph.linears.weights_in_other_ops import MICROSOFT, attention_obstacle
+from fptq_onnx.graph.shapes.rank import least_rank
 from fptq_onnx.passes._replace import constant_initializer, put_in_place, remade
 from fptq_onnx.passes.open_convolutions import open_convolutions
 

@@ -21,7 +21,7 @@ from fptq_onnx.graph.elementwise import (
     gelu_tanh,
     silu,
 )
-from fptq_onnx.numerics.gated import GELU_TANH, SILU
+from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
 from fptq_onnx.passes._replace import weight_initializer
 from fptq_onnx.passes.emit_custom import DOMAIN
 

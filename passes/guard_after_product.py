@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
-from fptq_onnx.graph.known_sizes import known_sizes
-from fptq_onnx.graph.size_table import SizeTable
+from fptq_onnx.graph.rewire import follow_with
+from fptq_onnx.graph.shapes.shape_table import SizeTable
+from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 from fptq_onnx.graph.walk_back import domain_of, input_of
-from fptq_onnx.passes._replace import constant_initializer, follow_with, remove_unused
+from fptq_onnx.passes._replace import constant_initializer, remove_unused
 
 
 def guard_after_product(model: ir.Model) -> tuple[int, tuple[str, ...]]:

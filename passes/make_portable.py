@@ -20,7 +20,6 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.numerics.gated import GELU_TANH, SILU
 from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.numerics.panels import (
     LAYOUT_VERSION,
@@ -28,6 +27,7 @@ from fptq_onnx.numerics.panels import (
     unpack_codes,
     unpack_group_values,
 )
+from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
 from fptq_onnx.passes._replace import lazy_initializer
 from fptq_onnx.passes.emit_attention import OP_TYPE as ATTENTION
 from fptq_onnx.passes.emit_custom import DOMAIN, OP_TYPES

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
-from fptq_onnx.graph.held_weights import convolution_obstacle
+from fptq_onnx.graph.linears.weights_in_other_ops import convolution_obstacle
 from fptq_onnx.graph.walk_back import domain_of, input_of
 from fptq_onnx.passes._replace import put_in_place, remade, remove_unused
 

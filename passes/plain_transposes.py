@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fptq_onnx.graph.known_sizes import known_sizes
+from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 from fptq_onnx.graph.walk_back import domain_of
 from fptq_onnx.passes._replace import remove_unused
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fptq_onnx.numerics.cache_codes import cache_scales
+from fptq_onnx.numerics.kv_cache_int8 import cache_scales
 from fptq_onnx.passes.emit_attention import OP_TYPE, STOCK_DOMAIN
 from fptq_onnx.passes.emit_custom import DOMAIN
 

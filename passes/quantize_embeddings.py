@@ -24,7 +24,7 @@ from fptq_onnx.graph.constants import Constant, constant_of
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle, quantize_rtn
 from fptq_onnx.passes._replace import constant_initializer, lazy_initializer
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.weight_store import WeightStore
 
 # Below this a table is one of positions or token types: nothing to gain.
 _FEWEST_ELEMENTS = 1 << 16

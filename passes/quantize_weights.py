@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.numerics.group_weights import quantize_rtn
-from fptq_onnx.plan import FLOAT, LinearPlan, Plan
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.scheme.weight_store import WeightStore
 
 Tracker = Callable[[Iterable[LinearPlan], int], Iterator[LinearPlan]]
 

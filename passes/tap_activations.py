@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.linears.linears import Linear
 
 _AXES_BECAME_AN_INPUT = 18  # opset in which ReduceMin and ReduceMax changed
 

@@ -1,19 +1,15 @@
-"""Fixtures for all tests. Helpers live in tests/support, importable by their own names."""
+"""Fixtures for all tests. Helpers live in tests/support, imported as support.NAME."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# pytest's importlib mode puts nothing on sys.path; only this one folder of helpers belongs there.
-sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
-
 # A background job of a shell is born with interrupts ignored, and its children after it: the
 # commands that tests interrupt would not notice.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import MODEL
+from support.command_line import MODEL
 
-from fptq_onnx.decoder import open_decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.eval_settings import EvalSettings
-from fptq_onnx.evaluate_model import evaluate_model
-from fptq_onnx.generate import generate
-from fptq_onnx.text import load_tokenizer, read_documents
+from fptq_onnx.evaluation.evaluate import evaluate_model
+from fptq_onnx.evaluation.settings import EvalSettings
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.text.windows import load_tokenizer, read_documents
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install '.[lm-eval]'")
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.session import first_line, open_session
+from fptq_onnx.runtime.session import first_line, open_session
 
 Feed = Mapping[str, ort.OrtValue]
 Tracker = Callable[[Iterable[Feed], int], Iterator[Feed]]

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.data import Feeds, TokenWindows
-from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
-from fptq_onnx.decoder import Cache, Decoder, find_io
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.model_fingerprint import fingerprint
-from fptq_onnx.model_load import LoadedModel
+from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.model_io.fingerprint import fingerprint
+from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.passes.tap_activations import Tap, tap_activations
-from fptq_onnx.session import open_session_in_memory
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.runtime.decoder import Cache, Decoder, find_io
+from fptq_onnx.runtime.session import open_session_in_memory
+from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 
 Observed = Mapping[str, NDArray[np.generic]]
 Tracker = Callable[[Iterable[Observed], int | None], Iterator[Observed]]

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from fptq_onnx.calibration.feeds import Feeds, feeds_from_iterable, feeds_from_npz
 from fptq_onnx.calibration.random_floats import random_floats
-from fptq_onnx.decoder_io import find_input_ids
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
-from fptq_onnx.model_folder import side_file
-from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
-from fptq_onnx.text import TEXT_SUFFIXES, cut_windows, first_tokens
-from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer, load_tokenizer, prefix_of
+from fptq_onnx.model_io.hf_config import SpecialIds, read_config, read_special_ids
+from fptq_onnx.model_io.model_folder import side_file
+from fptq_onnx.model_io.tensor_spec import FLOAT_DTYPES, TensorSpec
+from fptq_onnx.runtime.decoder_io import find_input_ids
+from fptq_onnx.text.tokenizer import TOKENIZER_FILE, TextTokenizer, load_tokenizer, prefix_of
+from fptq_onnx.text.windows import TEXT_SUFFIXES, cut_windows, first_tokens
 
 __all__ = ["GENERATED", "RANDOM", "Feeds", "Source", "TokenWindows", "open_source"]
 

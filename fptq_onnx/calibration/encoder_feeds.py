@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.feeds import Feeds, Sample
-from fptq_onnx.decoder_io import gives_logits
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.model_io.tensor_spec import TensorSpec
+from fptq_onnx.runtime.decoder_io import gives_logits
 
 _TYPES = "token_type_ids"
 _KNOWN = {"input_ids", "attention_mask", _TYPES, "position_ids"}

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.model_io.downloaded_file import check_downloaded
+from fptq_onnx.model_io.tensor_spec import TensorSpec
 
 _BFLOAT16_IN_FILES = np.dtype("V2")  # what NumPy's files call a type it does not know
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fptq_onnx.decoder import Decoder
 from fptq_onnx.errors import FptqError
+from fptq_onnx.runtime.decoder import Decoder
 
 # Sequences written side by side: enough to share each read of the weights, few enough for a cache.
 _BATCH = 64

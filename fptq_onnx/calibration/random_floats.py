@@ -8,7 +8,7 @@ import numpy as np
 
 from fptq_onnx.calibration.feeds import Feeds, Sample
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
+from fptq_onnx.model_io.tensor_spec import FLOAT_DTYPES, TensorSpec
 
 
 def random_floats(

@@ -9,10 +9,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.data import Source, TokenWindows
-from fptq_onnx.decoder import empty_cache, find_io, token_feeds
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_load import LoadedModel
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.runtime.decoder import empty_cache, find_io, token_feeds
 
 # Tokens in a batch of windows: enough for fast matrix products, few enough for attention scores.
 _BATCH_TOKENS = 2048

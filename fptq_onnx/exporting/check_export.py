@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fptq_onnx.decoder import open_decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.session import first_line, open_session
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.runtime.session import first_line, open_session
 
 # Both compute in float32, so they differ by rounding: some 1e-6 of the largest value a layer, more
 # with activation outliers. A wrong mask, position or weight is off by 1e-1.

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.model_save import DATA_FILE, MODEL_FILE
+from fptq_onnx.model_io.save import DATA_FILE, MODEL_FILE
 
 _OPSET = 20
 _BATCH, _NEW, _PAST = 2, 4, 3  # sizes of the example; any that are no 0 or 1, and all different

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fptq_onnx import __version__
 from fptq_onnx.exporting.check_export import check_export
 from fptq_onnx.exporting.exporters import find_exporter
 from fptq_onnx.exporting.hf_source import check_hf_source
 from fptq_onnx.exporting.run_worker import run_worker
-from fptq_onnx.model_load import load_model
-from fptq_onnx.output_folder import atomic_folder, check_output
-from fptq_onnx.report import human_bytes
-from fptq_onnx.side_files import copy_files, side_files
+from fptq_onnx.model_io.load import load_model
+from fptq_onnx.model_io.output_folder import atomic_folder, check_output
+from fptq_onnx.model_io.tokenizer_files import copy_files, side_files
+from fptq_onnx.progress import human_bytes
+from fptq_onnx.version import __version__
 
 EXPORT_FILE = "export.json"
 

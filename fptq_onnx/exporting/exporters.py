@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.install_advice import install_advice
+from fptq_onnx.runtime.install_advice import install_advice
 
 
 @dataclass(frozen=True)

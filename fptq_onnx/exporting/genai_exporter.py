@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.genai_config import GENAI_CONFIG
+from fptq_onnx.model_io.genai_config import GENAI_CONFIG
 
 
 def export_with_genai(source: Path, folder: Path) -> None:

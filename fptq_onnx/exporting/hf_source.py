@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import read_config
-from fptq_onnx.model_folder import GRAPHS, hub_snapshot
+from fptq_onnx.model_io.hf_config import read_config
+from fptq_onnx.model_io.model_folder import GRAPHS, hub_snapshot
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.report import human_bytes
+from fptq_onnx.progress import human_bytes
 
 _SECONDS_BETWEEN_LINES = 5.0
 

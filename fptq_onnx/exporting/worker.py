@@ -16,7 +16,7 @@ from typing import Any
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.exporting.tasks import CAUSAL, task_of
-from fptq_onnx.session import first_line
+from fptq_onnx.runtime.session import first_line
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.message_content import MessageContents
 from fptq_onnx.generation.template_files import DEFAULT, TOOL_USE, read_templates
-from fptq_onnx.tokenizer_settings import TokenizerSettings
+from fptq_onnx.model_io.tokenizer_settings import TokenizerSettings
 
 
 class ChatTemplate:

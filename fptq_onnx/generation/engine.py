@@ -21,7 +21,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generation.cache_rows import CacheRows
+from fptq_onnx.generation.kv.base import CacheRows
 from fptq_onnx.generation.sampling import Sampler
 from fptq_onnx.generation.sequence import Delta, FinishReason, Generation, Request
 from fptq_onnx.generation.text_stream import TextStream

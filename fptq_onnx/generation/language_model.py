@@ -12,9 +12,9 @@ import tokenizers
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.chat_template import ChatTemplate, load_chat_template
 from fptq_onnx.generation.engine import Engine
-from fptq_onnx.generation.open_rows import DEFAULT_LENGTH, GenerationModel, open_generation_model
-from fptq_onnx.model_configs import SpecialIds, find_model_file, read_special_ids
-from fptq_onnx.text_tokenizer import TextTokenizer
+from fptq_onnx.generation.kv.open import DEFAULT_LENGTH, GenerationModel, open_generation_model
+from fptq_onnx.model_io.hf_config import SpecialIds, find_model_file, read_special_ids
+from fptq_onnx.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_folder import TEMPLATE_FOLDER, side_file
-from fptq_onnx.side_json import read_config
-from fptq_onnx.text_encoding import read_text
+from fptq_onnx.model_io.downloaded_file import check_downloaded
+from fptq_onnx.model_io.json_files import read_config
+from fptq_onnx.model_io.model_folder import TEMPLATE_FOLDER, side_file
+from fptq_onnx.model_io.text_encoding import read_text
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 _FILE = "chat_template.jinja"

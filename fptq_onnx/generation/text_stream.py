@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tokenizers
 
-from fptq_onnx.detokenize import StreamingDetokenizer
+from fptq_onnx.text.detokenizer import StreamingDetokenizer
 
 
 class StopStrings:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import scalar_ints
-from fptq_onnx.graph.linears import FLOAT_TYPES
+from fptq_onnx.graph.linears.linears import FLOAT_TYPES
 
 READS_SHAPE_ONLY = ("Shape", "Size")
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fptq_onnx.numerics.cholesky import factor_upper, solve_factored
 from fptq_onnx.numerics.clip_search import as_weights, round_codes, search_grid
 from fptq_onnx.numerics.group_weights import (
     GroupWeights,
@@ -33,8 +34,7 @@ from fptq_onnx.numerics.group_weights import (
     group_length,
     half_scales,
 )
-from fptq_onnx.numerics.second_moments import SecondMoments
-from fptq_onnx.numerics.upper_factor import factor_upper, solve_factored
+from fptq_onnx.numerics.hessian import SecondMoments
 
 DAMPING = 0.03  # share of the mean of diag(H) that is added to it
 ROUNDS = 3  # of refinement

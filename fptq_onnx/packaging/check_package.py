@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.output_folder import atomic_folder
+from fptq_onnx.model_io.output_folder import atomic_folder
 from fptq_onnx.packaging.listed_sizes import MOST_UNKNOWN, NOT_LISTED, ListedSizes
 from fptq_onnx.packaging.manifest import MANIFEST_FILE, SUMS_FILE, read_manifest
 from fptq_onnx.packaging.package_files import Allowance, PackagedFile, package_files

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.config import TARGETS
-from fptq_onnx.decoder import find_io
-from fptq_onnx.decoder_advice import NoDecoderError
-from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import read_config
-from fptq_onnx.model_folder import hub_repository, hub_snapshot, model_name
-from fptq_onnx.model_load import LoadedModel, load_model
-from fptq_onnx.model_save import MODEL_FILE
-from fptq_onnx.output_folder import REPORT_FILE
-from fptq_onnx.session import CUSTOM_DOMAIN
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.model_io.hf_config import read_config
+from fptq_onnx.model_io.load import LoadedModel, load_model
+from fptq_onnx.model_io.model_folder import hub_repository, hub_snapshot, model_name
+from fptq_onnx.model_io.output_folder import REPORT_FILE
+from fptq_onnx.model_io.save import MODEL_FILE
+from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.runtime.decoder import find_io
+from fptq_onnx.runtime.decoder_advice import NoDecoderError
+from fptq_onnx.runtime.decoder_io import DecoderIO
+from fptq_onnx.runtime.session import CUSTOM_DOMAIN
+from fptq_onnx.scheme.config import TARGETS
 
 _CUSTOM, _PORTABLE = "custom", "matmulnbits"
 

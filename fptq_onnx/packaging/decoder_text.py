@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
+from fptq_onnx.runtime.decoder_io import DecoderIO
 
 DECODER_FILE = "decoder.txt"
 _LOGITS = ("float32", "float16")

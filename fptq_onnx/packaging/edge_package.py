@@ -11,9 +11,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fptq_onnx.generation.shared_rows import can_share
-from fptq_onnx.model_configs import read_special_ids
-from fptq_onnx.model_save import MODEL_FILE
+from fptq_onnx.generation.kv.shared_buffer import can_share
+from fptq_onnx.model_io.hf_config import read_special_ids
+from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.decoder_text import DECODER_FILE, decoder_text
 from fptq_onnx.packaging.library_file import copy_library
@@ -28,7 +28,7 @@ from fptq_onnx.packaging.package_parts import (
 )
 from fptq_onnx.packaging.smoke_tokens import smoke_prompt, smoke_tokens
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
-from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer
+from fptq_onnx.text.tokenizer import TOKENIZER_FILE, TextTokenizer
 
 SMOKE_FILE = "smoke_tokens.txt"
 

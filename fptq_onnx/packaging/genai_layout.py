@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
-from fptq_onnx.kv_cache import CacheTensor
-from fptq_onnx.model_configs import SpecialIds
+from fptq_onnx.model_io.hf_config import SpecialIds
+from fptq_onnx.runtime.decoder_io import DecoderIO
+from fptq_onnx.runtime.kv_cache import CacheTensor
 
 # onnxruntime-genai's name for a decoder of no particular family.
 _TYPE = "decoder"

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.genai_config import GENAI_CONFIG, pointed_config
-from fptq_onnx.generation.shared_rows import can_share
-from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
-from fptq_onnx.model_save import MODEL_FILE
+from fptq_onnx.generation.kv.shared_buffer import can_share
+from fptq_onnx.model_io.genai_config import GENAI_CONFIG, pointed_config
+from fptq_onnx.model_io.hf_config import SpecialIds, read_config, read_special_ids
+from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.genai_layout import known_ends, make_genai_config
 from fptq_onnx.packaging.library_file import copy_library
@@ -28,7 +28,7 @@ from fptq_onnx.packaging.package_parts import (
     write_readme,
 )
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
-from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer
+from fptq_onnx.text.tokenizer import TOKENIZER_FILE, TextTokenizer
 
 PORTABLE_CONFIG = "genai_config.portable.json"
 

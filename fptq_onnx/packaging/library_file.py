@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.runtime import LIBRARY_NAME, library_path
+from fptq_onnx.runtime.native_library import LIBRARY_NAME, library_path
 
 # The machine field of an ELF header (System V ABI, and its supplement for Arm).
 _MACHINES = {"linux-x86_64": 62, "linux-aarch64": 183}

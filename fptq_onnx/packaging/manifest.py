@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx import __version__
 from fptq_onnx.errors import FptqError
+from fptq_onnx.version import __version__
 
 MANIFEST_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"

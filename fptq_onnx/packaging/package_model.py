@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_folder import hub_repository
-from fptq_onnx.output_folder import atomic_folder, check_output, explain_write_error
+from fptq_onnx.model_io.model_folder import hub_repository
+from fptq_onnx.model_io.output_folder import atomic_folder, check_output, explain_write_error
 from fptq_onnx.packaging.archive import check_suffix, write_archive
 from fptq_onnx.packaging.check_package import check_package
 from fptq_onnx.packaging.converted_model import ConvertedModel, open_converted

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.genai_config import GENAI_CONFIG
-from fptq_onnx.model_save import MODEL_FILE
-from fptq_onnx.output_folder import REPORT_FILE
+from fptq_onnx.model_io.genai_config import GENAI_CONFIG
+from fptq_onnx.model_io.output_folder import REPORT_FILE
+from fptq_onnx.model_io.save import MODEL_FILE
+from fptq_onnx.model_io.tokenizer_files import copy_files, side_files
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.library_file import needed_glibc
 from fptq_onnx.packaging.oldest_runtime import oldest_runtime
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE
-from fptq_onnx.session import open_session
-from fptq_onnx.side_files import copy_files, side_files
+from fptq_onnx.runtime.session import open_session
 
 LICENCE_FILE = "LICENSE"
 README_FILE = "README.md"

@@ -21,9 +21,9 @@ from typing import Any
 import onnxruntime as ort
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.install_advice import install_advice
 from fptq_onnx.packaging.triton_config import CONFIG_FILE
-from fptq_onnx.session import first_line
+from fptq_onnx.runtime.install_advice import install_advice
+from fptq_onnx.runtime.session import first_line
 
 _MISSING = f"needs KServe and Triton's client: {install_advice('kserve')}"
 

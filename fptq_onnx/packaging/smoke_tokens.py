@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fptq_onnx.decoder import open_decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generate import generate
-from fptq_onnx.model_configs import read_special_ids
-from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer, prefix_of
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.model_io.hf_config import read_special_ids
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.text.tokenizer import TOKENIZER_FILE, TextTokenizer, prefix_of
 
 _TEXT = "Once upon a time"
 _WITHOUT_TOKENIZER = (3, 1, 4, 1, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.model_io.tensor_spec import TensorSpec
 
 CONFIG_FILE = "config.pbtxt"
 # Requests put together at most. Triton puts together those of equal shapes only.

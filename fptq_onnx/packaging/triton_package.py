@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_load import load_model
-from fptq_onnx.model_save import MODEL_FILE
+from fptq_onnx.model_io.load import load_model
+from fptq_onnx.model_io.save import MODEL_FILE
+from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.library_file import copy_library
 from fptq_onnx.packaging.manifest import write_manifest
@@ -30,7 +31,6 @@ from fptq_onnx.packaging.package_parts import (
 )
 from fptq_onnx.packaging.triton_config import CONFIG_FILE, triton_config
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, SHARED_DATA, write_graphs
-from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 
 REPOSITORY = "models"
 VERSION = "1"

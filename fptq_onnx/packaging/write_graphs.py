@@ -17,8 +17,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fptq_onnx.model_load import LoadedModel
-from fptq_onnx.model_save import MODEL_FILE, append_tensor, is_large, save_model
+from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.save import MODEL_FILE, append_tensor, is_large, save_model
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.passes.make_portable import make_portable
 

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generation.cache_rows import CHUNK
 from fptq_onnx.generation.engine import Delta, Engine, Generation, Request
+from fptq_onnx.generation.kv.base import CHUNK
 
 
 class QueueFullError(FptqError):

@@ -24,7 +24,7 @@ struct RopeArgs {
 };
 
 // Quantizes keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127,
-// and 127 for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
+// and 127 for NaN, as ONNX Runtime does it; fptq_onnx/numerics/kv_cache_int8.py defines it.
 struct QuantizeKvArgs {
   const float* input;
   const float* reciprocals;  // [count], one over the scale of each channel

@@ -86,7 +86,7 @@ struct Range {
 enum class Gate : uint8_t { kNone, kSilu, kGeluTanh };
 
 // SwiGLU, or GeGLU: output[i] = function(gate[i]) * up[i] for i < count, as
-// fptq_onnx/numerics/gated.py defines it.
+// fptq_onnx/numerics/swiglu.py defines it.
 struct SwigluArgs {
   const float* gate;
   const float* up;

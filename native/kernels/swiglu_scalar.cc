@@ -1,5 +1,5 @@
 // The gate of a gated MLP: SiLU or tanh-GELU of one half times the other, as
-// fptq_onnx/numerics/gated.py defines them. The reference for the other files.
+// fptq_onnx/numerics/swiglu.py defines them. The reference for the other files.
 #include <cmath>
 #include <cstring>
 

@@ -209,7 +209,7 @@ bool swiglu_agrees(const fptq::Kernel& kernel, Random& random) {
                          : 2 * std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
     const double want = x / (1 + std::exp(-t)) * up[i];
     if (std::fabs(want) > 3e38) continue;  // overflows, or nearly so
-    // See tests/numerics/test_gated.py for the bound.
+    // See tests/numerics/test_swiglu.py for the bound.
     const double bound = (4 * std::fmin(std::fmax(std::fabs(t), 1.0), 88.0) + 8) * 0x1p-24;
     if (!(std::fabs(value - want) <= bound * std::fabs(want) + 1e-33)) return false;
   }

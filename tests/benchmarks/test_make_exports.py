@@ -9,12 +9,12 @@ import pytest
 
 from fptq_onnx.errors import FptqError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(TOOLS))
     import make_exports
 
     return make_exports

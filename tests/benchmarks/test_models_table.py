@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import MODEL
+from support.command_line import MODEL
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CONFIG = {
     "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "intermediate_size": 688, "vocab_size": 2048,
@@ -18,7 +18,7 @@ CONFIG = {
 
 @pytest.fixture
 def table(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(TOOLS))
     import models_table
 
     return models_table
@@ -115,9 +115,9 @@ def test_numbers_of_encoders(table, rng, tmp_path):
     import numpy as np
     import onnx_ir as ir
     from encoder_numbers import encoder_numbers
-    from tiny_graphs import build
+    from support.tiny_graphs import build
 
-    from fptq_onnx.session import open_session
+    from fptq_onnx.runtime.session import open_session
 
     windows = [np.arange(5), np.arange(7, 2, -1)]
     shapes = {"table": (50, 32), "up": (32, 64), "down": (64, 32), "head": (32, 50)}
@@ -157,9 +157,9 @@ def test_reasons_that_a_fold_is_not_there(table, rng, tmp_path):
     """A residual of a normalized value, and a gelu: seen in the graph, whatever names say."""
     import numpy as np
     from fold_reasons import is_residual, reads_gelu
-    from tiny_graphs import build
+    from support.tiny_graphs import build
 
-    from fptq_onnx.graph.linears import find_linears
+    from fptq_onnx.graph.linears.linears import find_linears
 
     shapes = {"table": (50, 32), "up": (32, 64), "down": (64, 32), "head": (32, 50)}
     arrays = {name: rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command_line import MODEL
+from support.command_line import MODEL
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 

@@ -13,9 +13,9 @@ from fptq_onnx.calibration.data import (
     open_source,
 )
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import TensorSpec
-from fptq_onnx.text import first_tokens
-from fptq_onnx.text_tokenizer import TextTokenizer, load_tokenizer
+from fptq_onnx.model_io.tensor_spec import TensorSpec
+from fptq_onnx.text.tokenizer import TextTokenizer, load_tokenizer
+from fptq_onnx.text.windows import first_tokens
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "tinystories-7m"
 HELDOUT = DEMO / "heldout.txt"

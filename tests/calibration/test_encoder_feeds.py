@@ -3,14 +3,14 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build
+from support.tiny_graphs import build
 
 from fptq_onnx import Samples, convert
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.model_io.tensor_spec import TensorSpec
 
 IDS = TensorSpec("input_ids", "int64", ("b", "s"))
 MASK = TensorSpec("attention_mask", "int32", ("b", "s"))

@@ -10,7 +10,7 @@ import pytest
 
 from fptq_onnx.calibration.feeds import feeds_from_iterable, feeds_from_npz
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.model_io.tensor_spec import TensorSpec
 
 
 def test_bfloat16_for_an_input_that_is_float32(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import MODEL
+from support.command_line import MODEL
 
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.generated import without_loops, write_windows
-from fptq_onnx.decoder import Cache, Step, open_decoder
+from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_load import load_model
-from fptq_onnx.samples import Samples
+from fptq_onnx.model_io.load import load_model
+from fptq_onnx.runtime.decoder import Cache, Step, open_decoder
 
 SHARED = Path(os.environ.get("FPTQ_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -151,12 +151,12 @@ def test_a_window_that_repeats_itself_gives_way_to_a_random_one(rng: np.random.G
 
 
 def test_samples_of_a_model_that_only_repeats_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fptq_onnx.samples
+    import fptq_onnx.calibration.samples
 
     def repeat(decoder: object, starts: list[np.ndarray], *rest: object, **options: object) -> list:
         return [np.full_like(start, 9) if i else start for i, start in enumerate(starts)]
 
-    monkeypatch.setattr(fptq_onnx.samples, "write_windows", repeat)
+    monkeypatch.setattr(fptq_onnx.calibration.samples, "write_windows", repeat)
     loaded = load_model(MODEL)
     samples, random = Samples(max_samples=3, max_seq_len=32), Samples("random", 3, 32)
     source, drawn = samples.open(loaded), random.open(loaded)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_setups import setup_folder
+from support.tokenizer_setups import setup_folder
 
 from fptq_onnx.calibration.data import TokenWindows, open_source
 from fptq_onnx.errors import FptqError
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.model_io.tensor_spec import TensorSpec
 
 
 def tokens(spec: str, **settings: Any) -> TokenWindows:

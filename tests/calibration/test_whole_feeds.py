@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stages import loaded
-from tiny_graphs import build, weight
+from support.stages import loaded
+from support.tiny_graphs import build, weight
 
 from fptq_onnx.calibration import whole_feeds as module
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_load import LoadedModel
+from fptq_onnx.model_io.load import LoadedModel
 
 
 def windows(*lengths: int) -> TokenWindows:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import MODEL
-from tiny_graphs import build
+from support.command_line import MODEL
+from support.tiny_graphs import build
 
-from fptq_onnx.decoder import open_decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.exporting.check_export import TOLERANCE, check_export
+from fptq_onnx.runtime.decoder import open_decoder
 
 FILE = MODEL / "model.onnx"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from command_line import MODEL, RANDOM_FEW, command, leftovers, refused
-from hf_models import small_bert, small_gpt2, small_llama
+from support.command_line import MODEL, RANDOM_FEW, command, leftovers, refused
+from support.hf_models import small_bert, small_gpt2, small_llama
 
-from fptq_onnx.decoder import open_decoder
 from fptq_onnx.exporting.exporters import EXPORTERS
-from fptq_onnx.session import open_session
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.runtime.session import open_session
 
 pytest.importorskip("torch", reason="needs the extra export: make test-export")
 if importlib.util.find_spec("optimum") is None:

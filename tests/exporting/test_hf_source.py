@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, leftovers, refused
+from support.command_line import MODEL, leftovers, refused
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.exporting.hf_source import check_hf_source, is_hf_folder

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import leftovers, refused
+from support.command_line import leftovers, refused
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.exporting.exporters import EXPORTERS, Exporter, find_exporter
@@ -40,7 +40,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_looking_for_exporters_imports_none() -> None:
     code = (
-        "import sys, fptq_onnx.cli, fptq_onnx.exporting.export_model\n"
+        "import sys, fptq_onnx.cli.main, fptq_onnx.exporting.export_model\n"
         "from fptq_onnx.exporting.exporters import EXPORTERS, find_exporter\n"
         "for name in EXPORTERS:\n"
         "    try: find_exporter(name).version()\n"

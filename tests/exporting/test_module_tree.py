@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra export: make test-export")
 transformers = pytest.importorskip("transformers", reason="needs the extra export")
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 48, "vocab_size": 64, "head_dim": 16,
@@ -26,7 +26,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_linear_of_the_classes_is_listed_with_its_shape(kind, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(TOOLS))
     # Old classes know no head_dim and no fewer key heads: they must not be told of them.
     settings = dict(CONFIGS[kind])
     if kind in ("opt", "qwen2", "phi3"):
@@ -40,7 +40,7 @@ def test_every_linear_of_the_classes_is_listed_with_its_shape(kind, monkeypatch)
 
 def test_every_linear_of_the_models_that_are_exported(monkeypatch):
     """Encoders, Falcon of three kinds: what make_exports.py makes."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(TOOLS))
     from small_models import MODELS, small_config
 
     assert {"bert", "roberta", "falcon-new", "gpt-neox", "gemma3"} <= set(MODELS)

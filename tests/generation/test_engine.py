@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import MODEL
+from support.command_line import MODEL
 
-from fptq_onnx.decoder import Decoder, open_decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generate import generate
 from fptq_onnx.generation.engine import Engine, Generation, Request
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.generation.kv.left_padded import PaddedRows
+from fptq_onnx.generation.kv.no_cache import RefedRows
+from fptq_onnx.generation.kv.open import open_generation_model
+from fptq_onnx.generation.kv.per_sequence import SeparateRows
 from fptq_onnx.generation.language_model import LanguageModel
-from fptq_onnx.generation.open_rows import open_generation_model
-from fptq_onnx.generation.padded_rows import PaddedRows
-from fptq_onnx.generation.refed_rows import RefedRows
 from fptq_onnx.generation.sampling import SamplingSettings
-from fptq_onnx.generation.separate_rows import SeparateRows
+from fptq_onnx.runtime.decoder import Decoder, open_decoder
 
 PROMPTS = ["Once upon a time", "The little dog ran to the park and", "Tim", "One day a girl saw"]
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import MODEL
 from numpy.typing import NDArray
+from support.command_line import MODEL
 
-from fptq_onnx.decoder import Decoder, open_decoder
-from fptq_onnx.generation.cache_rows import CacheRows
-from fptq_onnx.generation.open_rows import GenerationModel, open_generation_model
-from fptq_onnx.generation.padded_rows import PaddedRows
-from fptq_onnx.generation.refed_rows import RefedRows
-from fptq_onnx.generation.separate_rows import SeparateRows
-from fptq_onnx.generation.shared_rows import SharedRows
+from fptq_onnx.generation.kv.base import CacheRows
+from fptq_onnx.generation.kv.left_padded import PaddedRows
+from fptq_onnx.generation.kv.no_cache import RefedRows
+from fptq_onnx.generation.kv.open import GenerationModel, open_generation_model
+from fptq_onnx.generation.kv.per_sequence import SeparateRows
+from fptq_onnx.generation.kv.shared_buffer import SharedRows
+from fptq_onnx.runtime.decoder import Decoder, open_decoder
 
 KINDS = ["shared", "separate", "refed"]
 
@@ -117,7 +117,7 @@ def join_go_on_and_leave(rows: CacheRows, reference: Decoder, rng: np.random.Gen
 def test_long_prompts_are_fed_in_pieces(
     kind: str, opened: GenerationModel, reference: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fptq_onnx.generation.cache_rows.CHUNK", 16)
+    monkeypatch.setattr("fptq_onnx.generation.kv.base.CHUNK", 16)
     text = np.random.default_rng(1).integers(3, 2048, 50).tolist()
     rows = make(kind, opened)
     close(rows.append(text), reference, text)

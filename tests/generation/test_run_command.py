@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, command, refused
+from support.command_line import MODEL, command, refused
 
 from fptq_onnx.generation.interactive import interact
 from fptq_onnx.generation.language_model import LanguageModel

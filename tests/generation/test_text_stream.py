@@ -3,12 +3,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from command_line import MODEL
+from support.command_line import MODEL
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.sequence import Request
 from fptq_onnx.generation.text_stream import StopStrings, TextStream
-from fptq_onnx.text import load_tokenizer
+from fptq_onnx.text.windows import load_tokenizer
 
 
 def fed(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:

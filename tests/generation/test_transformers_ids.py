@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import CONVERSATIONS, TEMPLATES, chat_folder
-from tokenizer_setups import SETUPS, TEXTS, setup_folder
-from transformers_ids import REFUSED, STORED, FixedDate, chat_ids, text_ids
+from support.conversations import CONVERSATIONS, TEMPLATES, chat_folder
+from support.tokenizer_setups import SETUPS, TEXTS, setup_folder
+from support.transformers_ids import REFUSED, STORED, FixedDate, chat_ids, text_ids
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation import chat_template
 from fptq_onnx.generation.chat_template import load_chat_template
-from fptq_onnx.text_tokenizer import TextTokenizer
+from fptq_onnx.text.tokenizer import TextTokenizer
 
 _STORED: dict[str, dict[str, dict[str, Any]]] = json.loads(STORED.read_text("utf-8"))
 _NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build, run, weight
+from support.tiny_graphs import build, run, weight
 
-from fptq_onnx.graph.axes import rank_of
-from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears.linears import find_linears
+from fptq_onnx.graph.shapes.rank import rank_of
 from fptq_onnx.passes.equalize import fold_scales
 
 NORM = "n = BatchNormalization<epsilon = 1.0e-5>(r, s, b, m, v)"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gated import FOLDABLE_PARTS, NOT_FOLDABLE_PARTS, M, gated_model
-from tiny_graphs import run
+from support.gated import FOLDABLE_PARTS, NOT_FOLDABLE_PARTS, M, gated_model
+from support.tiny_graphs import run
 
-from fptq_onnx.graph.column_sites import find_column_sites
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.folding.linear_sites import find_column_sites
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.equalize import fold_scales
 
 

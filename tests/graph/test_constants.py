@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build
+from support.tiny_graphs import build
 
 from fptq_onnx.graph.constants import constant_of, scalar_ints
 

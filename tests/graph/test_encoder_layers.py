@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from blocks import add, blocks_model, norm, plain
-from blocks import attention as attend
+from support.blocks import add, blocks_model, norm, plain
+from support.blocks import attention as attend
 
-from fptq_onnx.graph.block_view import find_blocks
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
+from fptq_onnx.graph.linears.roles import find_blocks
 
 
 @pytest.mark.parametrize("encoders", [1, 2, 3])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from norms import NORMS, Norm, normed_graph
-from tiny_graphs import build, weight
+from support.norms import NORMS, Norm, normed_graph
+from support.tiny_graphs import build, weight
 
-from fptq_onnx.graph.fold_sites import find_fold_sites
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.folding.norm_sites import find_fold_sites
+from fptq_onnx.graph.linears.linears import find_linears
 
 RMS = NORMS["dynamo RMSNorm"]
 RESIDUAL = "n, , , r = com.microsoft.SkipSimplifiedLayerNormalization<epsilon = 1.0e-5>(x, skip, g)"

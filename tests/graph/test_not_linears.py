@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_graphs import build, weight
+from support.tiny_graphs import build, weight
 
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 
 X = "float[A, 4] x"
 # [1, 1, A]: 0, 1, 2 and so on, as many as x has rows.

@@ -14,12 +14,12 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from fptq_onnx import runtime
-from fptq_onnx.numerics.gated import gated
 from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.matmul_w4a8 import matmul_w4a8
 from fptq_onnx.numerics.panels import pack_codes, pack_group_values
+from fptq_onnx.numerics.swiglu import gated
+from fptq_onnx.runtime import native_library as runtime
 
 
 @dataclass(frozen=True)

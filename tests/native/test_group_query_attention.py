@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from attention_node import INTEGERS, NAMES, attention_model
 from numpy.typing import NDArray
+from support.attention_node import INTEGERS, NAMES, attention_model
 
 from fptq_onnx.numerics.attention import causal_attention, rotate
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fptq_onnx import runtime
+from fptq_onnx.runtime import native_library as runtime
 
 HUGE = Path("/sys/kernel/mm/transparent_hugepage")
 K = N = 8192  # 32 MB of codes, 2 MB of scales
@@ -26,7 +26,7 @@ import gc, hashlib, json, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime as ort
-from fptq_onnx import runtime
+from fptq_onnx.runtime import native_library as runtime
 
 def memory():  # bytes in memory: of the weights' file, and of what is advised to be huge pages
     file = huge = 0

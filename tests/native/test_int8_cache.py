@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from attention_node import NAMES, attention_model
 from numpy.typing import NDArray
+from support.attention_node import NAMES, attention_model
 
 from fptq_onnx.numerics.attention import causal_attention, rotate
-from fptq_onnx.numerics.cache_codes import cache_scales, encode_cache
+from fptq_onnx.numerics.kv_cache_int8 import cache_scales, encode_cache
 
 SCALES = ("k_scale", "v_scale")
 # As in test_group_query_attention.py.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fptq_onnx.config import PAPER
-from fptq_onnx.decoder import open_decoder
-from fptq_onnx.generate import generate
-from fptq_onnx.pipeline import convert
-from fptq_onnx.samples import Samples
-from fptq_onnx.text import load_tokenizer
+from fptq_onnx.calibration.samples import Samples
+from fptq_onnx.conversion.pipeline import convert
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.scheme.config import PAPER
+from fptq_onnx.text.windows import load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMBEDDED = REPOSITORY / "models" / "tinystories-7m"

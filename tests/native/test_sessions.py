@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from fptq_onnx import runtime
 from fptq_onnx.errors import FptqError
+from fptq_onnx.runtime import native_library as runtime
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_no_memory_arena(op: Any, activations: Any) -> None:
 # In its own process, so that other tests' memory does not blur the measurement.
 MEASURE = """
 import sys, numpy as np, onnxruntime as ort
-from fptq_onnx import runtime
+from fptq_onnx.runtime import native_library as runtime
 def anonymous():
     for line in open("/proc/self/status"):
         if line.startswith("RssAnon"):
@@ -257,6 +257,6 @@ def test_registering_twice(op: Any, activations: Any) -> None:
 
 
 def test_importing_runtime_does_not_import_onnxruntime() -> None:
-    code = "import sys, fptq_onnx.runtime; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, fptq_onnx.runtime.native_library; sys.exit('onnxruntime' in sys.modules)"
     root = Path(runtime.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from output_errors import correlated, weighted_error
+from support.output_errors import correlated, weighted_error
 
 from fptq_onnx.numerics import clip_search
 from fptq_onnx.numerics.clip_search import RATIOS, quantize_mse, round_codes, search_grid

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from output_errors import (
+from support.output_errors import (
     correlated,
     damped,
     damping_of,
@@ -19,7 +19,7 @@ from fptq_onnx.numerics import gptq
 from fptq_onnx.numerics.clip_search import quantize_mse, search_grid
 from fptq_onnx.numerics.gptq import DAMPING, quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
-from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.numerics.hessian import SecondMoments
 
 GRIDS = [(32, True, 4), (32, False, 4), (-1, True, 4), (48, True, 8)]
 

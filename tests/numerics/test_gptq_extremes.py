@@ -6,13 +6,21 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from output_errors import correlated, damped, least_squares_target, moments_of, quadratic_error
+from support.output_errors import (
+    correlated,
+    damped,
+    least_squares_target,
+    moments_of,
+    quadratic_error,
+)
 
-from fptq_onnx.numerics import gptq, second_moments, upper_factor
+from fptq_onnx.numerics import cholesky as upper_factor
+from fptq_onnx.numerics import gptq
+from fptq_onnx.numerics import hessian as second_moments
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.gptq import DAMPING, quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize
-from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.numerics.hessian import SecondMoments
 
 K, N = 48, 12
 

@@ -5,7 +5,7 @@ import pytest
 
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize
-from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.numerics.hessian import SecondMoments
 from fptq_onnx.numerics.token_weights import CAP, token_weights
 
 

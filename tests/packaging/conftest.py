@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, RANDOM_FEW, command
-from edge_tools import compile_runner, opened
+from support.command_line import MODEL, RANDOM_FEW, command
+from support.edge_tools import compile_runner, opened
 
 from fptq_onnx.packaging.manifest import write_manifest
 

@@ -11,11 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import command
-from edge_tools import compile_runner, opened, run_tokens
+from support.command_line import command
+from support.edge_tools import compile_runner, opened, run_tokens
 
-from fptq_onnx.decoder import open_decoder
-from fptq_onnx.generate import generate
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.runtime.decoder import open_decoder
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 LIBRARY, RUNTIME = os.environ.get("FPTQ_AARCH64_LIBRARY"), os.environ.get("FPTQ_AARCH64_RUNTIME")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from bigrams import bigram_text, parsed
-from command_line import command
-from edge_tools import (
+from support.bigrams import bigram_text, parsed
+from support.command_line import command
+from support.edge_tools import (
     compile_runner,
     fptq_run,
     members,
@@ -21,10 +21,10 @@ from edge_tools import (
     smoke_test,
 )
 
-from fptq_onnx.decoder import find_io, open_decoder
-from fptq_onnx.generate import generate
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.model_io.tensor_spec import session_inputs, session_outputs
 from fptq_onnx.packaging.decoder_text import decoder_text
-from fptq_onnx.tensor_spec import session_inputs, session_outputs
+from fptq_onnx.runtime.decoder import find_io, open_decoder
 
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 60

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from edge_tools import fptq_run, run_tokens, runtime_library
+from support.edge_tools import fptq_run, run_tokens, runtime_library
 
 PROMPT = [1, 432, 445, 261, 406]
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
-from fptq_onnx.kv_cache import CacheTensor
-from fptq_onnx.model_configs import SpecialIds
+from fptq_onnx.model_io.hf_config import SpecialIds
+from fptq_onnx.model_io.tensor_spec import TensorSpec
 from fptq_onnx.packaging.genai_layout import make_genai_config
-from fptq_onnx.tensor_spec import TensorSpec
+from fptq_onnx.runtime.decoder_io import DecoderIO
+from fptq_onnx.runtime.kv_cache import CacheTensor
 
 SPECIAL = SpecialIds(bos=1, eos=(2,), context_length=256)
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))

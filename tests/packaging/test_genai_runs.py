@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, RANDOM_FEW, command
+from support.command_line import MODEL, RANDOM_FEW, command
 
-from fptq_onnx.decoder import open_decoder
-from fptq_onnx.generate import generate
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.runtime.decoder import open_decoder
 
 genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai: make test-export")
 
@@ -122,7 +122,7 @@ def test_without_the_library_it_says_so(both: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("exporter", ["optimum", "dynamo"])
 def test_exports_that_bring_no_configuration(tmp_path: Path, exporter: str) -> None:
-    from hf_models import small_llama
+    from support.hf_models import small_llama
 
     source = small_llama(tmp_path / "hf" / "llama")
     for arguments in (

@@ -13,7 +13,7 @@ from fptq_onnx.packaging.library_file import (
     host_target,
     needed_glibc,
 )
-from fptq_onnx.runtime import LIBRARY_NAME, library_path
+from fptq_onnx.runtime.native_library import LIBRARY_NAME, library_path
 
 HOST = host_target()
 OTHER = next(target for target in TARGETS if target != HOST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build
+from support.tiny_graphs import build
 
 from fptq_onnx.packaging.oldest_runtime import oldest_runtime
 

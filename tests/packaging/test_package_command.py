@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, command, leftovers, refused
+from support.command_line import MODEL, command, leftovers, refused
 
 KINDS = ("genai", "triton", "edge")
 
@@ -131,7 +131,7 @@ def test_names_beside_the_model(copy: Path, tmp_path: Path) -> None:
 def test_encoders_have_no_tokens_to_write(tmp_path: Path) -> None:
     """A model that is no language model: Triton takes it, the others say why not."""
     import onnx
-    from bigrams import bigram_text, parsed
+    from support.bigrams import bigram_text, parsed
 
     folder = tmp_path / "encoder"
     folder.mkdir()
@@ -150,7 +150,7 @@ def test_encoders_have_no_tokens_to_write(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_disk_full(custom: Path, tmp_path: Path, kind: str) -> None:
-    limited = "import resource, sys; from fptq_onnx.cli import main;" + (
+    limited = "import resource, sys; from fptq_onnx.cli.main import main;" + (
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000_000, 1000_000));"
         f"sys.exit(main(['package', {str(custom)!r}, '--for', {kind!r}, '-o',"
         f" {str(tmp_path / 'out.zip')!r}]))"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import command
-from edge_tools import fptq_run, opened
-from wider_tokenizer import UNKNOWN, wider_tokenizer
+from support.command_line import command
+from support.edge_tools import fptq_run, opened
+from support.wider_tokenizer import UNKNOWN, wider_tokenizer
 
 from fptq_onnx.generation.language_model import LanguageModel
 

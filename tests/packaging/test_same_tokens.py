@@ -1,4 +1,4 @@
-"""One converted model writes the same tokens wherever it runs: benchmarks/same_tokens.py in short.
+"""One converted model writes the same tokens wherever it runs: tools/same_tokens.py in short.
 
 Ways that need what is not here are skipped: onnxruntime-genai, a cross compiler, an emulator and an
 ONNX Runtime for Arm. `make test-same-tokens` brings all of them but the Debian packages.
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import MODEL, command
+from support.command_line import MODEL, command
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "same_tokens.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "same_tokens.py"
 PROMPTS, TOKENS, EMULATED_TOKENS = 6, 40, 10
 WAYS = [
     "fptq-onnx run", "fptq-onnx run, 2 threads", "server, one request",

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import command, refused
+from support.command_line import command, refused
 
-from fptq_onnx.decoder import Decoder, empty_cache, open_decoder
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generate import generate
+from fptq_onnx.generation.greedy import generate
+from fptq_onnx.model_io.tensor_spec import TensorSpec, session_inputs, session_outputs
 from fptq_onnx.packaging.triton_config import triton_config
-from fptq_onnx.tensor_spec import TensorSpec, session_inputs, session_outputs
+from fptq_onnx.runtime.decoder import Decoder, empty_cache, open_decoder
 
 NEEDS = "needs KServe and tritonclient: make test-package"
 PROMPT = [1, 432, 445, 261, 406]

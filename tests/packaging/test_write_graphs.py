@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fptq_onnx.decoder import open_decoder
 from fptq_onnx.packaging.converted_model import open_converted
 from fptq_onnx.packaging.write_graphs import SHARED_DATA, write_graphs
+from fptq_onnx.runtime.decoder import open_decoder
 
 IDS = np.array([[1, 432, 445, 261, 406, 14, 403, 283]])
 

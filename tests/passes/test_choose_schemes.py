@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from norms import NORMS, K, Norm, normed_graph
-from tiny_graphs import stats_of
+from support.norms import NORMS, K, Norm, normed_graph
+from support.tiny_graphs import stats_of
 
-from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
-from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan
+from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan
 
 # q and k read the norm; down reads an activation that no gain can take.
 READERS = "q = MatMul(n, Wq) k = MatMul(n, Wk) act = Tanh(x) down = MatMul(act, Wd)"

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from norms import NORMS, K, normed_graph
-from tiny_graphs import stats_of
+from support.norms import NORMS, K, normed_graph
+from support.tiny_graphs import stats_of
 
-from fptq_onnx.calibration.stats import ActivationStats
-from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import LinearScan, find_linears
+from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
+from fptq_onnx.scheme.activation_stats import ActivationStats
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
 
 Setting = tuple[LinearScan, ActivationStats, Plan]
 

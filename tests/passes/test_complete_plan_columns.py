@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from gated import FOLDABLE, M, gated_model
-from tiny_graphs import build, stats_of, weight
+from support.gated import FOLDABLE, M, gated_model
+from support.tiny_graphs import build, stats_of, weight
 
-from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.plan import LAE_STATIC, STATIC, Plan
-from fptq_onnx.stage_sites import StageSite, stage_sites
+from fptq_onnx.quantization.fold_targets import StageSite, stage_sites
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import LAE_STATIC, STATIC, Plan
 
 
 def setting(model: ir.Model) -> tuple:
@@ -82,7 +82,7 @@ def test_a_gain_comes_before_columns_here_and_in_the_walk(rng: np.random.Generat
     scan, stats, plan = setting(model)
     done, _ = complete_plan(edited(plan, "y", equalization="lae"), scan, stats)
     assert done.by_name()["y"].fold_site == "p"
-    from fptq_onnx.calibration.segments import find_stages
+    from fptq_onnx.quantization.subgraphs import find_stages
 
     site = stage_sites(find_stages(model.graph, scan.linears), scan.linears)["p"]
     assert isinstance(site, StageSite) and site.name == "p" and site.norm is not None

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tiny_graphs import build, run
+from support.tiny_graphs import build, run
 
 from fptq_onnx.passes.divide_norms import divide_norms
 

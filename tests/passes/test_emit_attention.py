@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized import quantized
-from tiny_graphs import build, run, weight
+from support.quantized import quantized
+from support.tiny_graphs import build, run, weight
 
 from fptq_onnx.passes.emit_attention import emit_attention
 from fptq_onnx.passes.emit_custom import emit_custom

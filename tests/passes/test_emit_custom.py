@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized import SPELLINGS, quantized, spelled
-from tiny_graphs import build, op_counts, weight
+from support.quantized import SPELLINGS, quantized, spelled
+from support.tiny_graphs import build, op_counts, weight
 
 from fptq_onnx.passes.emit_custom import emit_custom
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC
+from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC
 
 
 def array(node: ir.Node, index: int) -> np.ndarray | None:

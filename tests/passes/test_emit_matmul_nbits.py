@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quantized import SPELLINGS, Quantized, quantized, spelled
-from tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
+from support.quantized import SPELLINGS, Quantized, quantized, spelled
+from support.tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits, pack_blocks
-from fptq_onnx.plan import FLOAT, STATIC
+from fptq_onnx.scheme.plan import FLOAT, STATIC
 
 
 def rounding_bound(x: np.ndarray, w: np.ndarray, block: int) -> np.ndarray:

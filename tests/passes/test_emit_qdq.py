@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized import SPELLINGS, Quantized, activations, quantized, spelled
-from tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
+from support.quantized import SPELLINGS, Quantized, activations, quantized, spelled
+from support.tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
 from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.matmul_w4a8 import matmul_w4a8
 from fptq_onnx.passes.emit_qdq import emit_qdq
-from fptq_onnx.plan import FLOAT, PER_TOKEN, STATIC
+from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, STATIC
 
 
 def rounded(x: np.ndarray, made: Quantized, index: int = 0) -> np.ndarray:

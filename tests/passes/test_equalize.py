@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from norms import NORMS, Norm, normed_feeds, normed_graph
-from tiny_graphs import FLOAT16_EPS, build, op_counts, run, stats_of, weight
+from support.norms import NORMS, Norm, normed_feeds, normed_graph
+from support.tiny_graphs import FLOAT16_EPS, build, op_counts, run, stats_of, weight
 
-from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.equalize import equalize
-from fptq_onnx.plan import LAE_STATIC, PER_TOKEN, Plan
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, Plan
 
 # Channels never seen, barely seen, small and large; s ranges from 1e-4 to 14.
 ABSMAX = np.array([0, 1e-7, 1e-4, 0.5, 6, 30, 100, 20], np.float32)

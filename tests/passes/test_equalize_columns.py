@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from gated import FOLDABLE, M, gated_model
-from tiny_graphs import FLOAT16_EPS, op_counts, run
+from support.gated import FOLDABLE, M, gated_model
+from support.tiny_graphs import FLOAT16_EPS, op_counts, run
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.equalize import fold_scales, replace_weight
 
 S = np.exp(np.linspace(-3, 3, M)).astype(np.float32)

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tiny_graphs import build, raw, run, weight
+from support.tiny_graphs import build, raw, run, weight
 
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.expose_linears import expose_linears
 
 X3 = "float[B, S, 8] x"

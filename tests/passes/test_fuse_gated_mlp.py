@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized import Quantized, quantized
-from tiny_graphs import build, run, weight
+from support.quantized import Quantized, quantized
+from support.tiny_graphs import build, run, weight
 
 from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.fuse_gated_mlp import fuse_gated_mlp

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized import quantized
-from tiny_graphs import build, run, weight
+from support.quantized import quantized
+from support.tiny_graphs import build, run, weight
 
 from fptq_onnx.numerics.panels import pack_codes, pack_group_values
 from fptq_onnx.passes.emit_custom import emit_custom

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from exported_attention import (
+from support.exported_attention import (
     ATTENTION,
     CACHE,
     GUARDED,
@@ -17,7 +17,7 @@ from exported_attention import (
     feeds,
     repeated,
 )
-from tiny_graphs import build, op_counts, run
+from support.tiny_graphs import build, op_counts, run
 
 from fptq_onnx.passes.group_heads import group_heads
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
-from exported_attention import ATTENTION, GUARDED, attention, feeds
-from tiny_graphs import op_counts, run
+from support.exported_attention import ATTENTION, GUARDED, attention, feeds
+from support.tiny_graphs import op_counts, run
 
 from fptq_onnx.passes.guard_after_product import guard_after_product
-from fptq_onnx.session import session_options
+from fptq_onnx.runtime.session import session_options
 
 
 @pytest.mark.parametrize("new", [1, 3, 17])

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from tiny_graphs import build, weight
+from support.tiny_graphs import build, weight
 
 from fptq_onnx.passes.keep_last_logits import keep_last_logits
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized import Quantized, quantized, spelled
-from tiny_graphs import build, op_counts, run, weight
+from support.quantized import Quantized, quantized, spelled
+from support.tiny_graphs import build, op_counts, run, weight
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.passes.emit_custom import emit_custom

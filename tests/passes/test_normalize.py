@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from tiny_graphs import build, run, weight
+from support.tiny_graphs import build, run, weight
 
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.normalize import normalize
 
 

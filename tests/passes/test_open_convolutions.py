@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import op_counts, raw, run, weight
+from support.tiny_graphs import op_counts, raw, run, weight
 
-from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.open_convolutions import open_convolutions
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from exported_attention import ATTENTION, KEYS_TURNED, KEYS_TURNED_FLAT, attention, feeds
-from tiny_graphs import op_counts, run
+from support.exported_attention import ATTENTION, KEYS_TURNED, KEYS_TURNED_FLAT, attention, feeds
+from support.tiny_graphs import op_counts, run
 
 from fptq_onnx.passes.group_heads import group_heads
 from fptq_onnx.passes.plain_transposes import plain_transposes

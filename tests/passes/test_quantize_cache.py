@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build, run, weight
+from support.tiny_graphs import build, run, weight
 
+from fptq_onnx.conversion.int8_kv_cache import check_cache
 from fptq_onnx.errors import FptqError
-from fptq_onnx.int8_cache import check_cache
 from fptq_onnx.passes.emit_attention import emit_attention
 from fptq_onnx.passes.quantize_cache import find_caches, quantize_cache, stock_attention
 

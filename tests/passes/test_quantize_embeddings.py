@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from tiny_graphs import build, op_counts, run
+from support.tiny_graphs import build, op_counts, run
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.passes.quantize_embeddings import quantize_embeddings
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.weight_store import WeightStore
 
 TOKENS = 700
 IDS = np.array([[0, 1, 699], [5, 5, 350]])

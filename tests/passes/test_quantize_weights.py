@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build, stats_of, weight
+from support.tiny_graphs import build, stats_of, weight
 
-from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.quantize_weights import quantize_weights
-from fptq_onnx.plan import FLOAT, LinearPlan, Plan
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.scheme.weight_store import WeightStore
 
 
 def model_and_plan(rng: np.random.Generator) -> tuple[ir.Model, Plan]:

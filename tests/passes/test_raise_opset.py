@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build, run, weight
+from support.tiny_graphs import build, run, weight
 
+from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.raise_opset import raise_opset
-from fptq_onnx.pipeline import convert
 
 # ReduceMean has its axes as an attribute up to opset 17, as an input from 18 on.
 BODY = {

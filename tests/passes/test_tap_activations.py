@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_graphs import build, run, weight
+from support.tiny_graphs import build, run, weight
 
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.tap_activations import Tap, tap_activations
 
 TEXT = (

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_graphs import build, op_counts, run
+from support.tiny_graphs import build, op_counts, run
 
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.passes.quantize_embeddings import find_embeddings, quantize_embeddings
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.weight_store import WeightStore
 
 V, D = 700, 128
 IDS = np.array([[0, 1, 699], [5, 5, 350]])

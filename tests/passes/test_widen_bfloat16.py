@@ -7,12 +7,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from saved_models import saved
-from tiny_graphs import build, run, weight
+from support.saved_models import saved
+from support.tiny_graphs import build, run, weight
 
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.conversion.pipeline import convert
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface, widen_bfloat16
-from fptq_onnx.pipeline import convert
 
 
 def bfloat16_graph(rng: np.random.Generator) -> tuple[ir.Model, np.ndarray, np.ndarray]:

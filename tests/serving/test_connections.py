@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from command_line import MODEL
-from http_serving import Server, completion, in_thread, raw, until
+from support.command_line import MODEL
+from support.http_serving import Server, completion, in_thread, raw, until
 
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.serving import http_server

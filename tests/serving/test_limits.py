@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from command_line import MODEL
-from http_serving import JSON, Answered, Server, completion, in_thread, raw, until
+from support.command_line import MODEL
+from support.http_serving import JSON, Answered, Server, completion, in_thread, raw, until
 
 from fptq_onnx.generation.engine import Delta, Engine
 from fptq_onnx.generation.language_model import LanguageModel

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from command_line import MODEL, command
-from http_serving import NAME, Server, serving
+from support.command_line import MODEL, command
+from support.http_serving import NAME, Server, serving
 
 PROMPTS = [
     "Once upon a time",

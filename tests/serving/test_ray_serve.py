@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, command
+from support.command_line import MODEL, command
 
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
 import openai
 import ray
-from http_serving import JSON, NAME, Server, completion, until
 from ray import serve
 from ray.cluster_utils import Cluster
+from support.http_serving import JSON, NAME, Server, completion, until
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
 KEY = "secret"

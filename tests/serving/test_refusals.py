@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from command_line import MODEL
-from http_serving import JSON, NAME, Server, completion, in_thread, raw
+from support.command_line import MODEL
+from support.http_serving import JSON, NAME, Server, completion, in_thread, raw
 
 from fptq_onnx.generation.language_model import LanguageModel
 

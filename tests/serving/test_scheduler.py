@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from command_line import MODEL
+from support.command_line import MODEL
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.engine import Delta, Engine, Request

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, refused
-from http_serving import JSON, NAME, Answered, Server, completion, serving, until
+from support.command_line import MODEL, refused
+from support.http_serving import JSON, NAME, Answered, Server, completion, serving, until
 
-from fptq_onnx import serve_command
-from fptq_onnx.cli import main
+from fptq_onnx.cli import serve as serve_command
+from fptq_onnx.cli.main import main
 from fptq_onnx.errors import FptqError
 
 LONG = {"max_tokens": 240, "ignore_eos": True, "stream": True}
@@ -184,6 +184,6 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_imports_no_server() -> None:
-    code = "import sys, fptq_onnx.cli; sys.exit('uvicorn' in sys.modules)"
+    code = "import sys, fptq_onnx.cli.main; sys.exit('uvicorn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert done.returncode == 0

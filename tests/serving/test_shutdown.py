@@ -9,8 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from command_line import MODEL
-from http_serving import Server, completion, in_thread, serving
+from support.command_line import MODEL
+from support.http_serving import Server, completion, in_thread, serving
 
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.serving import app, http_server

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import MODEL
-from http_serving import JSON, NAME, Server, in_thread
-from wider_tokenizer import UNKNOWN, wider_tokenizer
+from support.command_line import MODEL
+from support.http_serving import JSON, NAME, Server, in_thread
+from support.wider_tokenizer import UNKNOWN, wider_tokenizer
 
 from fptq_onnx.generation.language_model import LanguageModel
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fptq_onnx.decoder import empty_cache, open_decoder
-from fptq_onnx.session import open_session
+from fptq_onnx.runtime.decoder import empty_cache, open_decoder
+from fptq_onnx.runtime.session import open_session
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tiny_graphs import build, weight
+
+from support.tiny_graphs import build, weight
 
 HEADS, SIZE, GROUPS, TOKENS, PAST = 4, 8, 2, 3, 5
 K = HEADS * SIZE

@@ -4,7 +4,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
-from fptq_onnx.decoder import Decoder
+from fptq_onnx.runtime.decoder import Decoder
 
 
 def parsed(text: str) -> onnx.ModelProto:

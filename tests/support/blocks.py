@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from tiny_graphs import build, weight
+
+from support.tiny_graphs import build, weight
 
 H, M, VOCAB = 8, 12, 16
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from command_line import MODEL
+
+from support.command_line import MODEL
 
 TEMPLATES = Path(__file__).parents[1] / "generation" / "chat_templates"
 # Templates that go over the parts of a content, in the messages of these roles: transformers has to

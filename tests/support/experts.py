@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from tiny_graphs import build, weight
+
+from support.tiny_graphs import build, weight
 
 K, M, N = 64, 96, 40  # hidden size, of the experts, outputs
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tiny_graphs import build
+
+from support.tiny_graphs import build
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tiny_graphs import build, weight
+
+from support.tiny_graphs import build, weight
 
 K, M, N = 6, 8, 5  # hidden size, channels of the product, outputs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from command_line import MODEL
+from support.command_line import MODEL
 
 
 def small_llama(folder: Path, **settings: object) -> Path:

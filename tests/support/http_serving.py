@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from command_line import MODEL
 
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.serving.app import create_app
@@ -28,6 +27,7 @@ from fptq_onnx.serving.http_connection import HttpConnection
 from fptq_onnx.serving.http_server import bind
 from fptq_onnx.serving.service import Service
 from fptq_onnx.serving.settings import ServerSettings
+from support.command_line import MODEL
 
 NAME = MODEL.name
 

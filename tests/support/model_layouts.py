@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from command_line import MODEL
+from support.command_line import MODEL
 
 GRAPHS = ("model.onnx", "model.onnx.data")
 REVISION = "0123456789abcdef0123456789abcdef01234567"

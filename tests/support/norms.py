@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tiny_graphs import build, weight
+
+from support.tiny_graphs import build, weight
 
 K, N = 8, 6
 

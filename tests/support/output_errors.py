@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize
-from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.numerics.hessian import SecondMoments
 
 Array = NDArray[np.float64]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tiny_graphs import build, stats_of, weight
 
-from fptq_onnx.config import Config
-from fptq_onnx.graph.linears import Linear, find_linears
+from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.quantize_weights import quantize_weights
-from fptq_onnx.plan import Plan
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import Plan
+from fptq_onnx.scheme.weight_store import WeightStore
+from support.tiny_graphs import build, stats_of, weight
 
 Emitter = Callable[[ir.Model, Plan, WeightStore], None]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from tiny_graphs import build, weight
+
+from support.tiny_graphs import build, weight
 
 DATA_NAME = "weights.bin"
 

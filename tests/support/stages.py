@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from saved_models import saved
 
-from fptq_onnx.calibration.segments import Stage
-from fptq_onnx.calibration.two_streams import FLOAT, QUANTIZED, TwoStreams
 from fptq_onnx.calibration.whole_feeds import Feed
-from fptq_onnx.graph.linears import Linear, find_linears
-from fptq_onnx.model_load import LoadedModel, load_model
+from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.passes.normalize import normalize
+from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, TwoStreams
+from fptq_onnx.quantization.subgraphs import Stage
+from support.saved_models import saved
 
 Rows = NDArray[np.float32]
 

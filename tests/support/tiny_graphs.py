@@ -10,10 +10,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fptq_onnx import runtime
-from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
-from fptq_onnx.graph.linears import find_linears
+from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.normalize import normalize
+from fptq_onnx.runtime import native_library as runtime
+from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 
 FLOAT32_EPS = 2.0**-23
 FLOAT16_EPS = 2.0**-10

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from conversations import chat_tokenizer
 from tokenizers import normalizers, pre_tokenizers, processors
+
+from support.conversations import chat_tokenizer
 
 TEXTS = ("Once upon a time", "", " <s>Hello </s> there", "[gMASK]<sop> A dog<tool_call>!")
 

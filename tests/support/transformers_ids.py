@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from conversations import CONVERSATIONS, PARTS, TEMPLATES, as_parts, chat_folder
-from tokenizer_setups import SETUPS, TEXTS, setup_folder
+from support.conversations import CONVERSATIONS, PARTS, TEMPLATES, as_parts, chat_folder
+from support.tokenizer_setups import SETUPS, TEXTS, setup_folder
 
 STORED = Path(__file__).parents[1] / "generation" / "transformers_ids.json"
 REFUSED = "refused"

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from gated import FOLDABLE, gated_model
-from stages import feeds_of, loaded
 
 from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.feeds import Feeds
-from fptq_onnx.calibration.stats import ActivationStats
-from fptq_onnx.config import Config
-from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.model_load import LoadedModel
+from fptq_onnx.graph.linears.linears import find_linears
+from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.plan import Plan
-from fptq_onnx.solve_weights import Solved, solve_weights
-from fptq_onnx.weight_store import WeightStore
+from fptq_onnx.quantization.sequential import Solved, solve_weights
+from fptq_onnx.scheme.activation_stats import ActivationStats
+from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import Plan
+from fptq_onnx.scheme.weight_store import WeightStore
+from support.gated import FOLDABLE, gated_model
+from support.stages import feeds_of, loaded
 
 TEXT = FOLDABLE["biases"].replace("n = Tanh(x)", "n = SimplifiedLayerNormalization(x, c)")
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from command_line import MODEL
+from support.command_line import MODEL
 
 UNKNOWN = "the token '<image>' (id 2048) is beyond the model's 2048 tokens"
 

@@ -1,0 +1,1 @@
+"""The commands bench and compare: timed worker processes, tables, the page."""

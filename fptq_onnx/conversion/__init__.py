@@ -1,0 +1,1 @@
+"""The conversion: from options to written folders, with their check and report."""

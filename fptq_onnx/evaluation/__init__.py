@@ -1,0 +1,1 @@
+"""Perplexity, KL divergence, LAMBADA, log-likelihoods, and their standard errors."""

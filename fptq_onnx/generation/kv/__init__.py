@@ -1,0 +1,1 @@
+"""Strategies for the key and value caches of a batch."""

@@ -1,0 +1,1 @@
+"""Attention as nodes: scores, softmax, and the path of the values."""

@@ -1,0 +1,1 @@
+"""Where smoothing scales can be folded into the operator before."""

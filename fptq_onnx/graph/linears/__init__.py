@@ -1,0 +1,1 @@
+"""Which nodes are linear layers, and what role each has in its block."""

@@ -1,0 +1,1 @@
+"""Models, tokenizers and configurations on disk: read, checked, written."""

@@ -1,0 +1,1 @@
+"""The sequential solver: layer groups, scheme search, weight rounding, mixed precision."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, our library of custom ops, decoders and their caches."""

@@ -1,0 +1,1 @@
+"""Plain data of a quantization: configuration, plan, recipes, statistics, stored weights."""

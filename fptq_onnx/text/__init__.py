@@ -1,0 +1,1 @@
+"""Text to windows of tokens, and token ids to text."""

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from support.gated import FOLDABLE, NOT_FOLDABLE, M, gated_model
+from support.norms import NORMS, normed_graph
+
+from fptq_onnx.graph.folding.linear_sites import ColumnSite
+from fptq_onnx.graph.linears.linears import find_linears
+from fptq_onnx.quantization.fold_targets import StageSite, stage_sites, without_cached_values
+from fptq_onnx.quantization.subgraphs import find_stages
+
+
+def sites_of(model: ir.Model) -> dict[str, StageSite | str]:
+    linears = find_linears(model).linears
+    return dict(stage_sites(find_stages(model.graph, linears), linears))
+
+
+def test_a_norm_whose_readers_are_one_stage(rng: np.random.Generator) -> None:
+    model = normed_graph(
+        rng, NORMS["LayerNormalization"], readers="q = MatMul(n, Wq) k = MatMul(n, Wk)",
+        outputs="float q, float k",
+    )  # fmt: skip
+    (site,) = sites_of(model).values()
+    assert isinstance(site, StageSite)
+    assert site.name == "n" and site.norm is not None and site.source is None
+
+
+def test_readers_through_a_reshape_are_a_stage_of_their_own(rng: np.random.Generator) -> None:
+    """Each stage would fold divisors of its own: neither may."""
+    found = sites_of(normed_graph(rng, NORMS["LayerNormalization"]))
+    assert found == dict.fromkeys(("n", "rows"), "other linears read the same value through casts")
+
+
+def test_columns(rng: np.random.Generator) -> None:
+    found = sites_of(gated_model(rng, FOLDABLE["two readers"]))
+    site = found["p"]
+    assert isinstance(site, StageSite)
+    assert site.name == "up" and site.norm is None and site.source is not None
+    assert site.source.name == "up"
+    assert isinstance(found["n"], str)
+
+
+def test_columns_read_through_a_cast_by_one_of_two(rng: np.random.Generator) -> None:
+    text = FOLDABLE["two readers"].replace(
+        "d2 = MatMul(p, We)", "q = Cast<to = 1>(p) d2 = MatMul(q, We)"
+    )
+    found = sites_of(gated_model(rng, text))
+    assert found["p"] == found["q"] == "other linears read the same value through casts"
+
+
+def test_no_site_has_a_reason(rng: np.random.Generator) -> None:
+    found = sites_of(gated_model(rng, NOT_FOLDABLE["squared through a cast"]))
+    assert isinstance(found["p"], str) and "which has no gain to fold into" in found["p"]
+
+
+@pytest.mark.parametrize("name", ["biases", "Gemm transB"])
+def test_overflow_of_half_precision(rng: np.random.Generator, name: str) -> None:
+    """65504 is the end; only the channel divided by 1e-6 gets there, columns and bias alike."""
+    text = FOLDABLE[name]
+    model = gated_model(rng, text, dtype="float16")
+    site = sites_of(model)["p"]
+    assert isinstance(site, StageSite)
+    s = np.ones(M, np.float32)
+    assert site.overflow(s) == ""
+    s[3] = 1e-6
+    assert "divided by s overflows FLOAT16" in site.overflow(s)
+    for weight in {"Wu", "Wut", "b"} & set(model.graph.initializers):
+        value = model.graph.initializers[weight]
+        array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        array[(slice(None), 3) if weight == "Wu" else 3] = 0
+        value.const_value = ir.tensor(array, name=weight)
+    site = sites_of(model)["p"]
+    assert isinstance(site, StageSite) and site.overflow(s) == ""  # nothing in that channel
+    wide = sites_of(gated_model(rng, text))["p"]
+    assert isinstance(wide, StageSite) and wide.overflow(s) == ""
+
+
+def test_overflow_of_the_bias_alone(rng: np.random.Generator) -> None:
+    model = gated_model(rng, FOLDABLE["biases"], dtype="float16")
+    bias = np.zeros(M, np.float16)
+    bias[2] = 60000
+    model.graph.initializers["b"].const_value = ir.tensor(bias, name="b")
+    site = sites_of(model)["p"]
+    assert isinstance(site, StageSite)
+    s = np.ones(M, np.float32)
+    s[2] = 0.5
+    assert site.overflow(s) == "b divided by s overflows FLOAT16"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "folds"),
+    [
+        ("past_key_values.0.value", (1, 2, 3, 4), False),
+        ("past_key_values.0.value", (1, 2, 0, 4), True),
+        ("mask", (1, 1, 3, 3), True),
+        ("past", (2, 3), True),
+    ],
+)
+def test_cached_values_that_samples_bring_are_not_divided(
+    name: str, shape: tuple[int, ...], folds: bool
+) -> None:
+    through = StageSite("v", None, None, ColumnSite("v", (), 2, np.arange(2), True))
+    plain = StageSite("up", None, None, ColumnSite("up", (), 2, np.arange(2)))
+    sites: dict[str, StageSite | str] = {"a": through, "p": plain, "n": "why not"}
+    feeds = [{}, {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))}]
+    found = without_cached_values(sites, feeds)
+    assert found["p"] is plain and found["n"] == "why not"
+    assert found["a"] is through if folds else "cached values" in str(found["a"])
