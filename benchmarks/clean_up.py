@@ -1,6 +1,6 @@
 """How much faster the clean-up makes converted models: prefill and decode, without and with it.
 
-    python benchmarks/clean_up.py EXPORT... --prefill 512 --depth 256 2048
+    python benchmarks/optimize_graph.py EXPORT... --prefill 512 --depth 256 2048
 
 Each export is converted twice (--recipe paper, random tokens: the speed does not depend on what the
 weights become), then both run in turn, each in a process of its own, as `fptq-onnx run` runs them.
@@ -40,7 +40,7 @@ def measure(export: Path, work: Path, load: Load, threads: int, rounds: int) -> 
     for folder, tidy in zip(folders, (True, False), strict=True):
         convert(
             export, folder, samples=Samples("random", _FEW, 64), verify_samples=0, overwrite=True,
-            config=replace(PAPER, clean_up=tidy), threads=threads,
+            config=replace(PAPER, optimize_graph=tidy), threads=threads,
         )  # fmt: skip
     return bench_models(entries_of(folders), load, threads=(threads,), rounds=rounds)
 

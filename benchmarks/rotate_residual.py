@@ -23,7 +23,7 @@ from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files
-from fptq_onnx.passes.equalize import fold_scales, replace_weight
+from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.progress import tracker
 
@@ -49,7 +49,7 @@ def rotate(model: ir.Model) -> tuple[int, int]:
         for site in sites.values()
         if isinstance(site, FoldSite)
     }
-    fold_scales(model, gains)
+    fold_into_producers(model, gains)
     linears = find_linears(model).linears
     readers = [linear for linear in linears if _is_norm(linear.x)]
     writers = [linear for linear in linears if _feeds_a_norm(linear.output)]

@@ -105,7 +105,9 @@ async def client(
 ) -> None:  # fmt: skip
     """One completion after the other, until the time is up."""
     connection = Connection(port)
-    for place in itertools.count(number * 7):  # 7 and the number of requests have no divisor
+    for place in itertools.count(
+        number * 7
+    ):  # 7 and the number of requests have no smoothing scale
         if time.perf_counter() > until:
             break
         fields = asked[place % len(asked)]

@@ -13,14 +13,14 @@ import numpy as np
 
 from fptq_onnx.benchmarking.worker_process import peak_bytes
 from fptq_onnx.numerics.gptq import quantize_gptq
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 
 _TOKENS = 1024  # in a batch
 
 
-def random_moments(k: int, rng: np.random.Generator) -> SecondMoments:
+def random_moments(k: int, rng: np.random.Generator) -> Hessian:
     """Of at least 2 K tokens, as a float and a slightly different quantized model see them."""
-    moments = SecondMoments.empty(k)
+    moments = Hessian.empty(k)
     sizes = np.exp(rng.standard_normal(k, dtype=np.float32))
     for _ in range(0, 2 * k, _TOKENS):
         x = rng.standard_normal((_TOKENS, k), dtype=np.float32)

@@ -137,7 +137,7 @@ def range_of(linear: Linear, stats: ActivationStats) -> ChannelRange:
 
 
 def site_scale(site: FoldSite, ranges: Mapping[str, ChannelRange]) -> np.ndarray:
-    """The LAE divisor s [K] of a site, from the ranges of all linears that read it."""
+    """The LAE smoothing scale s [K] of a site, from the ranges of all linears that read it."""
     merged = ranges[site.linears[0]]
     for name in site.linears[1:]:
         merged = merged.merged(ranges[name])

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.folding.linear_sites import ColumnSite, find_column_sites
+from fptq_onnx.graph.folding.linear_sites import LinearSite, find_linear_sites
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.numerics.int8 import FLOAT32_TINY, static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
-from fptq_onnx.numerics.smoothing_scales import LAE, NONE, parse_formula
+from fptq_onnx.numerics.smoothing_scales import LAE, NONE, parse_equalization
 from fptq_onnx.passes.choose_schemes import fold_overflow, range_of, site_scale
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.plan import LAE_STATIC, STATIC, LinearPlan, Plan
@@ -48,7 +48,7 @@ def complete_plan(
     sites = find_fold_sites(scan.linears)
     columns = {
         name: site
-        for name, site in find_column_sites(scan.linears).items()
+        for name, site in find_linear_sites(scan.linears).items()
         if not isinstance(sites[name], FoldSite)  # a gain is to be had as well: it comes first
     }
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
@@ -80,7 +80,7 @@ def complete_plan(
             absmax = equalized_absmax(ranges[entry.name].absmax, site_scale(site, ranges))
         scale = entry.input_scale
         if scale is None:
-            if not known:  # its divisors depend on more than ranges: the walk finds them
+            if not known:  # its smoothing scales depend on more than ranges: the walk finds them
                 entries.append(entry)
                 continue
             scale = float(static_scale(absmax))
@@ -98,17 +98,17 @@ def complete_plan(
 def _share_folds(
     entries: tuple[LinearPlan, ...],
     sites: Mapping[str, FoldSite | str],
-    columns: Mapping[str, ColumnSite],
+    columns: Mapping[str, LinearSite],
 ) -> tuple[LinearPlan, ...]:
     """Linears that read one value have one equalization, and its site; lae_static implies LAE."""
-    formulas: dict[str, str] = {}
+    candidates: dict[str, str] = {}
     for entry in entries:
-        formula = LAE if entry.scheme == LAE_STATIC else entry.equalization
+        equalization = LAE if entry.scheme == LAE_STATIC else entry.equalization
         try:
-            parse_formula(formula)
+            parse_equalization(equalization)
         except ValueError as error:
             raise FptqError(f"the plan gives {entry.name} {error}") from error
-        if formula == NONE:
+        if equalization == NONE:
             continue
         site = columns.get(entry.name, sites[entry.name])
         if isinstance(site, str):
@@ -117,15 +117,15 @@ def _share_folds(
                 f"'none' there"
             )
         for name in site.linears:
-            if formulas.setdefault(name, formula) != formula:
+            if candidates.setdefault(name, equalization) != equalization:
                 raise FptqError(
                     f"the plan gives {name} and {entry.name}, which read the same value, the "
-                    f"equalizations {formulas[name]!r} and {formula!r}: give them one"
+                    f"equalizations {candidates[name]!r} and {equalization!r}: give them one"
                 )
     found = []
     for entry in entries:
         site = columns.get(entry.name, sites[entry.name])
-        formula = formulas.get(entry.name, NONE)
-        fold_site = None if formula == NONE or isinstance(site, str) else site.name
-        found.append(replace(entry, fold_site=fold_site, equalization=formula))
+        equalization = candidates.get(entry.name, NONE)
+        fold_site = None if equalization == NONE or isinstance(site, str) else site.name
+        found.append(replace(entry, fold_site=fold_site, equalization=equalization))
     return tuple(found)

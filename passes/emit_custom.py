@@ -23,7 +23,7 @@ from fptq_onnx.numerics.panels import (
     panel_count,
     step_count,
 )
-from fptq_onnx.passes._replace import (
+from fptq_onnx.passes._edit import (
     current_input,
     lazy_initializer,
     replace_linear,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count, group_length
-from fptq_onnx.passes._replace import (
+from fptq_onnx.passes._edit import (
     current_input,
     lazy_initializer,
     replace_linear,

@@ -34,7 +34,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.graph.shapes.rank import least_rank
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
-from fptq_onnx.passes._replace import (
+from fptq_onnx.passes._edit import (
     constant_initializer,
     current_input,
     lazy_initializer,

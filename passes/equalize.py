@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import Array, Constant
-from fptq_onnx.graph.folding.linear_sites import ColumnSite, find_column_sites
+from fptq_onnx.graph.folding.linear_sites import LinearSite, find_linear_sites
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.numerics.smoothing_scales import LAE
@@ -58,11 +58,13 @@ def equalize(model: ir.Model, plan: Plan, stats: ActivationStats) -> tuple[str, 
         if site.name not in scales:
             ranges = {name: range_of(linears[name], stats) for name in site.linears}
             scales[site.name] = site_scale(site, ranges)
-    return fold_scales(model, scales)
+    return fold_into_producers(model, scales)
 
 
-def fold_scales(model: ir.Model, scales: Mapping[str, NDArray[np.float32]]) -> tuple[str, ...]:
-    """Fold given divisors, in place.
+def fold_into_producers(
+    model: ir.Model, scales: Mapping[str, NDArray[np.float32]]
+) -> tuple[str, ...]:
+    """Fold given smoothing scales, in place.
 
     Args:
         model: changed in place; the arrays it was loaded from are not.
@@ -86,7 +88,7 @@ def fold_scales(model: ir.Model, scales: Mapping[str, NDArray[np.float32]]) -> t
         _fold(norms[name], scales[name], linears)
     for name in (name for name in scales if name not in norms):
         scan = find_linears(model)  # anew each time: weights become other values
-        columns = {site.name: site for site in find_column_sites(scan.linears).values()}
+        columns = {site.name: site for site in find_linear_sites(scan.linears).values()}
         if name not in columns:
             raise FptqError(f"the plan folds an equalization into {name!r}, which cannot take one")
         linears = scan.by_name()
@@ -99,25 +101,25 @@ def fold_scales(model: ir.Model, scales: Mapping[str, NDArray[np.float32]]) -> t
 
 def _fold_columns(
     source: Linear,
-    site: ColumnSite,
+    site: LinearSite,
     scale: NDArray[np.float32],
     linears: dict[str, Linear],
 ) -> None:
     """Divide columns and bias entries of one linear, multiply the rows of those after it."""
-    divisors = site.divisors(scale)
+    smoothing_scales = site.smoothing_scales(scale)
     transposed = _is_transposed(source)
     _replace_constant(
         source.nodes[0],
         1,
         source.weight,
         _transposed_divided if transposed else _divided,
-        divisors,
+        smoothing_scales,
         transposed=transposed,
     )
     if source.bias is not None:
         node = source.nodes[-1]
         index = 2 if node.op_type.endswith("Gemm") else _bias_index(node, source)
-        _replace_constant(node, index, source.bias, _divided, divisors)
+        _replace_constant(node, index, source.bias, _divided, smoothing_scales)
     _multiply_rows(site.linears, scale, linears)
 
 

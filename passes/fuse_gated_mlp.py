@@ -22,7 +22,7 @@ from fptq_onnx.graph.elementwise import (
     silu,
 )
 from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
-from fptq_onnx.passes._replace import weight_initializer
+from fptq_onnx.passes._edit import weight_initializer
 from fptq_onnx.passes.emit_custom import DOMAIN
 
 _POINTS: Array = np.linspace(-12, 12, 961)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fptq_onnx.passes._replace import lazy_initializer
+from fptq_onnx.passes._edit import lazy_initializer
 from fptq_onnx.passes.emit_custom import DOMAIN
 
 # The op reads lists of this length at most (native/ops/linear_attributes.cc).

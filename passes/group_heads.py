@@ -19,7 +19,7 @@ from fptq_onnx.graph.shapes.dim_arithmetic import Sizes
 from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 from fptq_onnx.graph.walk_back import domain_of, input_of
-from fptq_onnx.passes._replace import constant_initializer, remove_unused
+from fptq_onnx.passes._edit import constant_initializer, remove_unused
 
 _SWAP_IN_HEADS = [0, 1, 3, 2]
 _REPEATED_AXIS = (2,)

@@ -28,7 +28,7 @@ from fptq_onnx.numerics.panels import (
     unpack_group_values,
 )
 from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
-from fptq_onnx.passes._replace import lazy_initializer
+from fptq_onnx.passes._edit import lazy_initializer
 from fptq_onnx.passes.emit_attention import OP_TYPE as ATTENTION
 from fptq_onnx.passes.emit_custom import DOMAIN, OP_TYPES
 from fptq_onnx.passes.emit_matmul_nbits import DOMAIN as STOCK_DOMAIN

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from fptq_onnx.passes.expose_linears import expose_linears
+from fptq_onnx.passes.extract_linears import extract_linears
 from fptq_onnx.passes.widen_bfloat16 import widen_bfloat16
 
 
@@ -20,7 +20,7 @@ def normalize(model: ir.Model) -> None:
     if model.functions:
         common_passes.InlinePass()(model)
     widen_bfloat16(model)
-    expose_linears(model)
+    extract_linears(model)
     nodes = list(model.graph.all_nodes())
     given = {node.name for node in nodes if node.name}
     taken: set[str] = set()

@@ -23,7 +23,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import Constant, constant_of
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle, quantize_rtn
-from fptq_onnx.passes._replace import constant_initializer, lazy_initializer
+from fptq_onnx.passes._edit import constant_initializer, lazy_initializer
 from fptq_onnx.scheme.weight_store import WeightStore
 
 # Below this a table is one of positions or token types: nothing to gain.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.evaluation.perplexity import compare, compare_outputs
-from fptq_onnx.evaluation.window_metrics import window_sums
+from fptq_onnx.evaluation.window_metrics import window_metrics
 from fptq_onnx.model_io.hf_config import find_model_file
 from fptq_onnx.model_io.tensor_spec import session_inputs, session_outputs
 from fptq_onnx.runtime.decoder import Decoder
@@ -59,7 +59,7 @@ def encoder_numbers(source: Path, candidate: Path, windows: Sequence[NDArray[np.
         (difference,) = compare_outputs(first, second, feeds.samples, [name])
         return Numbers(10 ** (-difference.sqnr_db / 10), None)
     sums = [
-        window_sums(
+        window_metrics(
             first.run([name], sample)[0][0], second.run([name], sample)[0][0],
             sample["input_ids"][0],
         )

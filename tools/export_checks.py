@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fptq_onnx.benchmarking.ort_quantizer import quantize_stock
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.pipeline import convert
-from fptq_onnx.graph.folding.linear_sites import find_column_sites
+from fptq_onnx.graph.folding.linear_sites import find_linear_sites
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.graph.linears.roles import Block, find_blocks
@@ -87,7 +87,7 @@ def check_coverage(row: Row, scan: LinearScan, blocks: dict[str, Block]) -> None
 
 def check_folds(row: Row, scan: LinearScan, blocks: dict[str, Block]) -> None:
     """Count inputs (not linears) that fold into a norm, or into columns of a linear before."""
-    sites, columns = find_fold_sites(scan.linears), find_column_sites(scan.linears)
+    sites, columns = find_fold_sites(scan.linears), find_linear_sites(scan.linears)
     norms, others = {}, {}
     for linear in scan.linears:
         role = blocks[linear.name].role
@@ -115,7 +115,7 @@ def check_numbers(
     """Convert, and run everything beside the original."""
     with tempfile.TemporaryDirectory() as work:
         out = Path(work)
-        # Every fold there is, by the paper's divisors into norms, and by searched ones elsewhere.
+        # Every fold there is, by the paper's scales into norms, and by searched ones elsewhere.
         for number, config in enumerate((replace(PAPER, v0=0.0, v1=1e30), Config())):
             result = convert(
                 source, out / f"float{number}", config=replace(config, quantize=False),

@@ -25,7 +25,7 @@ _FEW = 8  # tokens, so that each counts
 _CHANGE = 1e-4
 
 
-def reads_both_sides(
+def is_bidirectional(
     loaded: LoadedModel, logits: str, sample: Mapping[str, NDArray[Any]], *, threads: int = 0
 ) -> bool:
     """Whether a model without a cache is an encoder.
@@ -39,10 +39,10 @@ def reads_both_sides(
     if is_masked_model(read_config(loaded.folder, "config.json")):
         return True
     session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
-    return reads_ahead(session, logits, sample)
+    return bidirectional(session, logits, sample)
 
 
-def reads_ahead(
+def bidirectional(
     session: ort.InferenceSession, logits: str, sample: Mapping[str, NDArray[Any]]
 ) -> bool:
     """Whether the first token's logits depend on the tokens after it.

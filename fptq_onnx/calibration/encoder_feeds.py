@@ -20,7 +20,7 @@ def encoder_feeds(
     windows: TokenWindows,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
-    reads_both_sides: Callable[[Sample], bool] = lambda sample: False,
+    is_bidirectional: Callable[[Sample], bool] = lambda sample: False,
 ) -> Feeds | None:
     """One sample for each window: all tokens attended to, all of the first type.
 
@@ -28,8 +28,8 @@ def encoder_feeds(
         windows: of token ids.
         inputs: what the model must be fed.
         outputs: what it gives.
-        reads_both_sides: asked with a sample where inputs and outputs leave both answers: logits
-            over the vocabulary, and no token types. See reads_ahead.py.
+        is_bidirectional: asked with a sample where inputs and outputs leave both answers: logits
+            over the vocabulary, and no token types. See bidirectional.py.
 
     Returns:
         Feeds, or None for a model that is fed as a decoder, or has inputs that are not known here.
@@ -41,7 +41,7 @@ def encoder_feeds(
     largest = max(int(ids.max()) for ids in windows.windows)
     samples = [_sample(ids, inputs) for ids in windows.windows]
     if gives_logits(outputs, largest) and _TYPES not in names:
-        if not reads_both_sides(max(samples, key=lambda sample: sample["input_ids"].size)):
+        if not is_bidirectional(max(samples, key=lambda sample: sample["input_ids"].size)):
             return None
     return Feeds(samples, [_sample(ids, inputs) for ids in windows.verification])
 

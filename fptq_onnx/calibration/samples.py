@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fptq_onnx.calibration.bidirectional import reads_both_sides
+from fptq_onnx.calibration.bidirectional import is_bidirectional
 from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, open_source
 from fptq_onnx.calibration.encoder_feeds import encoder_feeds
@@ -30,7 +30,7 @@ from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.text.tokenizer import prefix_of
 
-# Far fewer than the channels of any layer, GPTQ's second moments are of low rank.
+# Far fewer than the channels of any layer, GPTQ's Hessian are of low rank.
 _FEW_TOKENS = 512
 
 
@@ -143,7 +143,7 @@ class Samples:
                     self._opened,
                     graph_inputs(loaded.model.graph),
                     outputs,
-                    lambda sample: reads_both_sides(
+                    lambda sample: is_bidirectional(
                         loaded, find_logits(outputs).name, sample, threads=threads
                     ),
                 )

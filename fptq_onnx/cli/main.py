@@ -126,7 +126,10 @@ def _parser() -> argparse.ArgumentParser:
         help="one op per linear, attention left to ONNX Runtime (custom)",
     )
     convert.add_argument(
-        "--no-clean-up", action="store_true", help="leave attention and norms as they were exported"
+        "--no-graph-optimization",
+        "--no-clean-up",
+        action="store_true",
+        help="leave attention and norms as they were exported",
     )
     convert.add_argument(
         "--max-kl", type=float, metavar="NATS", help="write nothing if the KL is larger"
@@ -208,8 +211,8 @@ def _convert(options: argparse.Namespace) -> None:
             f"--recipe fp16 only changes the type of floats: leave {', '.join(unused)} out"
         )
     quantize, fuse = not options.equalize_only, not options.no_fuse
-    tidy = not options.no_clean_up
-    decisions = {} if half else planning(options, quantize=quantize, fuse=fuse, clean_up=tidy)
+    tidy = not options.no_graph_optimization
+    decisions = {} if half else planning(options, quantize=quantize, fuse=fuse, optimize_graph=tidy)
     with onnx_of(options, output, say=say) as model:
         if half:
             convert_float16(

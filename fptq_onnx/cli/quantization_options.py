@@ -69,7 +69,9 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         "8 bits (they stay in float)",
     )
     plan.add_argument("--weights", help="how weights are rounded: gptq, mse (clip search) or rtn")
-    plan.add_argument("--equalization", help="divisors to fold: search, lae, smoothquant or none")
+    plan.add_argument(
+        "--equalization", help="smoothing scales to fold: search, lae, smoothquant or none"
+    )
     plan.add_argument(
         "--policy",
         help="measured errors or thresholds on ranges choose each input's scheme; or one for all: "
@@ -101,7 +103,7 @@ def planning(
     *,
     quantize: bool = True,
     fuse: bool = True,
-    clean_up: bool = True,
+    optimize_graph: bool = True,
 ) -> dict[str, Any]:
     """Arguments of `convert` from the options of `add_planning`.
 
@@ -140,7 +142,7 @@ def planning(
             ignore=tuple(options.ignore),
             w8=tuple(options.w8),
             fuse=fuse,
-            clean_up=clean_up,
+            optimize_graph=optimize_graph,
             quantize=quantize,
         ),
         "samples": samples_of(options),
@@ -154,7 +156,8 @@ def planning(
 def unused_in_float16(options: argparse.Namespace) -> list[str]:
     """The options given that a conversion to float16 has no use for."""
     names = (
-        "target", "dry_run", "plan", "no_fuse", "no_clean_up", "equalize_only", "stats", "v0", "v1",
+        "target", "dry_run", "plan", "no_fuse", "no_graph_optimization",
+        "equalize_only", "stats", "v0", "v1",
         "block_size", "asymmetric", "ignore", "w8", "quantize_routers", "weights", "equalization",
         "policy", "bits_budget", "embedding_bits", "kv_cache",
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 The rewrites are made after calibration and folding, on what is written: linears are found, folded
 and compared in the graph that the exporter wrote. Each was checked by running that graph before and
-after (check_clean_up.py). Why these, and what is left to ONNX Runtime: docs/decisions/0005.
+after (graph_optimization_check.py). Why these, and what is left to ONNX Runtime:
+docs/decisions/0005.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fptq_onnx.passes.divide_norms import divide_norms
 from fptq_onnx.passes.group_heads import group_heads
-from fptq_onnx.passes.guard_after_product import guard_after_product
-from fptq_onnx.passes.plain_transposes import plain_transposes
+from fptq_onnx.passes.hoist_nan_guard import hoist_nan_guard
+from fptq_onnx.passes.merge_key_transpose import merge_key_transpose
+from fptq_onnx.passes.reciprocal_to_div import reciprocal_to_div
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,16 @@ class Rewrite:
 
 # In this order: a transpose must be plain for the heads behind it to be found.
 REWRITES = (
-    Rewrite("plain_transposes", "plain transposes of keys", plain_transposes),
-    Rewrite("guard_after_product", "guards after the product", guard_after_product),
+    Rewrite("merge_key_transpose", "plain transposes of keys", merge_key_transpose),
+    Rewrite("hoist_nan_guard", "guards after the product", hoist_nan_guard),
     Rewrite("group_heads", "products of grouped heads", group_heads),
-    Rewrite("divide_norms", "norms for the optimizer", divide_norms),
+    Rewrite("reciprocal_to_div", "norms for the optimizer", reciprocal_to_div),
 )
 ALL = tuple(rewrite.name for rewrite in REWRITES)
 
 
 @dataclass(frozen=True)
-class CleanedUp:
+class GraphOptimization:
     """What was done.
 
     counts: by name of the rewrite, without those that found nothing.
@@ -63,7 +64,7 @@ class CleanedUp:
         )
 
 
-def clean_up(model: ir.Model, names: Collection[str] = ALL) -> CleanedUp:
+def optimize_graph(model: ir.Model, names: Collection[str] = ALL) -> GraphOptimization:
     """Rewrite in place.
 
     Args:
@@ -79,4 +80,4 @@ def clean_up(model: ir.Model, names: Collection[str] = ALL) -> CleanedUp:
         declined += reasons
         if count:
             counts[rewrite.name] = count
-    return CleanedUp(counts, tuple(declined))
+    return GraphOptimization(counts, tuple(declined))

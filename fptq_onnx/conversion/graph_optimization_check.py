@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.calibration.data import Source, TokenWindows
 from fptq_onnx.calibration.whole_feeds import rotates_one_row
-from fptq_onnx.conversion.graph_optimization import ALL, CleanedUp, clean_up
+from fptq_onnx.conversion.graph_optimization import ALL, GraphOptimization, optimize_graph
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.output_difference import max_abs_diff, max_finite, ratio
 from fptq_onnx.model_io.load import LoadedModel
@@ -38,7 +38,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class CheckedCleanUp:
+class CheckedOptimization:
     """What the check found.
 
     names: the rewrites to make, after which the outputs are the same.
@@ -48,7 +48,7 @@ class CheckedCleanUp:
     """
 
     names: tuple[str, ...]
-    done: CleanedUp
+    done: GraphOptimization
     difference: float
     undone: tuple[str, ...]
 
@@ -69,9 +69,9 @@ class CheckedCleanUp:
         return (*_first_of_each(self.done.declined), *self.undone)
 
 
-def check_clean_up(
+def check_graph_optimization(
     loaded: LoadedModel, open_source: Callable[[], Source], *, threads: int = 0
-) -> CheckedCleanUp:
+) -> CheckedOptimization:
     """Try the rewrites on copies of a model.
 
     Args:
@@ -80,24 +80,24 @@ def check_clean_up(
         threads: intra-op threads, 0 lets ONNX Runtime choose.
     """
     model = loaded.model.clone()
-    done = clean_up(model)
+    done = optimize_graph(model)
     if not done.counts:
-        return CheckedCleanUp((), done, 0.0, ())
+        return CheckedOptimization((), done, 0.0, ())
     source = open_source()
     try:
         before = list(run_samples(loaded, loaded.model, source, threads))
     except FptqError as error:
         left = f"the clean-up was left out, since nothing can be compared: {error}"
-        return CheckedCleanUp((), CleanedUp({}, ()), 0.0, (left,))
+        return CheckedOptimization((), GraphOptimization({}, ()), 0.0, (left,))
     difference = _difference(loaded, model, source, threads, before)
     if is_rounding(loaded, difference):
-        return CheckedCleanUp(ALL, done, difference, ())
+        return CheckedOptimization(ALL, done, difference, ())
     kept: tuple[str, ...] = ()
     undone: list[str] = []
     difference = 0.0
     for name in ALL:
         model = loaded.model.clone()
-        if name not in clean_up(model, (*kept, name)).counts:
+        if name not in optimize_graph(model, (*kept, name)).counts:
             continue
         found = _difference(loaded, model, source, threads, before)
         if is_rounding(loaded, found):
@@ -106,7 +106,9 @@ def check_clean_up(
             undone.append(
                 f"the clean-up {name} was undone: outputs differ by {found:.2g} of the largest"
             )
-    return CheckedCleanUp(kept, clean_up(loaded.model.clone(), kept), difference, tuple(undone))
+    return CheckedOptimization(
+        kept, optimize_graph(loaded.model.clone(), kept), difference, tuple(undone)
+    )
 
 
 def is_rounding(loaded: LoadedModel, difference: float) -> bool:

@@ -17,8 +17,8 @@ from fptq_onnx.conversion.float_tensors import (
     float_notes,
     float_tensors,
 )
-from fptq_onnx.conversion.graph_optimization import clean_up
-from fptq_onnx.conversion.graph_optimization_check import check_clean_up
+from fptq_onnx.conversion.graph_optimization import optimize_graph
+from fptq_onnx.conversion.graph_optimization_check import check_graph_optimization
 from fptq_onnx.conversion.int8_kv_cache import quantize_written_caches
 from fptq_onnx.conversion.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.conversion.quality_gate import Gate
@@ -26,7 +26,7 @@ from fptq_onnx.conversion.report import Report, scheme_lines
 from fptq_onnx.conversion.targets import FLOAT_TARGET, emit
 from fptq_onnx.conversion.verify import verify
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.folding.scaled_outputs import divided_outputs
+from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.graph.linears.roles import find_blocks
 from fptq_onnx.model_io.load import LoadedModel, load_model
@@ -34,13 +34,13 @@ from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files, copy_tokenizer
 from fptq_onnx.passes.choose_schemes import massive_notes
-from fptq_onnx.passes.equalize import equalize, fold_scales
+from fptq_onnx.passes.equalize import equalize, fold_into_producers
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
 from fptq_onnx.progress import human_bytes, tracker
-from fptq_onnx.quantization.bit_budget import solve_budget
-from fptq_onnx.quantization.from_statistics import needs_tokens, solve_plain
+from fptq_onnx.quantization.bit_budget import quantize_within_budget
+from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_statistics
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.mixed_precision import planned_bits
 from fptq_onnx.runtime.native_library import library_path
@@ -88,7 +88,7 @@ class Job:
     def rehearse(self, plan: Plan, warnings: tuple[str, ...]) -> Prepared:
         """Decide as for real, and keep nothing but the decisions."""
         with tempfile.TemporaryDirectory() as work:
-            if self.walks(plan) or not self._ranges_decide:
+            if self.needs_sequential(plan) or not self._ranges_decide:
                 return self.prepare(plan, warnings, Path(work))
             say_all(self.say, scheme_lines(plan), warnings)
             return Prepared(self.loaded.model, plan, WeightStore(Path(work)), (), (), warnings)
@@ -108,15 +108,15 @@ class Job:
         say_all(self.say, [f"note         {text}" for text in notes])
         return notes
 
-    def walks(self, plan: Plan) -> bool:
-        """Whether the model must be run stage by stage."""
-        if self.config.walks or plan.walks or self.measure_errors:
+    def needs_sequential(self, plan: Plan) -> bool:
+        """Whether the model must be run layer group by layer group."""
+        if self.config.needs_sequential or plan.needs_sequential or self.measure_errors:
             return True
         return not self.replay and needs_tokens(self.scan, self.stats, self.config)
 
     @property
     def _ranges_decide(self) -> bool:
-        """Whether a plan that needs no walk is as it will be; else `solve_plain` completes it."""
+        """Whether the plan is as it will be; else `quantize_from_statistics` completes it."""
         return self.replay or self.config.of_paper
 
     @property
@@ -132,41 +132,41 @@ class Job:
         normalize(model)
         errors: tuple[LinearErrors, ...] = ()
         routing: tuple[str, ...] = ()
-        if self.walks(plan):
-            solved = solve_budget(
+        if self.needs_sequential(plan):
+            result = quantize_within_budget(
                 self.loaded, self.scan, plan, self.stats, self.config,
                 self.source, store, work / ".values", replay=self.replay,
                 threads=self.threads, quiet=self.quiet, say=self.say,
             )  # fmt: skip
-            plan, errors, routing = solved.plan, solved.errors, solved.notes
-            folded = fold_scales(model, solved.scales)
+            plan, errors, routing = result.plan, result.errors, result.notes
+            folded = fold_into_producers(model, result.scales)
         elif self._ranges_decide:
             folded = equalize(model, plan, self.stats)
             if self.config.quantize:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         else:
-            solved = solve_plain(
+            result = quantize_from_statistics(
                 self.loaded, self.scan, plan, self.stats, self.config, store,
                 track=tracker("quantizing", self.quiet),
             )  # fmt: skip
-            plan, folded = solved.plan, fold_scales(model, solved.scales)
+            plan, folded = result.plan, fold_into_producers(model, result.scales)
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
         massive = () if self.replay else massive_notes(plan)
         before = (*self.loaded.notes, *self.raised)
-        notes = (*before, *widened, *routing, *massive, *self._clean_up(model))
+        notes = (*before, *widened, *routing, *massive, *self._optimize_graph(model))
         return Prepared(model, plan, store, folded, errors, warnings, notes)
 
-    def _clean_up(self, model: ir.Model) -> tuple[str, ...]:
+    def _optimize_graph(self, model: ir.Model) -> tuple[str, ...]:
         """Rewrite in place what gives the same outputs in the original; notes."""
-        if not self.config.clean_up:
+        if not self.config.optimize_graph:
             return ()
-        checked = check_clean_up(
+        checked = check_graph_optimization(
             self.loaded,
             lambda: self.samples.drawn(self.loaded, threads=self.threads),
             threads=self.threads,
         )
-        checked = replace(checked, done=clean_up(model, checked.names))
+        checked = replace(checked, done=optimize_graph(model, checked.names))
         say_all(self.say, checked.lines)
         return checked.notes
 
@@ -212,7 +212,7 @@ class Job:
         if self.verify_samples:
             result = verify(
                 loaded, folder, self.samples, self.verify_samples, threads=self.threads,
-                quiet=self.quiet, divided=divided_outputs(self.scan.linears, prepared.folded),
+                quiet=self.quiet, divided=scaled_outputs(self.scan.linears, prepared.folded),
             )  # fmt: skip
             say(result.line)
             self.gate.check(target, result)

@@ -107,7 +107,7 @@ def verify(
         count: samples to compare on.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
         quiet: show no progress where the samples have yet to be written.
-        divided: outputs that differ by what was folded, see `divided_outputs`.
+        divided: outputs that differ by what was folded, see `scaled_outputs`.
 
     Raises:
         FptqError: the written model cannot be loaded or run, or gives NaN.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fptq_onnx.evaluation.perplexity import perplexity_of
 from fptq_onnx.evaluation.standard_errors import Estimate, exponential, ratio_of_sums
-from fptq_onnx.evaluation.window_metrics import WindowNll, WindowSums
+from fptq_onnx.evaluation.window_metrics import WindowMetrics, WindowNll
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def figures_alone(parts: Sequence[WindowNll]) -> WindowFigures:
     )
 
 
-def figures_against_reference(parts: Sequence[WindowSums]) -> WindowFigures:
+def figures_against_reference(parts: Sequence[WindowMetrics]) -> WindowFigures:
     """Figures of a model with a reference.
 
     Raises:

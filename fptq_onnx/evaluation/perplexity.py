@@ -15,13 +15,13 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.output_difference import OutputDifference, compare_outputs, ratio
 from fptq_onnx.evaluation.standard_errors import Estimate, exponential, ratio_of_sums
 from fptq_onnx.evaluation.window_metrics import (
+    WindowMetrics,
     WindowNll,
-    WindowSums,
     gives_last_only,
     last_logits,
     window_logits,
+    window_metrics,
     window_nll,
-    window_sums,
 )
 from fptq_onnx.runtime.decoder import Decoder
 
@@ -117,7 +117,7 @@ def compare(
 
 def compare_windows(
     reference: Decoder, candidate: Decoder, windows: Iterable[NDArray[np.int64]]
-) -> Iterator[WindowSums]:
+) -> Iterator[WindowMetrics]:
     """What `compare` sums, of each window.
 
     Args:
@@ -132,12 +132,12 @@ def compare_windows(
         expected = window_logits(reference, window, f"the reference model on window {number}")
         actual = window_logits(candidate, window, f"the model on window {number}")
         _check_widths(expected, actual)
-        yield window_sums(expected, actual, window)
+        yield window_metrics(expected, actual, window)
 
 
 def compare_last_positions(
     reference: Decoder, candidate: Decoder, windows: Iterable[NDArray[np.int64]]
-) -> Iterator[WindowSums]:
+) -> Iterator[WindowMetrics]:
     """What `compare` sums of models that give logits of the last token only: one position each.
 
     Args:
@@ -154,7 +154,7 @@ def compare_last_positions(
         expected = last_logits(reference, window[:-1], f"the reference model on window {number}")
         actual = last_logits(candidate, window[:-1], f"the model on window {number}")
         _check_widths(expected, actual)
-        yield window_sums(expected, actual, window[-2:])
+        yield window_metrics(expected, actual, window[-2:])
 
 
 def _check_widths(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> None:

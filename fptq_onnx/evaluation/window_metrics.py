@@ -30,7 +30,7 @@ class WindowNll:
 
 
 @dataclass(frozen=True)
-class WindowSums:
+class WindowMetrics:
     """Two models on one window.
 
     Attributes:
@@ -71,9 +71,9 @@ def window_nll(logits: NDArray[np.float32], window: NDArray[np.int64]) -> Window
     return WindowNll(nll, len(window) - 1)
 
 
-def window_sums(
+def window_metrics(
     expected: NDArray[np.float32], actual: NDArray[np.float32], window: NDArray[np.int64]
-) -> WindowSums:
+) -> WindowMetrics:
     """Compare two models' logits on a window.
 
     Args:
@@ -96,7 +96,7 @@ def window_sums(
         agreed += int((reference.argmax(1) == candidate.argmax(1)).sum())
         difference = max(difference, max_abs_diff(reference, candidate))
         largest = max(largest, max_finite(reference))
-    return WindowSums(
+    return WindowMetrics(
         nll_reference=nll_reference,
         nll=nll,
         kl=kl_sum,

@@ -34,7 +34,7 @@ from fptq_onnx.numerics.group_weights import (
     group_length,
     half_scales,
 )
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 
 DAMPING = 0.03  # share of the mean of diag(H) that is added to it
 ROUNDS = 3  # of refinement
@@ -50,7 +50,7 @@ Rows = NDArray[np.float32]
 
 def quantize_gptq(
     w: Rows,
-    moments: SecondMoments,
+    moments: Hessian,
     block_size: int,
     *,
     symmetric: bool = True,
@@ -89,7 +89,7 @@ def quantize_gptq(
     unit, square = _unit(max(w.max(), -w.min())), _unit(np.diag(moments.xx).max())
     if square != 1:
         cross = moments.x_float
-        moments = SecondMoments(
+        moments = Hessian(
             moments.xx / square, None if cross is None else cross / square, moments.tokens
         )
     diagonal = np.diag(moments.xx)
@@ -147,7 +147,7 @@ class _Damped:
         return product
 
 
-def _target(w: Rows, moments: SecondMoments, factor: Rows, order: NDArray[np.intp]) -> Rows:
+def _target(w: Rows, moments: Hessian, factor: Rows, order: NDArray[np.intp]) -> Rows:
     """W + H^-1 (x8^T x - x8^T x8) W; damping pulls it towards W.
 
     In float32, but for the difference of the moments: the correction is small beside W.

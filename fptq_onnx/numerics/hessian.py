@@ -18,7 +18,7 @@ _FLOAT64_CHANNELS = 4096
 
 
 @dataclass
-class SecondMoments:
+class Hessian:
     """Sums over `tokens` tokens; x_float is None where both inputs are taken to be the same."""
 
     xx: NDArray[np.floating]
@@ -26,11 +26,11 @@ class SecondMoments:
     tokens: int = 0
 
     @staticmethod
-    def empty(channels: int, *, with_float: bool = True) -> SecondMoments:
+    def empty(channels: int, *, with_float: bool = True) -> Hessian:
         """No token yet."""
         dtype = np.float64 if channels <= _FLOAT64_CHANNELS else np.float32
         xx = np.zeros((channels, channels), dtype)
-        return SecondMoments(xx, np.zeros_like(xx) if with_float else None)
+        return Hessian(xx, np.zeros_like(xx) if with_float else None)
 
     def add(
         self,
@@ -58,12 +58,12 @@ class SecondMoments:
         self.xx += left.T @ x8
         self.tokens += len(x8)
 
-    def merged(self, other: SecondMoments) -> SecondMoments:
+    def merged(self, other: Hessian) -> Hessian:
         """The moments over both sets of tokens."""
         x_float = None
         if self.x_float is not None or other.x_float is not None:
             x_float = self._cross() + other._cross()
-        return SecondMoments(self.xx + other.xx, x_float, self.tokens + other.tokens)
+        return Hessian(self.xx + other.xx, x_float, self.tokens + other.tokens)
 
     def _cross(self) -> NDArray[np.floating]:
         return self.xx if self.x_float is None else self.x_float

@@ -18,7 +18,7 @@ MIN_CHANNEL_ABSMAX = 1e-5
 
 
 def equalization_scale(channel_absmax: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The divisor s_j of each input channel.
+    """The smoothing scale s_j of each input channel.
 
     Args:
         channel_absmax: max|x_j| per input channel, shape [K], finite and not negative.

@@ -1,4 +1,4 @@
-"""Divisors s of a linear's input channels, by formula: x / s is what is rounded, s W its weight.
+"""Smoothing scales s of a linear's input channels: x / s is what is rounded, s W its weight.
 
     none              1
     lae               max|x| / log2(2 + max|x|)                 FPTQ, arXiv 2308.15987, section 3.2
@@ -22,7 +22,7 @@ from fptq_onnx.numerics.log_equalization import MIN_CHANNEL_ABSMAX, equalization
 NONE = "none"
 LAE = "lae"
 SMOOTHQUANT = "smoothquant:0.5"
-SEARCHED = (NONE, LAE, "balance:0", "balance:0.125", "balance:0.25", "balance:0.5")
+CANDIDATES = (NONE, LAE, "balance:0", "balance:0.125", "balance:0.25", "balance:0.5")
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,38 @@ def weight_sizes(
     return absmax, np.sqrt(squares / sum(w.shape[1] for w in weights))
 
 
-def parse_formula(formula: str) -> tuple[str, float]:
+def parse_equalization(equalization: str) -> tuple[str, float]:
     """Kind and exponent of a formula; the exponent is 0 where it has none.
 
     Raises:
         ValueError: no such formula.
     """
-    if formula in (NONE, LAE):
-        return formula, 0.0
-    kind, _, text = formula.partition(":")
+    if equalization in (NONE, LAE):
+        return equalization, 0.0
+    kind, _, text = equalization.partition(":")
     try:
         exponent = float(text)
     except ValueError:
         exponent = -1.0
     if kind not in ("smoothquant", "balance") or not 0 <= exponent <= 1:
         raise ValueError(
-            f"no equalization {formula!r}: use none, lae, smoothquant:a or balance:a with a in 0..1"
+            f"no equalization {equalization!r}: use none, lae, smoothquant:a or balance:a with a "
+            "in 0..1"
         )
     return kind, exponent
 
 
-def fold_scale(formula: str, sizes: ChannelSizes) -> NDArray[np.float32]:
+def smoothing_scale(equalization: str, sizes: ChannelSizes) -> NDArray[np.float32]:
     """S [K] float32, positive; channels without activity or without weights get the middle of it.
 
     Args:
-        formula: one of this module's.
+        equalization: one of this module's.
         sizes: of the channels.
 
     Raises:
         ValueError: no such formula.
     """
-    kind, exponent = parse_formula(formula)
+    kind, exponent = parse_equalization(equalization)
     if kind == NONE:
         return np.ones(len(sizes.absmax), np.float32)
     if kind == LAE:

@@ -30,13 +30,13 @@ class ValueStore:
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._arrays
 
-    def put(self, stream: str, name: str, batch: int, array: Held) -> None:
+    def put(self, side: str, name: str, batch: int, array: Held) -> None:
         """Keep a value, in the place of any that was there; what is no array stays in memory.
 
         Raises:
             OSError: the disk is full or not writable.
         """
-        batches = self._arrays.setdefault((stream, name), {})
+        batches = self._arrays.setdefault((side, name), {})
         if batch in batches:
             self._forget(batches.pop(batch))
         if not isinstance(array, np.ndarray):
@@ -51,17 +51,17 @@ class ValueStore:
         np.save(path, array, allow_pickle=False)
         batches[batch] = path
 
-    def get(self, stream: str, name: str, batch: int) -> Held:
+    def get(self, side: str, name: str, batch: int) -> Held:
         """The value; read-only."""
-        found = self._arrays[stream, name][batch]
+        found = self._arrays[side, name][batch]
         if isinstance(found, Path):
             loaded: NDArray[Any] = np.load(found, allow_pickle=False)
             return loaded
         return found
 
-    def drop(self, stream: str, name: str) -> None:
+    def drop(self, side: str, name: str) -> None:
         """Forget a value in all batches; nothing happens if it is not there."""
-        for found in self._arrays.pop((stream, name), {}).values():
+        for found in self._arrays.pop((side, name), {}).values():
             self._forget(found)
 
     def _forget(self, found: Held | Path) -> None:

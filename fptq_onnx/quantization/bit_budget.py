@@ -13,21 +13,21 @@ from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.progress import tracker
 from fptq_onnx.quantization.mixed_precision import (
+    allocate_bits,
     check_budget,
-    measure_harm,
+    measure_sensitivity,
     one_form,
-    spend_budget,
 )
-from fptq_onnx.quantization.sequential import Solved, solve_weights
+from fptq_onnx.quantization.sequential import SequentialResult, quantize_sequentially
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
-_PROBE_WINDOWS = 8  # that a stage's share of the harm is measured on
+_PROBE_WINDOWS = 8  # that a layer group's share of the sensitivity is measured on
 
 
-def solve_budget(
+def quantize_within_budget(
     loaded: LoadedModel,
     scan: LinearScan,
     plan: Plan,
@@ -41,7 +41,7 @@ def solve_budget(
     threads: int,
     quiet: bool,
     say: Callable[[str], None],
-) -> Solved:
+) -> SequentialResult:
     """Decide and quantize every linear within the budget, if there is one.
 
     Args:
@@ -59,32 +59,32 @@ def solve_budget(
         say: receives a line about the budget.
 
     Raises:
-        FptqError: the budget cannot be met or measured; see also solve_weights.
+        FptqError: the budget cannot be met or measured; see also quantize_sequentially.
     """
     feeds = whole_feeds(loaded, source)
 
-    def walk(start: Plan, what: str, *, try_wider: bool = False) -> Solved:
-        solved = solve_weights(
+    def run(start: Plan, what: str, *, try_wider: bool = False) -> SequentialResult:
+        result = quantize_sequentially(
             loaded, scan, start, stats, config, feeds, store, values,
             replay=replay, try_wider=try_wider, threads=threads, track=tracker(what, quiet),
         )  # fmt: skip
         shutil.rmtree(values)
-        return solved
+        return result
 
     budget = config.bits_budget
     if budget is None:
-        return walk(plan, "quantizing")
+        return run(plan, "quantizing")
     if replay:
         raise FptqError("--bits-budget and --plan cannot be combined: the plan has the bits")
     if not isinstance(source, TokenWindows):
         raise FptqError("--bits-budget needs token samples (text or random), not feeds: use --w8")
     check_budget(plan, budget)
-    first = walk(plan, "quantizing", try_wider=True)
-    stages, harm = measure_harm(
+    first = run(plan, "quantizing", try_wider=True)
+    groups, sensitivity = measure_sensitivity(
         loaded, scan, first.plan, first.scales, store, source.windows[:_PROBE_WINDOWS],
         threads=threads, track=tracker("probing", quiet),
     )  # fmt: skip
-    wider = one_form(spend_budget(plan, stages, harm, first.ratios, budget), scan.shared)
+    wider = one_form(allocate_bits(plan, groups, sensitivity, first.ratios, budget), scan.shared)
     pairs = list(zip(plan.linears, wider.linears, strict=True))
     say(
         f"budget       {budget:g} bits on average: "
@@ -92,4 +92,4 @@ def solve_budget(
         f"{sum(a.symmetric > b.symmetric for a, b in pairs)} zero points, "
         f"{sum(a.block_size > b.block_size > 0 for a, b in pairs)} smaller blocks"
     )
-    return walk(wider, "quantizing anew")
+    return run(wider, "quantizing anew")

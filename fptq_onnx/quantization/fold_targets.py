@@ -1,4 +1,4 @@
-"""For each stage of a model: where its input's equalization can be folded."""
+"""For each layer group of a model: where its input's equalization can be folded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.whole_feeds import Feed
-from fptq_onnx.graph.folding.linear_sites import ColumnSite, find_column_sites
+from fptq_onnx.graph.folding.linear_sites import LinearSite, find_linear_sites
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import Linear
 from fptq_onnx.graph.linears.shared_weights import decline_fixed, fixed_column_site
 from fptq_onnx.passes.choose_schemes import fold_overflow
-from fptq_onnx.quantization.subgraphs import Stage
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.runtime.decoder_io import is_cache_name
 
 
 @dataclass(frozen=True)
-class StageSite:
-    """What takes the divisors of a stage's input.
+class FoldTarget:
+    """What takes the smoothing scales of a layer group's input.
 
     name: of the norm, or of the linear whose columns take them.
     norm: the norm; None for a linear.
@@ -32,62 +32,62 @@ class StageSite:
     name: str
     norm: FoldSite | None
     source: Linear | None = None
-    columns: ColumnSite | None = None
+    columns: LinearSite | None = None
 
-    def overflow(self, divisor: NDArray[np.float32]) -> str:
+    def overflow(self, smoothing: NDArray[np.float32]) -> str:
         """Why a gain, or a column or bias, divided by s does not fit its type; or ''."""
         if self.norm is not None:
-            return fold_overflow(self.norm, divisor)
+            return fold_overflow(self.norm, smoothing)
         assert self.source is not None and self.columns is not None
-        divisor = self.columns.divisors(divisor)
+        smoothing = self.columns.smoothing_scales(smoothing)
         for constant in (self.source.weight, self.source.bias):
             if constant is None or constant.dtype != ir.DataType.FLOAT16:
                 continue  # the others reach as far as float32
-            largest = np.abs(constant.load().astype(np.float32)).reshape(-1, len(divisor)).max(0)
+            largest = np.abs(constant.load().astype(np.float32)).reshape(-1, len(smoothing)).max(0)
             with np.errstate(over="ignore"):
-                divided = (largest / divisor).astype(np.float16)
+                divided = (largest / smoothing).astype(np.float16)
             if not np.isfinite(divided).all():
                 return f"{constant.name} divided by s overflows {constant.dtype.name}"
         return ""
 
 
-def stage_sites(
-    stages: Sequence[Stage], linears: Sequence[Linear], fixed: Mapping[str, str] | None = None
-) -> Mapping[str, StageSite | str]:
-    """By the name of a stage's activation, its site or the reason there is none.
+def fold_targets(
+    groups: Sequence[LayerGroup], linears: Sequence[Linear], fixed: Mapping[str, str] | None = None
+) -> Mapping[str, FoldTarget | str]:
+    """By the name of a layer group's activation, its site or the reason there is none.
 
-    A site all of whose readers are not one stage (they read casts of the value) is left alone, and
+    A site all of whose readers are not one group (they read casts of the value) is left alone, and
     one that would change a weight in `fixed` (shared_weights.py).
     """
     fixed = fixed or {}
     norms = decline_fixed(find_fold_sites(linears), fixed)
-    columns = find_column_sites(linears)
+    columns = find_linear_sites(linears)
     by_name = {linear.name: linear for linear in linears}
-    found: dict[str, StageSite | str] = {}
-    for stage in stages:
-        name = stage.linears[0].name
+    found: dict[str, FoldTarget | str] = {}
+    for group in groups:
+        name = group.linears[0].name
         norm = norms[name]
-        readers = {linear.name for linear in stage.linears}
+        readers = {linear.name for linear in group.linears}
         if isinstance(norm, FoldSite):
             whole = set(norm.linears) == readers
-            found[stage.x] = StageSite(norm.name, norm) if whole else _SEVERAL
+            found[group.x] = FoldTarget(norm.name, norm) if whole else _SEVERAL
         elif name in columns:
             whole = set(columns[name].linears) == readers
             source = by_name[columns[name].name]
-            site = StageSite(source.name, None, source, columns[name])
+            site = FoldTarget(source.name, None, source, columns[name])
             stays = fixed_column_site(columns[name], fixed)
-            found[stage.x] = (stays or site) if whole else _SEVERAL
+            found[group.x] = (stays or site) if whole else _SEVERAL
         else:
-            found[stage.x] = norm
+            found[group.x] = norm
     return found
 
 
 def without_cached_values(
-    sites: Mapping[str, StageSite | str], feeds: Iterable[Feed]
-) -> Mapping[str, StageSite | str]:
+    sites: Mapping[str, FoldTarget | str], feeds: Iterable[Feed]
+) -> Mapping[str, FoldTarget | str]:
     """The sites, but none through attention where samples bring a cache of their own.
 
-    Such a cache was made by another model, and holds values without this one's divisors.
+    Such a cache was made by another model, and holds values without this one's smoothing scales.
     """
     brought = any(
         is_cache_name(name) and len(value.shape()) == 4 and 0 not in value.shape()
@@ -97,7 +97,7 @@ def without_cached_values(
         return sites
     return {
         x: _CACHED
-        if isinstance(site, StageSite) and site.columns is not None
+        if isinstance(site, FoldTarget) and site.columns is not None
         and site.columns.through_attention
         else site
         for x, site in sites.items()

@@ -1,4 +1,4 @@
-"""One stage as the choices made for it see it: its input in both models, sizes, a sample.
+"""One layer group as the choices made for it see it: its input in both models, sizes, a sample.
 
 Behind a router the two models' rows may be different tokens: then the quantized model's alone are
 looked at.
@@ -13,27 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.folding.linear_sites import ColumnSite
+from fptq_onnx.graph.folding.linear_sites import LinearSite
 from fptq_onnx.graph.linears.linears import Linear
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.numerics.smoothing_scales import ChannelSizes, weight_sizes
 from fptq_onnx.numerics.token_weights import token_weights
 from fptq_onnx.quantization.layer_errors import LinearErrors
-from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, TwoStreams
+from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, PairedActivations
 from fptq_onnx.quantization.scheme_search import Rounding, Sample, fake_int8
-from fptq_onnx.quantization.subgraphs import Stage
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.activation_stats import ChannelRange
 
 Rows = NDArray[np.float32]
 
-# Tokens of a stage's input that choices are judged by.
+# Tokens of a layer group's input that choices are judged by.
 _SAMPLE_TOKENS = 4096
 # One token in so many has its local output error measured, which takes three matrix products.
 _TOKENS_PER_LOCAL_ERROR = 4
 
 
-class StageView:
-    """What the choices of one stage look at.
+class LayerGroupInputs:
+    """What the choices of one layer group look at.
 
     Tokens that are massive count as less (numerics/token_weights.py) in sizes, sample and moments.
 
@@ -43,35 +43,40 @@ class StageView:
 
     def __init__(
         self,
-        stage: Stage,
-        streams: TwoStreams,
+        group: LayerGroup,
+        activations: PairedActivations,
         weights: list[Rows],
         ranges: ChannelRange,
-        columns: ColumnSite | None = None,
+        columns: LinearSite | None = None,
     ) -> None:
-        """Read the stage's input once.
+        """Read the layer group's input once.
 
         Args:
-            stage: where the walk is.
-            streams: the two models.
+            group: where the walk is.
+            activations: the two models.
             weights: [K, N] of its linears.
             ranges: of its input.
-            columns: what the divisors of its input would go into, if not a norm.
+            columns: what the smoothing scales of its input would go into, if not a norm.
         """
-        self.stage, self.streams, self.weights, self.ranges = stage, streams, weights, ranges
-        float_rows = [len(rows) for rows in streams.rows(stage, FLOAT)]
-        batches = [len(rows) for rows in streams.rows(stage, QUANTIZED)]
-        self.paired = not stage.routed and float_rows == batches
+        self.group, self.activations, self.weights, self.ranges = (
+            group,
+            activations,
+            weights,
+            ranges,
+        )
+        float_rows = [len(rows) for rows in activations.rows(group, FLOAT)]
+        batches = [len(rows) for rows in activations.rows(group, QUANTIZED)]
+        self.paired = not group.routed and float_rows == batches
         self._seen = QUANTIZED
         if not self.paired and not sum(batches):
             self._seen, batches = FLOAT, float_rows
         self.unseen = not sum(batches)
-        if self.unseen and not stage.routed:
+        if self.unseen and not group.routed:
             raise FptqError(
                 f"no token of the calibration samples reaches {self._where}: give more samples"
             )
         share = min(1.0, _SAMPLE_TOKENS / max(1, sum(batches)))
-        squares = np.zeros(stage.linears[0].k)
+        squares = np.zeros(group.linears[0].k)
         weight_squares = weight_sizes(weights)[1] ** 2
         energies: list[NDArray[np.float64]] = []  # of tokens' outputs, were channels uncorrelated
         picked = [np.zeros((0, len(squares)), np.float32)]
@@ -103,7 +108,7 @@ class StageView:
             )
         self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized), few)
         sizes = (ranges.absmax, np.sqrt(squares / max(1, sum(batches))), *weight_sizes(weights))
-        # Channels that one column makes have one divisor: the formulas see them alike.
+        # Channels that one column makes have one smoothing scale: the formulas see them alike.
         self.sizes = ChannelSizes(*(columns.tied(x) for x in sizes) if columns else sizes)
 
     def pairs(self) -> Iterator[tuple[Rows, Rows]]:
@@ -114,12 +119,12 @@ class StageView:
         """
         if self.paired:
             yield from zip(
-                self.streams.rows(self.stage, FLOAT),
-                self.streams.rows(self.stage, QUANTIZED),
+                self.activations.rows(self.group, FLOAT),
+                self.activations.rows(self.group, QUANTIZED),
                 strict=True,
             )
         else:
-            yield from ((rows, rows) for rows in self.streams.rows(self.stage, self._seen))
+            yield from ((rows, rows) for rows in self.activations.rows(self.group, self._seen))
 
     def _counted(self) -> Iterable[NDArray[np.float32] | None]:
         """What the tokens of each batch count; None where all count 1."""
@@ -127,21 +132,21 @@ class StageView:
 
     @property
     def _where(self) -> str:
-        linear = self.stage.linears[0]
+        linear = self.group.linears[0]
         return f"{linear.path} ({linear.name})"
 
-    def moments(self, divisor: NDArray[np.float32], scale: Rounding) -> SecondMoments:
+    def moments(self, smoothing: NDArray[np.float32], scale: Rounding) -> Hessian:
         """Of the divided input, in int8 and in the float model."""
-        found = SecondMoments.empty(len(divisor))
+        found = Hessian.empty(len(smoothing))
         for (x, x_quantized), counted in zip(self.pairs(), self._counted(), strict=False):
-            found.add(fake_int8(x_quantized, divisor, scale), x / divisor, counted)
+            found.add(fake_int8(x_quantized, smoothing, scale), x / smoothing, counted)
         return found
 
-    def mean_squares(self, divisor: NDArray[np.float32], scale: Rounding) -> NDArray[np.float64]:
+    def mean_squares(self, smoothing: NDArray[np.float32], scale: Rounding) -> NDArray[np.float64]:
         """E[x8_k^2] [K], the part of the moments that a clip search needs."""
-        total, tokens = np.zeros(len(divisor)), 0
+        total, tokens = np.zeros(len(smoothing)), 0
         for (_, x_quantized), counted in zip(self.pairs(), self._counted(), strict=False):
-            squares = np.square(fake_int8(x_quantized, divisor, scale), dtype=np.float64)
+            squares = np.square(fake_int8(x_quantized, smoothing, scale), dtype=np.float64)
             total += squares.sum(axis=0) if counted is None else counted @ squares
             tokens += len(squares)
         return total / tokens
@@ -151,18 +156,18 @@ class StageView:
         linear: Linear,
         w: Rows,
         quantized: tuple[Rows, Rows] | None,
-        divisor: NDArray[np.float32],
+        smoothing: NDArray[np.float32],
         scale: Rounding,
         errors: LinearErrors,
     ) -> Iterator[tuple[Rows, Rows]]:
         """The linear's output in both models, batch by batch; counts its errors on the way.
 
         Args:
-            linear: of this stage.
+            linear: of this layer group.
             w: its float weight [K, N].
             quantized: the divided weight as rounded, and what rounding left of the weight that was
                 aimed at; None for a linear in float.
-            divisor: of its input [K].
+            smoothing: of its input [K].
             scale: how the divided input is rounded.
             errors: receives sums. The local output error is of the two roundings alone: weights
                 that make up for errors made before are no error.
@@ -171,8 +176,8 @@ class StageView:
         if linear.bias is not None:
             bias = linear.bias.load().astype(np.float32).reshape(-1)
         for float_rows, x_quantized in zip(
-            self.streams.rows(self.stage, FLOAT),
-            self.streams.rows(self.stage, QUANTIZED),
+            self.activations.rows(self.group, FLOAT),
+            self.activations.rows(self.group, QUANTIZED),
             strict=True,
         ):
             x = float_rows if self.paired else x_quantized
@@ -182,13 +187,13 @@ class StageView:
                 errors.input_total.add(x, x_quantized)
             else:
                 rounded, left = quantized
-                x8 = fake_int8(x_quantized, divisor, scale)
+                x8 = fake_int8(x_quantized, smoothing, scale)
                 got = x8 @ rounded
-                errors.input_local.add(x_quantized / divisor, x8)
-                errors.input_total.add(x / divisor, x8)
+                errors.input_local.add(x_quantized / smoothing, x8)
+                errors.input_total.add(x / smoothing, x8)
                 few = slice(None, None, _TOKENS_PER_LOCAL_ERROR)
                 exact = x_quantized[few] @ w
-                errors.output_local.add(exact, (x8[few] * divisor) @ w - x8[few] @ left)
+                errors.output_local.add(exact, (x8[few] * smoothing) @ w - x8[few] @ left)
             errors.output_total.add(want, got)
             yield (want if self.paired else float_rows @ w) + bias, got + bias
 

@@ -1,9 +1,10 @@
 """Where bits beyond the plan's go: zero points, smaller blocks, 8-bit weights.
 
-How much a stage (linears that share an input) matters is measured: the float model with only the
-stage's weights rounded as the conversion rounds them, against the float model, KL over some
-windows. What each way of spending bits takes off is the ratio of output errors on the stage's own
-inputs. The step with the best harm per bit is taken again and again until the budget is spent.
+How much a group (linears that share an input) matters is measured: the float model with only the
+layer group's weights rounded as the conversion rounds them, against the float model, KL over some
+windows. What each way of spending bits takes off is the ratio of output errors on the group's own
+inputs. The step that takes off most per bit is taken again and again until the budget
+is spent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.perplexity import compare
-from fptq_onnx.graph.folding.linear_sites import column_divisors
+from fptq_onnx.graph.folding.linear_sites import column_scales
 from fptq_onnx.graph.linears.linears import Linear, LinearScan, find_linears
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
@@ -69,67 +70,68 @@ def check_budget(plan: Plan, budget: float) -> None:
         )
 
 
-def wider_forms(entry: LinearPlan) -> dict[str, LinearPlan]:
+def precision_candidates(entry: LinearPlan) -> dict[str, LinearPlan]:
     """Ways to give a 4-bit linear more bits, by name; none for one in float or wide already."""
     if entry.scheme == FLOAT or entry.weight_bits == 8:
         return {}
-    forms = {}
+    precisions = {}
     smaller = entry.block_size // 2 if entry.block_size >= 2 * min(_BLOCKS) else None
     if entry.symmetric:
-        forms["zero points"] = replace(entry, symmetric=False)
+        precisions["zero points"] = replace(entry, symmetric=False)
     if smaller is not None:
-        forms["half blocks"] = replace(entry, block_size=smaller)
+        precisions["half blocks"] = replace(entry, block_size=smaller)
         if entry.symmetric:
-            forms["both"] = replace(entry, block_size=smaller, symmetric=False)
-    forms["8 bits"] = replace(entry, weight_bits=8, block_size=PER_CHANNEL)
-    return forms
+            precisions["both"] = replace(entry, block_size=smaller, symmetric=False)
+    precisions["8 bits"] = replace(entry, weight_bits=8, block_size=PER_CHANNEL)
+    return precisions
 
 
-def spend_budget(
+def allocate_bits(
     plan: Plan,
-    stages: Sequence[Sequence[str]],
-    harm: Sequence[float],
+    groups: Sequence[Sequence[str]],
+    sensitivity: Sequence[float],
     ratios: Sequence[Mapping[str, float]],
     budget: float,
 ) -> Plan:
-    """Take the step with the best harm per bit until none fits.
+    """Take the step with the best sensitivity per bit until none fits.
 
     Args:
         plan: to start from, within the budget.
-        stages: names of the linears of each stage.
-        harm: what the stage costs as planned, any unit, not negative.
-        ratios: of each stage, by name of a wider form, its output error relative to the planned.
+        groups: names of the linears of each layer group.
+        sensitivity: what the layer group costs as planned, any unit, not negative.
+        ratios: of each group, by name of a wider form, its output error relative to the planned.
         budget: average bits per weight.
 
     Returns:
         The plan with wider entries.
     """
     entries = plan.by_name()
-    current = [1.0] * len(stages)
+    current = [1.0] * len(groups)
     total = sum(entry.k * entry.n for entry in plan.linears)
     left = budget * total - sum(planned_bits(entry) for entry in plan.linears)
     planned = plan.by_name()
     while True:
         best: tuple[float, int, str, float] | None = None
-        for index, names in enumerate(stages):
-            for form, ratio in ratios[index].items():
+        for index, names in enumerate(groups):
+            for precision, ratio in ratios[index].items():
                 price = sum(
-                    planned_bits(wider_forms(planned[name])[form]) - planned_bits(entries[name])
+                    planned_bits(precision_candidates(planned[name])[precision])
+                    - planned_bits(entries[name])
                     for name in names
-                    if form in wider_forms(planned[name])
+                    if precision in precision_candidates(planned[name])
                 )
-                gain = harm[index] * (current[index] - ratio)
+                gain = sensitivity[index] * (current[index] - ratio)
                 if gain <= 0 or not 0 < price <= left:
                     continue
                 if best is None or gain / price > best[0]:
-                    best = (gain / price, index, form, price)
+                    best = (gain / price, index, precision, price)
         if best is None:
             break
-        _, index, form, price = best
+        _, index, precision, price = best
         left -= price
-        current[index] = ratios[index][form]
-        for name in stages[index]:
-            entries[name] = wider_forms(planned[name]).get(form, entries[name])
+        current[index] = ratios[index][precision]
+        for name in groups[index]:
+            entries[name] = precision_candidates(planned[name]).get(precision, entries[name])
     return replace(plan, linears=tuple(entries[entry.name] for entry in plan.linears))
 
 
@@ -137,7 +139,7 @@ def one_form(plan: Plan, shared: Mapping[str, str]) -> Plan:
     """Give linears with one weight the widest form of any of them, which is then stored once.
 
     Args:
-        plan: with forms chosen stage by stage.
+        plan: with forms chosen layer group by layer group.
         shared: see graph/linears/shared_weights.py.
     """
     widest: dict[str, LinearPlan] = {}
@@ -161,31 +163,31 @@ def one_form(plan: Plan, shared: Mapping[str, str]) -> Plan:
     )
 
 
-def measure_harm(
+def measure_sensitivity(
     loaded: LoadedModel,
     scan: LinearScan,
     plan: Plan,
-    divisors: Mapping[str, NDArray[np.float32]],
+    smoothing_scales: Mapping[str, NDArray[np.float32]],
     store: WeightStore,
     windows: Sequence[NDArray[np.int64]],
     *,
     threads: int = 0,
     track: Tracker = lambda items, _: iter(items),
 ) -> tuple[list[list[str]], list[float]]:
-    """KL to the float model with one stage's weights rounded, for every stage.
+    """KL to the float model with one layer group's weights rounded, for every layer group.
 
     Args:
         loaded: the float model.
         scan: its linears.
         plan: as solved.
-        divisors: as folded, by the name of what takes them.
+        smoothing_scales: as folded, by the name of what takes them.
         store: the weights as solved.
         windows: tokens to compare on.
         threads: intra-op threads.
-        track: wraps the stages to show progress.
+        track: wraps the layer groups to show progress.
 
     Returns:
-        The names of each stage's linears, and its KL in nats.
+        The names of each layer group's linears, and its KL in nats.
     """
     groups: dict[str, list[Linear]] = {}
     for linear in scan.linears:
@@ -196,34 +198,34 @@ def measure_harm(
         open_session_in_memory(loaded.model, loaded.data_folder, threads=threads), io
     )
     entries = plan.by_name()
-    columns = column_divisors(scan.linears, divisors)
-    harm = []
-    for stage in track(list(groups.values()), len(groups)):
-        rounded = [linear.name for linear in stage if entries[linear.name].weight_bits == 4]
+    columns = column_scales(scan.linears, smoothing_scales)
+    sensitivity = []
+    for group in track(list(groups.values()), len(groups)):
+        rounded = [linear.name for linear in group if entries[linear.name].weight_bits == 4]
         rounded = [name for name in rounded if entries[name].scheme != FLOAT]
         if not rounded:
-            harm.append(0.0)
+            sensitivity.append(0.0)
             continue
         clone = loaded.model.clone()
         linears = find_linears(clone).by_name()
         for name in rounded:
-            _round(linears[name], entries[name], divisors, columns.get(name), store)
+            _round(linears[name], entries[name], smoothing_scales, columns.get(name), store)
         session = open_session_in_memory(clone, loaded.data_folder, threads=threads)
-        harm.append(compare(reference, Decoder(session, io), windows).kl)
-    return [[linear.name for linear in stage] for stage in groups.values()], harm
+        sensitivity.append(compare(reference, Decoder(session, io), windows).kl)
+    return [[linear.name for linear in group] for group in groups.values()], sensitivity
 
 
 def _round(
     linear: Linear,
     entry: LinearPlan,
-    divisors: Mapping[str, NDArray[np.float32]],
+    smoothing_scales: Mapping[str, NDArray[np.float32]],
     columns: NDArray[np.float32] | None,
     store: WeightStore,
 ) -> None:
-    """Put the rounded weight, undone of its divisors, into the float graph."""
+    """Put the rounded weight, undone of its smoothing scales, into the float graph."""
     w = dequantize(store.get(entry.name))
     if entry.fold_site is not None:
-        w = w / divisors[entry.fold_site][:, None]
+        w = w / smoothing_scales[entry.fold_site][:, None]
     if columns is not None:
         w = w * columns
     replace_weight(linear, ir.Tensor(w.astype(linear.weight.dtype.numpy())))

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fptq_onnx.graph.linears.linears import Linear
-from fptq_onnx.quantization.layer_group import StageView
+from fptq_onnx.quantization.layer_group import LayerGroupInputs
 
 
 class RoutingNotes:
-    """Gathers the linears behind routers, stage by stage."""
+    """Gathers the linears behind routers, layer group by layer group."""
 
     def __init__(self) -> None:
         self._routed: list[Linear] = []
         self._unseen: list[Linear] = []
 
-    def add(self, view: StageView) -> None:
-        """Take note of a stage."""
+    def add(self, view: LayerGroupInputs) -> None:
+        """Take note of a layer group."""
         if view.unseen:
-            self._unseen.extend(view.stage.linears)
+            self._unseen.extend(view.group.linears)
         elif not view.paired:
-            self._routed.extend(view.stage.linears)
+            self._routed.extend(view.group.linears)
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Two streams through a model at once: the float model, and the one quantized so far.
 
-At each stage both have their activation, and whoever quantizes the stage's linears sees what they
+At each group both have their activation, and whoever quantizes the group's linears sees what they
 really will be fed, and what the float model has there. Every node runs once per sample and stream.
 """
 
@@ -18,7 +18,12 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.quantization.activation_cache import Held, ValueStore
-from fptq_onnx.quantization.subgraphs import Stage, find_stages, needed_later, segment_model
+from fptq_onnx.quantization.subgraphs import (
+    LayerGroup,
+    find_layer_groups,
+    needed_later,
+    segment_model,
+)
 from fptq_onnx.quantization.value_types import ValueType, is_array
 from fptq_onnx.runtime.session import first_line, open_session_in_memory
 
@@ -28,8 +33,8 @@ _BOTH = "both"  # values before any linear are the same in both streams
 Rows = NDArray[np.float32]
 
 
-class TwoStreams:
-    """Walks the stages of a model."""
+class PairedActivations:
+    """Walks the layer groups of a model."""
 
     def __init__(
         self,
@@ -49,21 +54,21 @@ class TwoStreams:
             folder: for values that do not fit into memory.
             threads: intra-op threads, 0 lets ONNX Runtime choose.
         """
-        self.stages: tuple[Stage, ...] = find_stages(loaded.model.graph, linears)
+        self.groups: tuple[LayerGroup, ...] = find_layer_groups(loaded.model.graph, linears)
         self._loaded = loaded
         self._feeds = feeds
         self._store = ValueStore(folder)
         self._threads = threads
-        self._needed = needed_later(self.stages) | {stage.x for stage in self.stages}
+        self._needed = needed_later(self.groups) | {group.x for group in self.groups}
         self._types: dict[str, ValueType] = {}
 
-    def enter(self, stage: Stage) -> None:
-        """Run what lies before a stage, for both streams.
+    def enter(self, group: LayerGroup) -> None:
+        """Run what lies before a layer group, for both streams.
 
         Raises:
             FptqError: ONNX Runtime cannot run a part of the model.
         """
-        segment = stage.segment
+        segment = group.segment
         if not segment.outputs:
             return
         model = segment_model(self._loaded.model, segment)
@@ -75,66 +80,66 @@ class TwoStreams:
         session = open_session_in_memory(model, self._loaded.data_folder, threads=self._threads)
         for batch, feed in enumerate(self._feeds):
             given = {name: value for name, value in feed.items() if name in wanted}
-            for stream in (_BOTH,) if segment.common else (FLOAT, QUANTIZED):
+            for side in (_BOTH,) if segment.common else (FLOAT, QUANTIZED):
                 values = dict(given)
                 for name in segment.inputs:
                     if f"{name}__cut" in wanted:
-                        held = self._get(stream, name, batch)
+                        held = self._get(side, name, batch)
                         if isinstance(held, np.ndarray):
                             held = ort.OrtValue.ortvalue_from_numpy(held)
                         values[f"{name}__cut"] = held
                 for name, made in zip(
                     segment.outputs, _run(session, segment.outputs, values), strict=True
                 ):
-                    self._put(stream, name, batch, made)
+                    self._put(side, name, batch, made)
 
-    def rows(self, stage: Stage, stream: str) -> Iterator[Rows]:
-        """The activation of a stage, batch by batch, float32 [tokens, K]."""
-        k = stage.linears[0].k
+    def rows(self, group: LayerGroup, side: str) -> Iterator[Rows]:
+        """The activation of a layer group, batch by batch, float32 [tokens, K]."""
+        k = group.linears[0].k
         for batch in range(len(self._feeds)):
-            array = self._array(stream, stage.x, batch)
+            array = self._array(side, group.x, batch)
             yield np.ascontiguousarray(array, np.float32).reshape(-1, k)
 
-    def leave(self, stage: Stage, outputs: Mapping[str, Iterator[tuple[Rows, Rows]]]) -> None:
-        """Take the outputs of a stage's linears and forget what nothing needs any more.
+    def leave(self, group: LayerGroup, outputs: Mapping[str, Iterator[tuple[Rows, Rows]]]) -> None:
+        """Take the outputs of a layer group's linears and forget what nothing needs any more.
 
         Args:
-            stage: the stage entered last.
+            group: the layer group entered last.
             outputs: by name of the linear, per batch its output in the float and in the quantized
                 model, float32 [tokens, N].
         """
-        for linear in stage.linears:
+        for linear in group.linears:
             name = linear.output.name or ""
             dtype = linear.weight.dtype.numpy()
             for batch, pair in enumerate(outputs[linear.name]):
                 if name not in self._needed:
                     continue  # still taken: whoever makes them measures errors on the way
-                for stream, rows in zip((FLOAT, QUANTIZED), pair, strict=True):
-                    x = self._array(stream, stage.x, batch)
+                for side, rows in zip((FLOAT, QUANTIZED), pair, strict=True):
+                    x = self._array(side, group.x, batch)
                     shaped = rows.reshape(*x.shape[:-1], linear.n).astype(dtype)
-                    self._put(stream, name, batch, shaped)
-        for name in stage.segment.last_uses:
-            for stream in (_BOTH, FLOAT, QUANTIZED):
-                self._store.drop(stream, name)
+                    self._put(side, name, batch, shaped)
+        for name in group.segment.last_uses:
+            for side in (_BOTH, FLOAT, QUANTIZED):
+                self._store.drop(side, name)
 
-    def _put(self, stream: str, name: str, batch: int, held: Held) -> None:
+    def _put(self, side: str, name: str, batch: int, held: Held) -> None:
         seen = ValueType.of(held)
         self._types[name] = self._types[name].common(seen) if name in self._types else seen
-        self._store.put(stream, name, batch, held)
+        self._store.put(side, name, batch, held)
 
-    def _array(self, stream: str, name: str, batch: int) -> NDArray[np.generic]:
-        held = self._get(stream, name, batch)
+    def _array(self, side: str, name: str, batch: int) -> NDArray[np.generic]:
+        held = self._get(side, name, batch)
         if not isinstance(held, np.ndarray):
             raise FptqError(f"{name}, the input of a linear, is no tensor of numbers")
         return held
 
-    def _get(self, stream: str, name: str, batch: int) -> Held:
+    def _get(self, side: str, name: str, batch: int) -> Held:
         if name in self._feeds[batch]:  # a linear may read an input of the model
             given: NDArray[np.generic] = self._feeds[batch][name].numpy()
             return given
         if (_BOTH, name) in self._store:
-            stream = _BOTH
-        return self._store.get(stream, name, batch)
+            side = _BOTH
+        return self._store.get(side, name, batch)
 
 
 def _run(

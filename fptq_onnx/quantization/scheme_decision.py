@@ -1,7 +1,7 @@
-"""What a stage gets: the divisors folded in front of it, and one scale for all tokens or one each.
+"""What a group gets: the scales folded in front of it, and one scale for all tokens or one each.
 
 Where a few tokens are far larger than the rest, what is fixed by the largest value alone (static
-scales, the divisors of LAE and SmoothQuant) serves those tokens and rounds all others away. It is
+scales, the scales of LAE and SmoothQuant) serves those tokens and rounds all others away. It is
 then left out, whatever the policy or the equalization asks for, and the plan says so.
 """
 
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.numerics.smoothing_scales import (
+    CANDIDATES,
     LAE,
     NONE,
-    SEARCHED,
     SMOOTHQUANT,
     ChannelSizes,
-    fold_scale,
+    smoothing_scale,
 )
 from fptq_onnx.numerics.token_sizes import loses_tokens
 from fptq_onnx.passes.choose_schemes import MASSIVE, UNSEEN
-from fptq_onnx.quantization.fold_targets import StageSite
-from fptq_onnx.quantization.scheme_search import Judge
-from fptq_onnx.quantization.subgraphs import Stage
+from fptq_onnx.quantization.fold_targets import FoldTarget
+from fptq_onnx.quantization.scheme_search import SchemeSearch
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.activation_stats import ChannelRange
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan
@@ -44,7 +44,7 @@ class StageFacts(Protocol):
     """What is known of a stage: with its tokens in a walk, by statistics alone without one."""
 
     @property
-    def stage(self) -> Stage:
+    def group(self) -> LayerGroup:
         """Its linears."""
 
     @property
@@ -60,20 +60,20 @@ class StageFacts(Protocol):
         """Whether no token reaches it."""
 
 
-def choose_formula(
+def choose_equalization(
     facts: StageFacts,
-    judge: Judge | None,
+    search: SchemeSearch | None,
     entries: Sequence[LinearPlan],
-    site: StageSite | str,
+    site: FoldTarget | str,
     config: Config,
 ) -> tuple[str, str]:
-    """Which divisors to fold in front of a stage, and which are left out for a few tokens' sake.
+    """Which scales to fold in front of a group, and which are left out for a few tokens' sake.
 
     Args:
-        facts: of the stage.
-        judge: of its output errors; None without a walk, where nothing is searched.
+        facts: of the layer group.
+        search: of its output errors; None without a walk, where nothing is searched.
         entries: the plans of its linears.
-        site: where divisors would be folded, or why nowhere.
+        site: where smoothing scales would be folded, or why nowhere.
         config: the equalization asked for, and LAE's thresholds.
     """
     if facts.unseen or isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
@@ -81,29 +81,35 @@ def choose_formula(
     if config.equalization == "none":
         return NONE, ""
     if config.equalization == "search":
-        assert judge is not None
-        formulas = [
-            formula for formula in SEARCHED if not site.overflow(fold_scale(formula, facts.sizes))
+        assert search is not None
+        candidates = [
+            equalization
+            for equalization in CANDIDATES
+            if not site.overflow(smoothing_scale(equalization, facts.sizes))
         ]
-        return min(formulas, key=judge.error), ""
+        return min(candidates, key=search.error), ""
     if config.equalization == "smoothquant":
         if site.columns is not None and site.columns.through_attention:
             return NONE, ""  # as its authors leave it
-        formula = SMOOTHQUANT
+        equalization = SMOOTHQUANT
     elif site.norm is None:
         return NONE, ""  # the paper folds into norms only
     else:
-        formula = LAE if config.v0 < facts.ranges.tensor_absmax <= config.v1 else NONE
-    if formula == NONE or site.overflow(fold_scale(formula, facts.sizes)):
+        equalization = LAE if config.v0 < facts.ranges.tensor_absmax <= config.v1 else NONE
+    if equalization == NONE or site.overflow(smoothing_scale(equalization, facts.sizes)):
         return NONE, ""
-    return (NONE, formula) if _serves_few_tokens(facts, judge, formula) else (formula, "")
+    return (
+        (NONE, equalization)
+        if _serves_few_tokens(facts, search, equalization)
+        else (equalization, "")
+    )
 
 
-def _serves_few_tokens(facts: StageFacts, judge: Judge | None, formula: str) -> bool:
-    """Whether a massive token set the divisors so that the weights lose what other tokens need."""
-    if judge is None or not judge.loses_tokens(NONE, facts.ranges.tensor_absmax):
+def _serves_few_tokens(facts: StageFacts, search: SchemeSearch | None, equalization: str) -> bool:
+    """Whether a massive token set the scales so that the weights lose what other tokens need."""
+    if search is None or not search.loses_tokens(NONE, facts.ranges.tensor_absmax):
         return False
-    return judge.token_error(formula) > judge.token_error(NONE)
+    return search.token_error(equalization) > search.token_error(NONE)
 
 
 def wants_static(facts: StageFacts, fold_site: str | None, config: Config) -> bool:
@@ -116,43 +122,46 @@ def wants_static(facts: StageFacts, fold_site: str | None, config: Config) -> bo
 
 def is_static(
     facts: StageFacts,
-    judge: Judge | None,
-    formula: str,
-    divisor: Divisor,
+    search: SchemeSearch | None,
+    equalization: str,
+    smoothing: Divisor,
     fold_site: str | None,
     config: Config,
 ) -> bool:
-    """Whether the stage's input gets one scale for all tokens.
+    """Whether the layer group's input gets one scale for all tokens.
 
     Args:
-        facts: of the stage.
-        judge: of its output errors; None without a walk.
-        formula: of the divisors folded.
-        divisor: [K] of that formula.
+        facts: of the layer group.
+        search: of its output errors; None without a walk.
+        equalization: of the smoothing scales folded.
+        smoothing: [K] of that formula.
         fold_site: the norm that takes them, or None.
         config: the policy and its thresholds.
     """
-    if facts.unseen or (facts.stage.routed and not facts.ranges.tensor_absmax):
+    if facts.unseen or (facts.group.routed and not facts.ranges.tensor_absmax):
         return False  # calibration saw no token here
     wanted = wants_static(facts, fold_site, config)
     if not wanted and config.policy != "measured":
         return False
-    if judge is None:  # without divisors, or where `needs_tokens` saw nothing that needs a look
+    if (
+        search is None
+    ):  # without smoothing scales, or where `needs_tokens` saw nothing that needs a look
         return not loses_tokens(facts.ranges.sizes, facts.ranges.tensor_absmax)
-    largest = equalized_absmax(facts.ranges.absmax, divisor)
-    if judge.loses_tokens(formula, largest):
+    largest = equalized_absmax(facts.ranges.absmax, smoothing)
+    if search.loses_tokens(equalization, largest):
         return False
     scale = float(static_scale(largest))
     return wanted or (
-        judge.error(formula, scale) <= STATIC_TOLERANCE * judge.error(formula)
-        and judge.token_error(formula, scale) <= STATIC_TOLERANCE * judge.token_error(formula)
+        search.error(equalization, scale) <= STATIC_TOLERANCE * search.error(equalization)
+        and search.token_error(equalization, scale)
+        <= STATIC_TOLERANCE * search.token_error(equalization)
     )
 
 
 def with_scheme(
     entry: LinearPlan,
     facts: StageFacts,
-    divisor: Divisor,
+    smoothing: Divisor,
     static: bool | None,
     override: str = "",
 ) -> LinearPlan:
@@ -160,14 +169,14 @@ def with_scheme(
 
     Args:
         entry: as planned, with its equalization.
-        facts: of its stage.
-        divisor: [K] of its input.
+        facts: of its layer group.
+        smoothing: [K] of its input.
         static: one scale for all tokens, or one each; None keeps what the entry has.
         override: what the options ask for but is left out for a few tokens' sake; "" for nothing.
     """
     if entry.scheme in (FLOAT, WEIGHT_ONLY):
         return entry
-    absmax = equalized_absmax(facts.ranges.absmax, divisor)
+    absmax = equalized_absmax(facts.ranges.absmax, smoothing)
     scale = float(static_scale(absmax))
     if static is None:
         if entry.scheme == PER_TOKEN:

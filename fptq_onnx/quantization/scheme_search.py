@@ -1,6 +1,6 @@
-"""For one stage: which divisors to fold and whether its input is rounded per tensor or per token.
+"""For one stage: which scales to fold and whether its input is rounded per tensor or per token.
 
-Judged on the output error of the real thing, on a sample of tokens: the linears of the stage with
+Judged on the output error of the real thing, on a sample of tokens: the linears of the group with
 their input in int8 and their weights in groups, fed what the quantized model feeds them, beside the
 float linears fed what the float model feeds them.
 """
@@ -18,11 +18,11 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
-from fptq_onnx.numerics.smoothing_scales import ChannelSizes, fold_scale
+from fptq_onnx.numerics.smoothing_scales import ChannelSizes, smoothing_scale
 from fptq_onnx.numerics.token_sizes import count_sizes, loses_tokens
-from fptq_onnx.quantization.mixed_precision import wider_forms
+from fptq_onnx.quantization.mixed_precision import precision_candidates
 from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan
 
 Rows = NDArray[np.float32]
@@ -36,7 +36,7 @@ _COLUMNS = 256
 
 @dataclass(frozen=True)
 class Sample:
-    """Some tokens of a stage's input, float32 [tokens, K], in both models.
+    """Some tokens of a layer group's input, float32 [tokens, K], in both models.
 
     weights: [tokens] of `token_weights`; None where all are 1.
     """
@@ -55,9 +55,9 @@ def rounding_of(entry: LinearPlan) -> Rounding:
     return NOT_ROUNDED if entry.scheme == WEIGHT_ONLY else entry.input_scale
 
 
-def fake_int8(x: Rows, divisor: NDArray[np.float32], scale: Rounding) -> Rows:
-    """X / divisor in int8 and back: static scale, per token (None), or NOT_ROUNDED at all."""
-    divided = x / divisor
+def fake_int8(x: Rows, smoothing: NDArray[np.float32], scale: Rounding) -> Rows:
+    """X / scale in int8 and back: static scale, per token (None), or NOT_ROUNDED at all."""
+    divided = x / smoothing
     if scale == NOT_ROUNDED:
         return divided
     codes, scales = (
@@ -68,8 +68,8 @@ def fake_int8(x: Rows, divisor: NDArray[np.float32], scale: Rounding) -> Rows:
     return codes.astype(np.float32) * scales[:, None]
 
 
-class Judge:
-    """Output errors of one stage, candidate by candidate."""
+class SchemeSearch:
+    """Output errors of one layer group, candidate by candidate."""
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class Judge:
         """Prepare what all candidates share.
 
         Args:
-            sizes: of the stage's channels.
+            sizes: of the layer group's channels.
             sample: tokens.
-            weights: [K, N] of each linear of the stage.
+            weights: [K, N] of each linear of the layer group.
             entries: their plans, in the same order; those that stay in float do not count.
             method: "rtn", "mse" or "gptq": how the weights will be rounded.
         """
@@ -98,45 +98,45 @@ class Judge:
                 part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
                 self._linears.append((part, sample.x @ part, entry))
 
-    def error(self, formula: str, scale: Rounding = None) -> float:
+    def error(self, equalization: str, scale: Rounding = None) -> float:
         """Squared output error, massive tokens counted as less (numerics/token_weights.py).
 
         Args:
-            formula: of the divisors.
+            equalization: of the smoothing scales.
             scale: static, None for one per token, or NOT_ROUNDED.
         """
-        return self._judged(formula, scale)[0]
+        return self._judged(equalization, scale)[0]
 
-    def token_error(self, formula: str, scale: Rounding = None) -> float:
+    def token_error(self, equalization: str, scale: Rounding = None) -> float:
         """Output error of a token relative to its output, at most 1, on average over tokens.
 
         It shows what no sum of squares does: that tokens are lost beside larger ones.
 
         Args:
-            formula: of the divisors.
+            equalization: of the smoothing scales.
             scale: as `error` takes it.
         """
-        return self._judged(formula, scale)[1]
+        return self._judged(equalization, scale)[1]
 
-    def loses_tokens(self, formula: str, full: float) -> bool:
+    def loses_tokens(self, equalization: str, full: float) -> bool:
         """Whether one scale for magnitudes up to `full`, of the divided input, loses tokens."""
-        divided = self._sample.x_quantized / fold_scale(formula, self._sizes)
+        divided = self._sample.x_quantized / smoothing_scale(equalization, self._sizes)
         return loses_tokens(count_sizes(np.abs(divided).max(axis=1, initial=0)), full)
 
-    def _judged(self, formula: str, scale: Rounding) -> tuple[float, float]:
-        key = (formula, scale)
+    def _judged(self, equalization: str, scale: Rounding) -> tuple[float, float]:
+        key = (equalization, scale)
         if key not in self._known:
-            self._known[key] = self._judge(formula, scale)
+            self._known[key] = self._judge(equalization, scale)
         return self._known[key]
 
-    def _judge(self, formula: str, scale: Rounding) -> tuple[float, float]:
-        divisor = fold_scale(formula, self._sizes)
+    def _judge(self, equalization: str, scale: Rounding) -> tuple[float, float]:
+        smoothing = smoothing_scale(equalization, self._sizes)
         if scale is None and self._float_inputs:
             scale = NOT_ROUNDED
-        x8 = fake_int8(self._sample.x_quantized, divisor, scale)
+        x8 = fake_int8(self._sample.x_quantized, smoothing, scale)
         total, relative = 0.0, []
         for part, want, entry in self._linears:
-            rounded = self._rounded(part * divisor[:, None], x8, entry)
+            rounded = self._rounded(part * smoothing[:, None], x8, entry)
             missed = np.square(want - x8 @ rounded, dtype=np.float64).sum(axis=1)
             total += self._sample.sum(missed)
             wanted = np.square(want, dtype=np.float64).sum(axis=1)
@@ -145,20 +145,20 @@ class Judge:
         every = np.concatenate(relative) if relative else np.zeros(0)
         return total, float(every.mean()) if len(every) else 0.0
 
-    def weight_error(self, formula: str, form: str = "") -> float:
-        """The part of it that bits can take off: of the rounding of this stage's weights alone.
+    def weight_error(self, equalization: str, precision: str = "") -> float:
+        """The part of it that bits can take off: of the rounding of this group's weights alone.
 
         Args:
-            formula: of the divisors.
-            form: of bit_budget.wider_forms, for linears that have it; "" is as planned.
+            equalization: of the smoothing scales.
+            precision: of precision_candidates, for linears that have it; "" is as planned.
         """
-        divisor = fold_scale(formula, self._sizes)
+        smoothing = smoothing_scale(equalization, self._sizes)
         scale = NOT_ROUNDED if self._float_inputs else None
-        x8 = fake_int8(self._sample.x_quantized, divisor, scale)
+        x8 = fake_int8(self._sample.x_quantized, smoothing, scale)
         total = 0.0
         for part, _, entry in self._linears:
-            w = part * divisor[:, None]
-            rounded = self._rounded(w, x8, wider_forms(entry).get(form, entry))
+            w = part * smoothing[:, None]
+            rounded = self._rounded(w, x8, precision_candidates(entry).get(precision, entry))
             total += self._sample.sum(np.square(x8 @ (w - rounded), dtype=np.float64).sum(axis=1))
         return total
 
@@ -169,7 +169,7 @@ class Judge:
 def _rounded(
     w: Rows, x8: Rows, entry: LinearPlan, method: str, weights: NDArray[np.float32] | None
 ) -> Rows:
-    """The weight as it will be, near enough to compare divisors: GPTQ without its refinement."""
+    """The weight as it will be, near enough to compare scales: GPTQ without its refinement."""
     block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
     if method == "rtn":
         return dequantize(quantize_rtn(w, block, symmetric=symmetric, bits=bits))
@@ -178,12 +178,12 @@ def _rounded(
     # With fewer tokens than GPTQ has freedom for, it would be judged on what it was fitted to.
     if method == "mse" or len(x8) < 2 * w.shape[0] or not importance.any():
         return dequantize(quantize_mse(w, importance, block, symmetric=symmetric, bits=bits))
-    moments = SecondMoments.empty(w.shape[0], with_float=False)
+    moments = Hessian.empty(w.shape[0], with_float=False)
     try:
         moments.add(x8, weights=weights)
         found = quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
-            f"cannot choose divisors for {entry.name}: {error}; try --weights mse"
+            f"cannot choose smoothing scales for {entry.name}: {error}; try --weights mse"
         ) from error
     return dequantize(found)

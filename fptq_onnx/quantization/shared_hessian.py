@@ -13,9 +13,9 @@ import numpy as np
 from fptq_onnx.calibration.whole_feeds import Feed
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.quantization.scheme_search import Rounding, fake_int8
-from fptq_onnx.quantization.subgraphs import Stage
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.runtime.session import first_line, open_session_in_memory
 
 import onnx_ir.passes.common as common_passes  # isort: skip
@@ -23,12 +23,12 @@ import onnx_ir.passes.common as common_passes  # isort: skip
 _MOST_BYTES = 1 << 30  # of moments at once; the float model is run anew for the next ones
 
 
-class SharedMoments:
+class SharedHessian:
     """Moments by weight, made when they are asked for.
 
     Args:
         loaded: the float model, normalized; not changed.
-        stages: of the model, in order.
+        groups: of the model, in order.
         shared: see shared_weights.
         feeds: complete inputs.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
@@ -37,7 +37,7 @@ class SharedMoments:
     def __init__(
         self,
         loaded: LoadedModel,
-        stages: Sequence[Stage],
+        groups: Sequence[LayerGroup],
         shared: Mapping[str, str],
         feeds: Sequence[Feed],
         *,
@@ -46,17 +46,17 @@ class SharedMoments:
         self._loaded, self._feeds, self._threads = loaded, feeds, threads
         uses: dict[str, list[str]] = {}
         self._channels: dict[str, int] = {}
-        for stage in stages:
-            self._channels[stage.x] = stage.linears[0].k
-            for linear in stage.linears:
+        for group in groups:
+            self._channels[group.x] = group.linears[0].k
+            for linear in group.linears:
                 if linear.name in shared:
-                    uses.setdefault(shared[linear.name], []).append(stage.x)
+                    uses.setdefault(shared[linear.name], []).append(group.x)
         # Weights that meet the same activations (q, k and v) have the same moments.
         self._uses = {first: tuple(dict.fromkeys(names)) for first, names in uses.items()}
         self._order = list(dict.fromkeys(self._uses.values()))
-        self._known: dict[tuple[tuple[str, ...], bool], SecondMoments] = {}
+        self._known: dict[tuple[tuple[str, ...], bool], Hessian] = {}
 
-    def of(self, first: str, rounding: Rounding) -> SecondMoments | None:
+    def of(self, first: str, rounding: Rounding) -> Hessian | None:
         """The moments of a weight's inputs; None where no token meets it.
 
         Args:
@@ -82,7 +82,7 @@ class SharedMoments:
                 break
             some.append(uses)
             channels = self._channels[uses[0]]
-            self._known[uses, as_float] = SecondMoments.empty(channels)
+            self._known[uses, as_float] = Hessian.empty(channels)
         names = list(dict.fromkeys(name for uses in some for name in uses))
         model = self._loaded.model.clone()
         values = {value.name: value for node in model.graph for value in node.outputs}

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears.linears import Linear
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.quantization.scheme_search import Rounding
-from fptq_onnx.quantization.shared_hessian import SharedMoments
+from fptq_onnx.quantization.shared_hessian import SharedHessian
 from fptq_onnx.scheme.plan import LinearPlan
 from fptq_onnx.scheme.weight_store import WeightStore
 
@@ -25,27 +25,25 @@ class SharedRounding:
     """
 
     def __init__(
-        self, shared: Mapping[str, str], method: str, moments: SharedMoments | None = None
+        self, shared: Mapping[str, str], method: str, moments: SharedHessian | None = None
     ) -> None:
         self._shared, self._method, self._moments = shared, method, moments
         self._done: dict[tuple[object, ...], str] = {}
 
-    def applies(self, linear: Linear, divisor: NDArray[np.float32]) -> bool:
+    def applies(self, linear: Linear, smoothing: NDArray[np.float32]) -> bool:
         """Whether others have a linear's weight, and it is not divided for this one alone."""
-        return linear.name in self._shared and bool((divisor == 1).all())
+        return linear.name in self._shared and bool((smoothing == 1).all())
 
     def reuse(self, linear: Linear, entry: LinearPlan, store: WeightStore) -> bool:
         """Give a linear the codes of one before it; False where there are none of its form yet."""
-        form = (entry.block_size, entry.symmetric, entry.weight_bits)
-        key = (self._shared[linear.name], *form)
+        precision = (entry.block_size, entry.symmetric, entry.weight_bits)
+        key = (self._shared[linear.name], *precision)
         first = self._done.setdefault(key, linear.name)
         if first != linear.name:
             store.share(linear.name, first)
         return first != linear.name
 
-    def moments(
-        self, linear: Linear, rounding: Rounding
-    ) -> SecondMoments | NDArray[np.float64] | None:
+    def moments(self, linear: Linear, rounding: Rounding) -> Hessian | NDArray[np.float64] | None:
         """What the method looks at of the inputs of all uses; None for rounding to nearest.
 
         Raises:

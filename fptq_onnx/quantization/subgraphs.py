@@ -1,12 +1,12 @@
-"""A model cut at its linears: what must run between the linears of one stage and the next.
+"""A model cut at its linears: what must run between the linears of one layer group and the next.
 
-A stage is one activation with all the linears that read it. The segment of a stage is every node
+A group is one activation with all the linears that read it. The segment of a group is every node
 that its activation needs and no earlier segment ran, linears left out: their outputs are inputs of
 segments.
 
     inputs -> [segment 0] -> x0 -> linears -> y0 -> [segment 1] -> x1 -> linears -> y1 -> ...
 
-So each node runs once for all samples, and whoever walks the stages computes the linears himself.
+So each node runs once for all samples, and whoever walks the groups computes the linears himself.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fptq_onnx.quantization.fixed_values import is_fixed
 
 @dataclass(frozen=True)
 class Segment:
-    """What runs before a stage.
+    """What runs before a layer group.
 
     inputs: names of values made by earlier segments or linears.
-    outputs: names of values to keep: the stage's activation and what later segments need.
-    last_uses: names of values that nothing after this stage needs.
+    outputs: names of values to keep: the layer group's activation and what later segments need.
+    last_uses: names of values that nothing after this layer group needs.
     common: whether no linear's output is an ancestor of what the segment makes.
     """
 
@@ -40,7 +40,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Stage:
+class LayerGroup:
     """One activation with its linears, and the segment that makes it.
 
     x: name of the activation.
@@ -55,16 +55,16 @@ class Stage:
     routed: bool = False
 
 
-def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]:
-    """The stages of a model in graph order.
+def find_layer_groups(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[LayerGroup, ...]:
+    """The layer groups of a model in graph order.
 
     Args:
         graph: the main graph, topologically sorted.
         linears: of that graph.
     """
-    groups: dict[str, list[Linear]] = {}
+    by_input: dict[str, list[Linear]] = {}
     for linear in linears:
-        groups.setdefault(linear.x.name or "", []).append(linear)
+        by_input.setdefault(linear.x.name or "", []).append(linear)
     ends = {id(linear.output) for linear in linears}
     routed = routed_values(graph, linears)
     done: set[int] = set()  # nodes of earlier segments
@@ -73,7 +73,7 @@ def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]
     reads: list[dict[int, ir.Value]] = []  # of each segment, from outside of it
     common_values: set[int] = set()
     commons: list[bool] = []
-    for index, group in enumerate(groups.values()):
+    for index, group in enumerate(by_input.values()):
         nodes, outside = _ancestors(group[0].x, done, ends)
         done |= {id(node) for node in nodes}
         common = all(id(value) in common_values for value in outside.values())
@@ -91,8 +91,8 @@ def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]
     for index, outside in enumerate(reads):
         for value in outside.values():
             last[value.name or ""] = index
-    stages = []
-    for index, (x, group) in enumerate(groups.items()):
+    groups = []
+    for index, (x, group) in enumerate(by_input.items()):
         later = {
             value.name or ""
             for outside in reads[index + 1 :]
@@ -111,13 +111,13 @@ def find_stages(graph: ir.Graph, linears: Sequence[Linear]) -> tuple[Stage, ...]
             tuple(name for name, at in last.items() if at == index),
             commons[index],
         )
-        stages.append(Stage(x, tuple(group), segment, id(group[0].x) in routed))
-    return tuple(stages)
+        groups.append(LayerGroup(x, tuple(group), segment, id(group[0].x) in routed))
+    return tuple(groups)
 
 
-def needed_later(stages: Sequence[Stage]) -> set[str]:
+def needed_later(groups: Sequence[LayerGroup]) -> set[str]:
     """Names of all values that some segment reads from outside."""
-    return {name for stage in stages for name in stage.segment.inputs}
+    return {name for group in groups for name in group.segment.inputs}
 
 
 def segment_model(model: ir.Model, segment: Segment) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Round the weights of one stage for the inputs that its linears see."""
+"""Round the weights of one layer group for the inputs that its linears see."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from fptq_onnx.graph.linears.linears import Linear
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.scheme_search import Rounding, rounding_of
 from fptq_onnx.quantization.shared_rounding import SharedRounding
-from fptq_onnx.quantization.subgraphs import Stage
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.plan import FLOAT, LinearPlan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 Rows = NDArray[np.float32]
-Seen = SecondMoments | NDArray[np.float64]
+Seen = Hessian | NDArray[np.float64]
 
 
-def round_stage(
-    stage: Stage,
+def round_layer_group(
+    group: LayerGroup,
     weights: Sequence[Rows],
     decided: Sequence[LinearPlan],
-    divisor: NDArray[np.float32],
+    smoothing: NDArray[np.float32],
     look: Callable[[NDArray[np.float32], Rounding], Seen] | None,
     store: WeightStore,
     errors: Mapping[str, LinearErrors],
     shared: SharedRounding,
 ) -> dict[str, tuple[Rows, Rows]]:
-    """Round every linear of a stage but those in float.
+    """Round every linear of a layer group but those in float.
 
     Args:
-        stage: which linears.
+        group: which linears.
         weights: float32 [K, N] of each, in their order.
         decided: the plan of each, in the same order.
-        divisor: [K] of their input.
-        look: gives what a method needs of the divided and rounded input: second moments for GPTQ,
+        smoothing: [K] of their input.
+        look: gives what a method needs of the divided and rounded input: Hessian for GPTQ,
             mean squares for the clip search. None rounds to nearest.
         store: receives the weights by name.
         errors: by name; receives those of the weights.
@@ -56,11 +56,11 @@ def round_stage(
     """
     seen: dict[Rounding, Seen] = {}
     quantized: dict[str, tuple[Rows, Rows]] = {}
-    for linear, weight, entry in zip(stage.linears, weights, decided, strict=True):
+    for linear, weight, entry in zip(group.linears, weights, decided, strict=True):
         if entry.scheme == FLOAT:
             continue
         rounding = rounding_of(entry)
-        if shared.applies(linear, divisor):
+        if shared.applies(linear, smoothing):
             left = np.empty_like(weight)
             if shared.reuse(linear, entry, store):
                 np.subtract(weight, dequantize(store.get(linear.name)), out=left)
@@ -71,8 +71,8 @@ def round_stage(
             errors[linear.name].count_weight(*quantized[linear.name])
             continue
         if look is not None and rounding not in seen:
-            seen[rounding] = look(divisor, rounding)
-        w = weight * divisor[:, None]
+            seen[rounding] = look(smoothing, rounding)
+        w = weight * smoothing[:, None]
         left = np.empty_like(w)
         found = _quantized(w, seen.get(rounding), entry, linear, left)
         store.put(linear.name, found)
@@ -110,12 +110,12 @@ def _quantized(
     """
     block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
     try:
-        if isinstance(seen, SecondMoments) and np.diag(seen.xx).any():
+        if isinstance(seen, Hessian) and np.diag(seen.xx).any():
             return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits, left=left)
         if seen is None:
             found = quantize_rtn(w, block, symmetric=symmetric, bits=bits)
         else:
-            importance = seen.diagonal() if isinstance(seen, SecondMoments) else seen
+            importance = seen.diagonal() if isinstance(seen, Hessian) else seen
             found = quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
         np.subtract(w, dequantize(found), out=left)
         return found

@@ -29,15 +29,15 @@ class Config:
     symmetric: zero point fixed in the middle rather than one per group.
     w8: like `ignore`; matching linears get 8-bit weights instead of 4-bit.
     fuse: put linears that share an input into one op of ours (target custom).
-    clean_up: respell attention and norms that exporters decomposed, where that is faster
-        (clean_up.py).
+    optimize_graph: respell attention and norms that exporters decomposed, where that is faster
+        (optimize_graph.py).
     ignore: linears that stay in float: `role:down`, `layer:0`, `layer:0-3`, or a regular expression
         found in the node name, module path or weight name (linear_selector.py).
     quantize_routers: whether routers of experts and gates of recurrences
         (graph/linears/gates.py) are quantized as other linears are; if not,
         those that `w8` matches are.
     weights: one of WEIGHTS: how weights are rounded.
-    equalization: one of EQUALIZATIONS: which divisors are folded into norms and, but for lae, into
+    equalization: one of EQUALIZATIONS: which scales are folded into norms and, but for lae, into
         linears before.
     policy: one of POLICIES: measured errors or thresholds on ranges choose the scheme, or all
         linears get the same: static, per_token, or float (activations are not quantized).
@@ -57,7 +57,7 @@ class Config:
     ignore: tuple[str, ...] = ()
     w8: tuple[str, ...] = ()
     fuse: bool = True
-    clean_up: bool = True
+    optimize_graph: bool = True
     quantize_routers: bool = False
     weights: str = "gptq"
     equalization: str = "search"
@@ -69,17 +69,17 @@ class Config:
     quantize: bool = True
 
     @property
-    def walks(self) -> bool:
-        """Whether the conversion needs to run the model stage by stage.
+    def needs_sequential(self) -> bool:
+        """Whether the conversion needs to run the model layer group by layer group.
 
-        What rounds to nearest, with divisors and schemes from ranges alone, does not.
+        What rounds to nearest, with smoothing scales and schemes from ranges alone, does not.
         """
         by_tokens = self.weights != "rtn" or self.equalization == "search"
         return by_tokens or self.policy == "measured" or self.bits_budget is not None
 
     @property
     def of_paper(self) -> bool:
-        """Whether divisors and schemes are the paper's own: LAE where thresholds on ranges say."""
+        """Whether scales and schemes are the paper's own: LAE where thresholds on ranges say."""
         return (self.equalization, self.policy) == ("lae", "thresholds")
 
     def __post_init__(self) -> None:

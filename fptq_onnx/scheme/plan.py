@@ -43,7 +43,7 @@ class LinearPlan:
     input_scale: the static int8 scale of the (equalized) input; None when not static.
     block_size, symmetric: the groups of the weight.
     weight_bits: bits of a weight, 4 or 8.
-    equalization: the formula of the divisors folded at fold_site
+    equalization: the formula of the smoothing scales folded at fold_site
         (numerics/smoothing_scales.py); "none" where nothing is folded.
     """
 
@@ -98,8 +98,8 @@ class Plan:
         return {scheme: counter[scheme] for scheme in SCHEMES}
 
     @property
-    def walks(self) -> bool:
-        """Whether it holds divisors that only a walk through the model can compute again."""
+    def needs_sequential(self) -> bool:
+        """Whether it holds scales that only a walk through the model can compute again."""
         return any(
             entry.equalization not in (NONE, LAE)
             or (entry.equalization == LAE and entry.fold_site in self.by_name())

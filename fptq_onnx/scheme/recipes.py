@@ -42,7 +42,9 @@ class Recipe:
 _PLAIN = {"weights": "rtn", "equalization": "none", "policy": "static", "embedding_bits": 32}
 
 RECIPES = (
-    Recipe("fptq", "W4A8", "measured divisors and schemes, GPTQ weights in groups", "custom"),
+    Recipe(
+        "fptq", "W4A8", "measured smoothing scales and schemes, GPTQ weights in groups", "custom"
+    ),
     Recipe(
         "paper",
         "W4A8",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.stages import loaded
+from support.layer_groups import loaded
 from support.tiny_graphs import build, weight
 
 from fptq_onnx.calibration import whole_feeds as module

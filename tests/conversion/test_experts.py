@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.experts import K, experts_model
+from support.layer_groups import feeds_of, float_output, loaded
 from support.saved_models import saved
-from support.stages import feeds_of, float_output, loaded
 
 from fptq_onnx.conversion.pipeline import Conversion, convert
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import UNSEEN
-from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, TwoStreams
+from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, PairedActivations
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.plan import PER_TOKEN, Plan
@@ -62,7 +62,7 @@ def test_streams_that_route_differently_go_on_with_their_own_rows(
     """The quantized router takes the experts the other way round."""
     model = loaded(tmp_path / "model", experts_model(rng))
     linears = find_linears(model.model).linears
-    streams = TwoStreams(model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values")
+    streams = PairedActivations(model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values")
     seen, picked = {}, []
     for stage in streams.stages:
         streams.enter(stage)
@@ -97,7 +97,7 @@ def test_an_expert_that_gets_no_token(
         assert entries[name].equalization == "none" and entries[name].range == 0
     # Measured 11 to 15 dB; an expert that is broken gives NaN, or noise above the signal.
     assert all(sqnr(done, target) > 8 for target in done.reports)
-    if config.walks:
+    if config.needs_sequential:
         notes = " ".join(done.reports["custom"].notes)
         assert re.search(r"sends no token of the calibration samples to 2 linears \(up2", notes)
 

@@ -18,8 +18,11 @@ from support.command_line import MODEL, RANDOM_FEW, command
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion import graph_optimization as cleaning
 from fptq_onnx.conversion import graph_optimization_check as checking
-from fptq_onnx.conversion.graph_optimization import ALL, CleanedUp, Rewrite, clean_up
-from fptq_onnx.conversion.graph_optimization_check import CheckedCleanUp, check_clean_up
+from fptq_onnx.conversion.graph_optimization import ALL, GraphOptimization, Rewrite, optimize_graph
+from fptq_onnx.conversion.graph_optimization_check import (
+    CheckedOptimization,
+    check_graph_optimization,
+)
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.passes.normalize import normalize
@@ -54,8 +57,10 @@ def loaded_export(name: str) -> LoadedModel:
     return loaded
 
 
-def checked(loaded: LoadedModel) -> CheckedCleanUp:
-    return check_clean_up(loaded, lambda: Samples("random", 2, 32).open(loaded), threads=1)
+def checked(loaded: LoadedModel) -> CheckedOptimization:
+    return check_graph_optimization(
+        loaded, lambda: Samples("random", 2, 32).open(loaded), threads=1
+    )
 
 
 def check_same(found: Logits, expected: Logits) -> None:
@@ -80,7 +85,7 @@ def test_the_same_logits_however_it_is_fed(
     models = []
     for tidy in (False, True):
         folder = tmp_path / str(tidy)
-        config = replace(FLOAT, clean_up=tidy)
+        config = replace(FLOAT, optimize_graph=tidy)
         convert(SHARED / "onnx" / name, folder, samples=FEW, config=config, verify_samples=0)
         models.append(HandFed(folder))
     assert (tmp_path / "True" / "plan.json").read_text() == (
@@ -154,7 +159,7 @@ def test_a_wrong_rewrite_is_undone_and_told(
     planted = Rewrite("planted", "planted errors", apply)
     monkeypatch.setattr(cleaning, "REWRITES", (planted, *cleaning.REWRITES))
     monkeypatch.setattr(checking, "ALL", ("planted", *ALL))
-    monkeypatch.setattr(cleaning.clean_up, "__defaults__", (("planted", *ALL),))
+    monkeypatch.setattr(cleaning.optimize_graph, "__defaults__", (("planted", *ALL),))
     said: list[str] = []
     result = convert(
         SHARED / "onnx" / OPTIMUM, tmp_path / "out", samples=FEW, config=FLOAT,
@@ -180,7 +185,7 @@ def test_an_error_that_only_padding_shows_is_seen(monkeypatch: pytest.MonkeyPatc
                 count += 1
         return count, ()
 
-    rewrite = Rewrite("guard_after_product", "guards", careless)
+    rewrite = Rewrite("hoist_nan_guard", "guards", careless)
     monkeypatch.setattr(cleaning, "REWRITES", (rewrite,))
     found = checked(loaded_export(OPTIMUM))
     assert found.names == () and "undone: outputs differ by inf" in found.undone[0]
@@ -197,7 +202,7 @@ def test_a_model_that_cannot_be_compared_is_left(monkeypatch: pytest.MonkeyPatch
         raise checking.FptqError("ONNX Runtime cannot run the model: no")
 
     monkeypatch.setattr(checking, "open_session_in_memory", refuse)
-    found = check_clean_up(loaded, lambda: source)
+    found = check_graph_optimization(loaded, lambda: source)
     assert found.names == () and not found.lines
     assert found.notes == (
         "the clean-up was left out, since nothing can be compared: ONNX Runtime cannot run the "
@@ -207,15 +212,15 @@ def test_a_model_that_cannot_be_compared_is_left(monkeypatch: pytest.MonkeyPatch
 
 def test_reasons_are_told_once() -> None:
     reasons = ("a: left: because", "b: left: because", "c: left alone: because")
-    found = CheckedCleanUp((), CleanedUp({}, reasons), 0.0, ("undone",))
+    found = CheckedOptimization((), GraphOptimization({}, reasons), 0.0, ("undone",))
     assert found.notes == ("a: left: because (and 1 more)", "c: left alone: because", "undone")
 
 
 def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
     loaded = load_model(MODEL)
     normalize(loaded.model)
-    found = check_clean_up(loaded, lambda: pytest.fail("no samples are needed"))
-    assert not found.lines and not found.notes and not clean_up(loaded.model).counts
+    found = check_graph_optimization(loaded, lambda: pytest.fail("no samples are needed"))
+    assert not found.lines and not found.notes and not optimize_graph(loaded.model).counts
 
 
 @shared
@@ -232,4 +237,4 @@ def test_the_command_says_what_it_did_and_can_leave_it(tmp_path: Path) -> None:
         assert nodes.count("IsNaN") == guards
         assert ("Reciprocal" in nodes) == bool(arguments)
         options = json.loads((output / "report.json").read_text())["options"]
-        assert options["clean_up"] == (not arguments)
+        assert options["optimize_graph"] == (not arguments)

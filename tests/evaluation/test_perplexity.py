@@ -11,7 +11,7 @@ import pytest
 from support.bigrams import bigram, bigram_text, session
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.evaluation import window_metrics as window_sums
+from fptq_onnx.evaluation import window_metrics
 from fptq_onnx.evaluation.output_difference import token_errors
 from fptq_onnx.evaluation.perplexity import compare, compare_outputs, perplexity
 from fptq_onnx.runtime.decoder import Decoder, open_decoder
@@ -75,7 +75,7 @@ def test_a_model_against_itself_is_exactly_zero(monkeypatch: pytest.MonkeyPatch)
     assert (result.positions, result.predictions) == (300, 297)
     # In blocks of 7 rows (of 2048 logits) instead of one: sums in another order, so within
     # 300 roundings of 2^-53.
-    monkeypatch.setattr(window_sums, "_BLOCK", 7 * 2048)
+    monkeypatch.setattr(window_metrics, "_BLOCK", 7 * 2048)
     assert compare(decoder, decoder, windows).perplexity == pytest.approx(
         result.perplexity, rel=300 * 2.0**-53
     )

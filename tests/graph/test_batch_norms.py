@@ -10,7 +10,7 @@ from support.tiny_graphs import build, run, weight
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.graph.shapes.rank import rank_of
-from fptq_onnx.passes.equalize import fold_scales
+from fptq_onnx.passes.equalize import fold_into_producers
 
 NORM = "n = BatchNormalization<epsilon = 1.0e-5>(r, s, b, m, v)"
 FOLDED = {
@@ -41,7 +41,7 @@ def test_it_takes_an_equalization(rng: np.random.Generator, case: str) -> None:
     assert [operand.constant.name for operand in site.operands] == ["s", "b"]
     feeds = {"x": rng.standard_normal((5, 8)).astype(np.float32)}
     before = run(model, feeds)
-    fold_scales(model, {"n": (0.1 + 4 * rng.random(6)).astype(np.float32)})
+    fold_into_producers(model, {"n": (0.1 + 4 * rng.random(6)).astype(np.float32)})
     for key, value in run(model, feeds).items():
         assert np.abs(value - before[key]).max() <= 32 * 2.0**-24 * np.abs(before[key]).max(), key
 

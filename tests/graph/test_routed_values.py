@@ -10,7 +10,7 @@ from support.tiny_graphs import build, weight
 
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.graph.routed_values import routed_values
-from fptq_onnx.quantization.subgraphs import find_stages
+from fptq_onnx.quantization.subgraphs import find_layer_groups
 
 
 def routed_names(model: ir.Model) -> set[str]:
@@ -22,7 +22,7 @@ def test_experts_are_routed_and_what_is_put_back_is_not(rng: np.random.Generator
     model = experts_model(rng, 2)
     each = ("rows", "up", "act", "down")
     assert routed_names(model) == {f"{name}{e}" for name in each for e in (0, 1)}
-    stages = find_stages(model.graph, find_linears(model).linears)
+    stages = find_layer_groups(model.graph, find_linears(model).linears)
     assert [(stage.x, stage.routed) for stage in stages] == [
         ("n", False), ("rows0", True), ("act0", True), ("rows1", True), ("act1", True),
         ("r", False),

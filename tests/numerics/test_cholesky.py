@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fptq_onnx.numerics import cholesky as upper_factor
+from fptq_onnx.numerics import cholesky as upper_cholesky
 from fptq_onnx.numerics.cholesky import factor_upper, solve_factored
 
 SIZES = (1, 2, 255, 256, 257, 600)
@@ -56,8 +56,8 @@ def test_any_block_and_strip_size(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """Strips of the trailing part end inside it, and are wider and narrower than blocks."""
-    monkeypatch.setattr(upper_factor, "_BLOCK", block)
-    monkeypatch.setattr(upper_factor, "_STRIP", 10)
+    monkeypatch.setattr(upper_cholesky, "_BLOCK", block)
+    monkeypatch.setattr(upper_cholesky, "_STRIP", 10)
     h = positive_definite(rng, 150, np.float64)
     r = h.copy()
     factor_upper(r)

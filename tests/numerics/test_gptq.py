@@ -19,7 +19,7 @@ from fptq_onnx.numerics import gptq
 from fptq_onnx.numerics.clip_search import quantize_mse, search_grid
 from fptq_onnx.numerics.gptq import DAMPING, quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 
 GRIDS = [(32, True, 4), (32, False, 4), (-1, True, 4), (48, True, 8)]
 
@@ -95,13 +95,13 @@ def test_what_is_left_of_the_target(rng: np.random.Generator) -> None:
     """The target is W without cross moments; with them W4 + left is the least-squares fit."""
     w = rng.standard_normal((32, 5)).astype(np.float32)
     x8 = rng.standard_normal((400, 32)).astype(np.float32)
-    moments = SecondMoments.empty(32, with_float=False)
+    moments = Hessian.empty(32, with_float=False)
     moments.add(x8)
     left = np.empty_like(w)
     found = quantize_gptq(w, moments, 16, left=left)
     np.testing.assert_allclose(left, w - dequantize(found), atol=1e-5)
     x = x8 + 0.3 * rng.standard_normal(x8.shape).astype(np.float32)
-    both = SecondMoments.empty(32)
+    both = Hessian.empty(32)
     both.add(x8, x)
     found = quantize_gptq(w, both, 16, damping=1e-6, left=left)
     best = np.linalg.lstsq(x8.astype("f8"), x.astype("f8") @ w, rcond=None)[0]
@@ -186,7 +186,7 @@ def test_scales_are_refitted_off_the_grid_of_the_search(rng: np.random.Generator
     codes[0::16], codes[1::16] = -8, 7  # of a full range of 8: the ratio would be 7 / 8
     scale = np.exp(rng.standard_normal((4, n))).astype(np.float16).astype(np.float64)
     w = (codes * scale.repeat(16, axis=0)).astype(np.float32)
-    moments = SecondMoments(np.diag(rng.uniform(1, 5, k)), None, 10)
+    moments = Hessian(np.diag(rng.uniform(1, 5, k)), None, 10)
     coarse = quantize_gptq(w, moments, 16, rounds=0)
     np.testing.assert_allclose(coarse.scales, 0.88 * 8 / 7 * scale, rtol=2.0**-11)  # nearest ratio
     refined = quantize_gptq(w, moments, 16, rounds=1)
@@ -221,7 +221,7 @@ def test_each_method_is_best_at_what_it_minimizes(rng: np.random.Generator) -> N
 def test_uncorrelated_inputs_leave_nothing_to_feed_back(rng: np.random.Generator) -> None:
     """With H diagonal plain GPTQ is the clip search."""
     k = 80
-    moments = SecondMoments(np.diag(rng.uniform(1, 5, k)), None, 10)
+    moments = Hessian(np.diag(rng.uniform(1, 5, k)), None, 10)
     w = rng.standard_normal((k, 9)).astype(np.float32)
     found = quantize_gptq(w, moments, 16, rounds=0)
     importance = np.diag(damped(moments, DAMPING))

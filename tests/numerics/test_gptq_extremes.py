@@ -14,13 +14,12 @@ from support.output_errors import (
     quadratic_error,
 )
 
-from fptq_onnx.numerics import cholesky as upper_factor
-from fptq_onnx.numerics import gptq
-from fptq_onnx.numerics import hessian as second_moments
+from fptq_onnx.numerics import cholesky as upper_cholesky
+from fptq_onnx.numerics import gptq, hessian
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.gptq import DAMPING, quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 
 K, N = 48, 12
 
@@ -93,7 +92,7 @@ def test_the_last_group_may_be_shorter(rng: np.random.Generator, w: np.ndarray) 
 
 
 def test_one_channel_and_one_token() -> None:
-    moments = SecondMoments(np.full((1, 1), 4.0), None, 1)
+    moments = Hessian(np.full((1, 1), 4.0), None, 1)
     found = quantize_gptq(np.array([[0.7, -1.4]], np.float32), moments, 32)
     np.testing.assert_allclose(dequantize(found), [[0.7, -1.4]], rtol=2.0**-11)  # float16 scales
 
@@ -117,7 +116,7 @@ def test_sums_in_float32_give_nearly_the_same(
     x = correlated(rng, 500, K)
     x8 = x + np.float32(0.1) * correlated(rng, 500, K)
     moments = moments_of(x8, x)
-    monkeypatch.setattr(second_moments, "_FLOAT64_CHANNELS", K - 1)
+    monkeypatch.setattr(hessian, "_FLOAT64_CHANNELS", K - 1)
     short = moments_of(x8, x)
     assert short.xx.dtype == np.float32
     before = short.xx.tobytes()
@@ -129,9 +128,9 @@ def test_sums_in_float32_give_nearly_the_same(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"moments": SecondMoments.empty(K + 1)}, "moments of 49 channels for a weight of 48"),
-        ({"moments": SecondMoments(np.eye(K), None, 0)}, "at least one token"),
-        ({"moments": SecondMoments(np.zeros((K, K)), None, 9)}, "the inputs are zero"),
+        ({"moments": Hessian.empty(K + 1)}, "moments of 49 channels for a weight of 48"),
+        ({"moments": Hessian(np.eye(K), None, 0)}, "at least one token"),
+        ({"moments": Hessian(np.zeros((K, K)), None, 9)}, "the inputs are zero"),
         ({"damping": 0.0}, "a positive damping"),
         ({"damping": float("nan")}, "a positive damping"),
         ({"bits": 5}, "bits must be 4 or 8"),
@@ -140,7 +139,7 @@ def test_sums_in_float32_give_nearly_the_same(
     ],
 )
 def test_refused(w: np.ndarray, change: dict, message: str) -> None:
-    given = {"w": w, "moments": SecondMoments(np.eye(K), None, 9), "block_size": 16, **change}
+    given = {"w": w, "moments": Hessian(np.eye(K), None, 9), "block_size": 16, **change}
     with pytest.raises(ValueError, match=message):
         quantize_gptq(**given)
 
@@ -151,7 +150,7 @@ def test_moments_that_are_none(w: np.ndarray, bad: float) -> None:
     xx = np.eye(K)
     xx[3, 4] = xx[4, 3] = bad
     with pytest.raises(np.linalg.LinAlgError):
-        quantize_gptq(w, SecondMoments(xx, None, 9), 16)
+        quantize_gptq(w, Hessian(xx, None, 9), 16)
 
 
 def test_a_scale_never_vanishes_or_changes_its_sign() -> None:
@@ -174,10 +173,10 @@ def test_memory_is_what_the_docstring_says(
     """One [K, K] of the moments' type, two float32 ones beside float64, ten arrays of a chunk."""
     k, n, chunk = 128, 4096, 1 << 15  # 256 columns at a time
     if many:
-        monkeypatch.setattr(second_moments, "_FLOAT64_CHANNELS", k - 1)
+        monkeypatch.setattr(hessian, "_FLOAT64_CHANNELS", k - 1)
     monkeypatch.setattr(gptq, "_CHUNK", chunk)
-    monkeypatch.setattr(upper_factor, "_BLOCK", 32)  # small beside K, as 256 is beside thousands
-    monkeypatch.setattr(upper_factor, "_STRIP", 64)
+    monkeypatch.setattr(upper_cholesky, "_BLOCK", 32)  # small beside K, as 256 is beside thousands
+    monkeypatch.setattr(upper_cholesky, "_STRIP", 64)
     w = rng.standard_normal((k, n)).astype(np.float32)
     x = rng.standard_normal((300, k)).astype(np.float32)
     moments = moments_of(x, x + np.float32(0.1))
@@ -200,7 +199,7 @@ def test_huge_weights_and_inputs(
     """Squares of inputs times weights would be beyond float32: the codes are as good as ever."""
     x = correlated(rng, 300, K)
     x8 = x + np.float32(0.02) * correlated(rng, 300, K)
-    usual, huge = SecondMoments.empty(K), SecondMoments.empty(K)
+    usual, huge = Hessian.empty(K), Hessian.empty(K)
     usual.add(x8, x)
     huge.add(x8 * np.float32(inputs), x * np.float32(inputs))
     left = np.empty_like(w)

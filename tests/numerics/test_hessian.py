@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fptq_onnx.numerics import hessian as second_moments
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics import hessian
+from fptq_onnx.numerics.hessian import Hessian
 
 K = 7
 
@@ -15,8 +15,8 @@ def tokens(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return (x + 0.25 * rng.standard_normal(x.shape)).astype(np.float32), x
 
 
-def of(x8: np.ndarray, x: np.ndarray | None) -> SecondMoments:
-    moments = SecondMoments.empty(K, with_float=x is not None)
+def of(x8: np.ndarray, x: np.ndarray | None) -> Hessian:
+    moments = Hessian.empty(K, with_float=x is not None)
     moments.add(x8, x)
     return moments
 
@@ -74,9 +74,9 @@ def test_a_set_whose_inputs_are_the_same_merges_as_such(
 
 
 def test_many_channels_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(second_moments, "_FLOAT64_CHANNELS", K)
+    monkeypatch.setattr(hessian, "_FLOAT64_CHANNELS", K)
     for channels, dtype in ((K, np.float64), (K + 1, np.float32)):
-        moments = SecondMoments.empty(channels)
+        moments = Hessian.empty(channels)
         assert moments.xx.shape == (channels, channels)
         assert moments.x_float is not None
         assert moments.xx.dtype == moments.x_float.dtype == dtype
@@ -90,7 +90,7 @@ def test_what_is_not_finite_is_refused_and_nothing_added(
     tokens: tuple[np.ndarray, np.ndarray], which: int, bad: float
 ) -> None:
     tokens[which][3, 2] = bad
-    moments = SecondMoments.empty(K)
+    moments = Hessian.empty(K)
     with pytest.raises(ValueError, match="NaN or infinity"):
         moments.add(*tokens)
     assert not moments.xx.any() and moments.tokens == 0
@@ -99,14 +99,14 @@ def test_what_is_not_finite_is_refused_and_nothing_added(
 def test_a_missing_float_input_is_refused_and_nothing_added(
     tokens: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    moments = SecondMoments.empty(K)
+    moments = Hessian.empty(K)
     with pytest.raises(ValueError, match="the float input is missing"):
         moments.add(tokens[0])
     assert not moments.xx.any() and moments.tokens == 0
 
 
 def test_before_any_token(tokens: tuple[np.ndarray, np.ndarray]) -> None:
-    np.testing.assert_array_equal(SecondMoments.empty(K).diagonal(), np.zeros(K))
-    no_tokens = SecondMoments.empty(K)
+    np.testing.assert_array_equal(Hessian.empty(K).diagonal(), np.zeros(K))
+    no_tokens = Hessian.empty(K)
     no_tokens.add(tokens[0][:0], tokens[1][:0])
     assert no_tokens.tokens == 0

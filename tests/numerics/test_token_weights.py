@@ -5,7 +5,7 @@ import pytest
 
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.numerics.token_weights import CAP, token_weights
 
 
@@ -29,7 +29,7 @@ def test_massive_tokens_count_as_the_cap(massive: int) -> None:
 def test_moments_of_weighted_tokens(rng: np.random.Generator, weights: str | None) -> None:
     x8, x = (rng.standard_normal((50, 6)).astype(np.float32) for _ in range(2))
     each = None if weights is None else rng.uniform(0, 1, 50).astype(np.float32)
-    moments = SecondMoments.empty(6)
+    moments = Hessian.empty(6)
     moments.add(x8, x, each)
     diagonal = np.diag(np.ones(50) if each is None else each.astype(np.float64))
     np.testing.assert_allclose(moments.xx, x8.T.astype("f8") @ diagonal @ x8, atol=1e-4)
@@ -51,7 +51,7 @@ def test_gptq_still_fits_the_ordinary_tokens(rng: np.random.Generator) -> None:
     massive[0], massive[0, 5] = 0, 2000
 
     def error(rows: np.ndarray, weights: np.ndarray | None) -> float:
-        moments = SecondMoments.empty(32, with_float=False)
+        moments = Hessian.empty(32, with_float=False)
         moments.add(rows, weights=weights)
         missed = x[1:].astype("f8") @ (w - dequantize(quantize_gptq(w, moments, 32)))
         return float(np.square(missed).sum() / np.square(x[1:].astype("f8") @ w).sum())

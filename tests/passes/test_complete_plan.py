@@ -83,7 +83,7 @@ def test_searched_divisors_are_kept_and_their_scale_left_to_the_walk(setting: Se
     for name in ("q", "k"):
         plan = edited(plan, name, scheme=STATIC, equalization="balance:0.25", input_scale=None)
     done, warnings = complete_plan(plan, scan, stats)
-    assert done == plan and not warnings and done.walks
+    assert done == plan and not warnings and done.needs_sequential
     done, _ = complete_plan(edited(plan, "k", input_scale=0.5), scan, stats)
     assert done.by_name()["k"].input_scale == 0.5
     with pytest.raises(FptqError, match="read the same value"):

@@ -14,7 +14,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.quantization.fold_targets import StageSite, stage_sites
+from fptq_onnx.quantization.fold_targets import FoldTarget, fold_targets
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import LAE_STATIC, STATIC, Plan
 
@@ -37,7 +37,7 @@ def model(rng: np.random.Generator) -> ir.Model:
 @pytest.mark.parametrize("scheme", [STATIC, LAE_STATIC])
 @pytest.mark.parametrize("scale", [0.5, None])
 def test_lae_before_columns_is_kept(model: ir.Model, scheme: str, scale: float | None) -> None:
-    """A missing scale is left to the walk, which finds the divisors."""
+    """A missing scale is left to the walk, which finds the smoothing scales."""
     scan, stats, plan = setting(model)
     for name in ("down", "d2"):
         plan = edited(
@@ -45,7 +45,7 @@ def test_lae_before_columns_is_kept(model: ir.Model, scheme: str, scale: float |
         )
     done, warnings = complete_plan(plan, scan, stats)
     assert done == plan and not warnings
-    assert done.walks
+    assert done.needs_sequential
 
 
 def test_readers_of_one_product_share_its_fold(model: ir.Model) -> None:
@@ -59,11 +59,11 @@ def test_readers_of_one_product_share_its_fold(model: ir.Model) -> None:
         complete_plan(wrong, scan, stats)
 
 
-@pytest.mark.parametrize("formula", ["LAE", "balance", "balance:2", "smooth:0.5"])
-def test_an_unknown_formula_is_the_users_mistake(model: ir.Model, formula: str) -> None:
+@pytest.mark.parametrize("equalization", ["LAE", "balance", "balance:2", "smooth:0.5"])
+def test_an_unknown_formula_is_the_users_mistake(model: ir.Model, equalization: str) -> None:
     scan, stats, plan = setting(model)
-    with pytest.raises(FptqError, match=f"the plan gives down no equalization '{formula}'"):
-        complete_plan(edited(plan, "down", equalization=formula), scan, stats)
+    with pytest.raises(FptqError, match=f"the plan gives down no equalization '{equalization}'"):
+        complete_plan(edited(plan, "down", equalization=equalization), scan, stats)
 
 
 def test_no_site_at_all(model: ir.Model) -> None:
@@ -82,7 +82,7 @@ def test_a_gain_comes_before_columns_here_and_in_the_walk(rng: np.random.Generat
     scan, stats, plan = setting(model)
     done, _ = complete_plan(edited(plan, "y", equalization="lae"), scan, stats)
     assert done.by_name()["y"].fold_site == "p"
-    from fptq_onnx.quantization.subgraphs import find_stages
+    from fptq_onnx.quantization.subgraphs import find_layer_groups
 
-    site = stage_sites(find_stages(model.graph, scan.linears), scan.linears)["p"]
-    assert isinstance(site, StageSite) and site.name == "p" and site.norm is not None
+    site = fold_targets(find_layer_groups(model.graph, scan.linears), scan.linears)["p"]
+    assert isinstance(site, FoldTarget) and site.name == "p" and site.norm is not None

@@ -1,4 +1,4 @@
-"""Divisors folded into the columns of a linear: what becomes of weight, bias and rows."""
+"""Smoothing scales folded into the columns of a linear: what becomes of weight, bias and rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.tiny_graphs import FLOAT16_EPS, op_counts, run
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_scales, replace_weight
+from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
 
 S = np.exp(np.linspace(-3, 3, M)).astype(np.float32)
 
@@ -30,7 +30,7 @@ def test_columns_and_bias_are_divided_and_rows_multiplied(
     text = FOLDABLE[name].replace("to = 1>", "to = 10>") if half else FOLDABLE[name]
     model = gated_model(rng, text, dtype=dtype)
     after = model.clone()
-    assert fold_scales(after, {"up": S}) == ("up",)
+    assert fold_into_producers(after, {"up": S}) == ("up",)
     eps = FLOAT16_EPS if half else 2.0**-23
     (w, b), (w2, b2) = loaded(model, "up"), loaded(after, "up")
     assert w2.dtype == w.dtype
@@ -51,7 +51,7 @@ def test_columns_and_bias_are_divided_and_rows_multiplied(
 def test_the_product_really_is_divided(rng: np.random.Generator, name: str) -> None:
     model = gated_model(rng, FOLDABLE[name])
     after = model.clone()
-    fold_scales(after, {"up": S})
+    fold_into_producers(after, {"up": S})
     for graph in (model.graph, after.graph):
         value = next(node for node in graph if node.name == "p").outputs[0]
         value.dtype = ir.DataType.FLOAT
@@ -75,7 +75,7 @@ def test_norm_and_columns_in_one_call(rng: np.random.Generator) -> None:
     node.replace_input_with(1, value)
     t = np.exp(np.linspace(2, -2, 6)).astype(np.float32)
     after = model.clone()
-    assert fold_scales(after, {"up": S, "n": t}) == ("n", "up")
+    assert fold_into_producers(after, {"up": S, "n": t}) == ("n", "up")
     w = loaded(model, "up")[0].astype("f8")
     np.testing.assert_allclose(loaded(after, "up")[0], w * t[:, None] / S, rtol=2.0**-22)
     np.testing.assert_allclose(loaded(after, "g")[0], w * t[:, None], rtol=2.0**-22)
@@ -88,14 +88,14 @@ def test_a_name_that_takes_no_fold(rng: np.random.Generator) -> None:
     model = gated_model(rng, FOLDABLE["llama"])
     for name in ("down", "g", "nobody"):
         with pytest.raises(FptqError, match=f"folds an equalization into '{name}'"):
-            fold_scales(model.clone(), {name: S})
+            fold_into_producers(model.clone(), {name: S})
 
 
 def test_nothing_is_read_before_it_is_asked_for(rng: np.random.Generator) -> None:
     model = gated_model(rng, FOLDABLE["Gemm transB"])
     before = {name: v.const_value.tobytes() for name, v in model.graph.initializers.items()}
     after = model.clone()
-    fold_scales(after, {"up": S})
+    fold_into_producers(after, {"up": S})
     lazy = [v.const_value for name, v in after.graph.initializers.items() if "_equalized" in name]
     assert len(lazy) == 3  # columns, bias, rows
     assert all(isinstance(tensor, ir.LazyTensor) for tensor in lazy)

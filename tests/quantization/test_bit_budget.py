@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.stages import loaded
+from support.layer_groups import loaded
 from support.tiny_graphs import build, weight
 
 from fptq_onnx.calibration.collect import collect
@@ -17,10 +17,10 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import fold_scales
-from fptq_onnx.quantization.bit_budget import solve_budget
-from fptq_onnx.quantization.mixed_precision import average_bits, measure_harm
-from fptq_onnx.quantization.sequential import Solved
+from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.quantization.bit_budget import quantize_within_budget
+from fptq_onnx.quantization.mixed_precision import average_bits, measure_sensitivity
+from fptq_onnx.quantization.sequential import SequentialResult
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.weight_store import WeightStore
 
@@ -37,7 +37,7 @@ class Setting:
             {
                 "E": weight(rng, V, K), "gain": (1 + weight(rng, K)).astype(np.float32),
                 "Wg": weight(rng, K, M), "Wu": weight(rng, K, M), "Wd": weight(rng, M, K),
-                # The last linear alone decides: nearly all the harm is its.
+                # The last linear alone decides: nearly all the sensitivity is its.
                 "Wl": weight(rng, K, V),
             },
         )  # fmt: skip
@@ -49,15 +49,15 @@ class Setting:
         self.lines: list[str] = []
         self.store = WeightStore(folder / "weights")
 
-    def solve(self, config: Config, **options: object) -> Solved:
+    def solve(self, config: Config, **options: object) -> SequentialResult:
         given = {"source": self.windows, "plan": choose_schemes(self.scan, self.stats, config),
                  "replay": False, **options}  # fmt: skip
-        solved = solve_budget(
+        result = quantize_within_budget(
             self.loaded, self.scan, stats=self.stats, config=config, store=self.store,
             values=self.folder / "values", threads=1, quiet=True, say=self.lines.append, **given,
         )  # type: ignore[arg-type]  # fmt: skip
         assert not (self.folder / "values").exists()
-        return solved
+        return result
 
 
 @pytest.fixture
@@ -66,58 +66,58 @@ def setting(rng: np.random.Generator, tmp_path: Path) -> Setting:
 
 
 def test_without_a_budget_it_is_one_walk(setting: Setting) -> None:
-    solved = setting.solve(Config(block_size=64))
-    assert not setting.lines and not solved.ratios
-    assert all(row.weight_bits == 4 and row.block_size == 64 for row in solved.plan.linears)
+    result = setting.solve(Config(block_size=64))
+    assert not setting.lines and not result.ratios
+    assert all(row.weight_bits == 4 and row.block_size == 64 for row in result.plan.linears)
 
 
 @pytest.mark.parametrize("budget", [4.9, 5.3, 7.0])
 def test_the_budget_is_spent_and_kept(setting: Setting, budget: float) -> None:
-    solved = setting.solve(Config(block_size=64, bits_budget=budget))
+    result = setting.solve(Config(block_size=64, bits_budget=budget))
     plain = average_bits(choose_schemes(setting.scan, setting.stats, Config(block_size=64)))
-    assert plain < average_bits(solved.plan) <= budget
+    assert plain < average_bits(result.plan) <= budget
     assert len(setting.lines) == 1 and f"{budget:g} bits on average" in setting.lines[0]
-    for row in solved.plan.linears:
+    for row in result.plan.linears:
         found = setting.store.get(row.name)
         assert (found.bits, found.block_size) == (row.weight_bits, row.block_size)
         assert (found.zero_points is None) == row.symmetric
 
 
 def test_harm_is_that_of_the_stage_alone(setting: Setting) -> None:
-    """Divisors folded before and after are undone: weights stored in 8 bits harm hardly at all."""
-    solved = setting.solve(Config(block_size=64))
-    rows = [replace(row, equalization="balance:0.5") for row in solved.plan.linears[:3]]
-    plan = replace(solved.plan, linears=(*rows, solved.plan.linears[3]))
-    solved = setting.solve(Config(block_size=64), plan=plan, replay=True)
-    assert set(solved.scales) == {"n", "up"}
+    """Smoothing scales folded before and after are undone: weights in 8 bits cost hardly any."""
+    result = setting.solve(Config(block_size=64))
+    rows = [replace(row, equalization="balance:0.5") for row in result.plan.linears[:3]]
+    plan = replace(result.plan, linears=(*rows, result.plan.linears[3]))
+    result = setting.solve(Config(block_size=64), plan=plan, replay=True)
+    assert set(result.scales) == {"n", "up"}
 
-    def harms() -> list[float]:
-        stages, harm = measure_harm(
-            setting.loaded, setting.scan, solved.plan, solved.scales, setting.store,
+    def sensitivities() -> list[float]:
+        groups, sensitivity = measure_sensitivity(
+            setting.loaded, setting.scan, result.plan, result.scales, setting.store,
             setting.windows.windows, threads=1,
         )  # fmt: skip
-        assert stages == [["g", "up"], ["down"], ["logits"]]
-        return harm
+        assert groups == [["g", "up"], ["down"], ["logits"]]
+        return sensitivity
 
-    coarse = harms()
+    coarse = sensitivities()
     folded = setting.loaded.model.clone()
-    fold_scales(folded, solved.scales)
+    fold_into_producers(folded, result.scales)
     for linear in find_linears(folded).linears:
         setting.store.put(linear.name, quantize_rtn(linear.weight.load(), -1, bits=8))
-    # 17 times finer steps in longer groups, and KL is quadratic in small errors; a divisor left in
+    # 17 times finer steps in longer groups, and KL is quadratic in small errors; a scale left in
     # or out moves all.
-    for fine, rough in zip(harms(), coarse, strict=True):
+    for fine, rough in zip(sensitivities(), coarse, strict=True):
         assert 0 < fine < rough / 30
 
 
 def test_linears_of_8_bits_or_in_float_have_no_harm(setting: Setting) -> None:
     config = Config(block_size=64, w8=("^g$", "^up$"), ignore=("down",))
-    solved = setting.solve(config)
-    _, harm = measure_harm(
-        setting.loaded, setting.scan, solved.plan, solved.scales, setting.store,
+    result = setting.solve(config)
+    _, sensitivity = measure_sensitivity(
+        setting.loaded, setting.scan, result.plan, result.scales, setting.store,
         setting.windows.windows, threads=1,
     )  # fmt: skip
-    assert harm[:2] == [0, 0] and harm[2] > 0
+    assert sensitivity[:2] == [0, 0] and sensitivity[2] > 0
 
 
 def test_refusals(setting: Setting) -> None:

@@ -9,7 +9,7 @@ from support.tiny_graphs import build, weight
 
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.quantization.fixed_values import is_fixed
-from fptq_onnx.quantization.subgraphs import find_stages, segment_model
+from fptq_onnx.quantization.subgraphs import find_layer_groups, segment_model
 
 
 def value_of(rng: np.random.Generator, text: str) -> ir.Value:
@@ -55,8 +55,8 @@ def test_axes_are_no_inputs_of_a_segment(rng: np.random.Generator) -> None:
         " y = MatMul(t, W) }",
         {"one": np.array([1], np.int64), "W": weight(rng, 8, 8)},
     )
-    stages = find_stages(model.graph, find_linears(model).linears)
-    assert [stage.segment.inputs for stage in stages] == [(), ("a",)]
-    last = segment_model(model, stages[1].segment)
+    groups = find_layer_groups(model.graph, find_linears(model).linears)
+    assert [group.segment.inputs for group in groups] == [(), ("a",)]
+    last = segment_model(model, groups[1].segment)
     assert [value.name for value in last.graph.inputs] == ["a__cut"]
     assert {node.op_type for node in last.graph} == {"Add", "Unsqueeze", "Squeeze"}

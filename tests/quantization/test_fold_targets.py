@@ -7,15 +7,15 @@ import pytest
 from support.gated import FOLDABLE, NOT_FOLDABLE, M, gated_model
 from support.norms import NORMS, normed_graph
 
-from fptq_onnx.graph.folding.linear_sites import ColumnSite
+from fptq_onnx.graph.folding.linear_sites import LinearSite
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.quantization.fold_targets import StageSite, stage_sites, without_cached_values
-from fptq_onnx.quantization.subgraphs import find_stages
+from fptq_onnx.quantization.fold_targets import FoldTarget, fold_targets, without_cached_values
+from fptq_onnx.quantization.subgraphs import find_layer_groups
 
 
-def sites_of(model: ir.Model) -> dict[str, StageSite | str]:
+def sites_of(model: ir.Model) -> dict[str, FoldTarget | str]:
     linears = find_linears(model).linears
-    return dict(stage_sites(find_stages(model.graph, linears), linears))
+    return dict(fold_targets(find_layer_groups(model.graph, linears), linears))
 
 
 def test_a_norm_whose_readers_are_one_stage(rng: np.random.Generator) -> None:
@@ -24,12 +24,12 @@ def test_a_norm_whose_readers_are_one_stage(rng: np.random.Generator) -> None:
         outputs="float q, float k",
     )  # fmt: skip
     (site,) = sites_of(model).values()
-    assert isinstance(site, StageSite)
+    assert isinstance(site, FoldTarget)
     assert site.name == "n" and site.norm is not None and site.source is None
 
 
 def test_readers_through_a_reshape_are_a_stage_of_their_own(rng: np.random.Generator) -> None:
-    """Each stage would fold divisors of its own: neither may."""
+    """Each layer group would fold smoothing scales of its own: neither may."""
     found = sites_of(normed_graph(rng, NORMS["LayerNormalization"]))
     assert found == dict.fromkeys(("n", "rows"), "other linears read the same value through casts")
 
@@ -37,7 +37,7 @@ def test_readers_through_a_reshape_are_a_stage_of_their_own(rng: np.random.Gener
 def test_columns(rng: np.random.Generator) -> None:
     found = sites_of(gated_model(rng, FOLDABLE["two readers"]))
     site = found["p"]
-    assert isinstance(site, StageSite)
+    assert isinstance(site, FoldTarget)
     assert site.name == "up" and site.norm is None and site.source is not None
     assert site.source.name == "up"
     assert isinstance(found["n"], str)
@@ -62,7 +62,7 @@ def test_overflow_of_half_precision(rng: np.random.Generator, name: str) -> None
     text = FOLDABLE[name]
     model = gated_model(rng, text, dtype="float16")
     site = sites_of(model)["p"]
-    assert isinstance(site, StageSite)
+    assert isinstance(site, FoldTarget)
     s = np.ones(M, np.float32)
     assert site.overflow(s) == ""
     s[3] = 1e-6
@@ -73,9 +73,9 @@ def test_overflow_of_half_precision(rng: np.random.Generator, name: str) -> None
         array[(slice(None), 3) if weight == "Wu" else 3] = 0
         value.const_value = ir.tensor(array, name=weight)
     site = sites_of(model)["p"]
-    assert isinstance(site, StageSite) and site.overflow(s) == ""  # nothing in that channel
+    assert isinstance(site, FoldTarget) and site.overflow(s) == ""  # nothing in that channel
     wide = sites_of(gated_model(rng, text))["p"]
-    assert isinstance(wide, StageSite) and wide.overflow(s) == ""
+    assert isinstance(wide, FoldTarget) and wide.overflow(s) == ""
 
 
 def test_overflow_of_the_bias_alone(rng: np.random.Generator) -> None:
@@ -84,7 +84,7 @@ def test_overflow_of_the_bias_alone(rng: np.random.Generator) -> None:
     bias[2] = 60000
     model.graph.initializers["b"].const_value = ir.tensor(bias, name="b")
     site = sites_of(model)["p"]
-    assert isinstance(site, StageSite)
+    assert isinstance(site, FoldTarget)
     s = np.ones(M, np.float32)
     s[2] = 0.5
     assert site.overflow(s) == "b divided by s overflows FLOAT16"
@@ -102,9 +102,9 @@ def test_overflow_of_the_bias_alone(rng: np.random.Generator) -> None:
 def test_cached_values_that_samples_bring_are_not_divided(
     name: str, shape: tuple[int, ...], folds: bool
 ) -> None:
-    through = StageSite("v", None, None, ColumnSite("v", (), 2, np.arange(2), True))
-    plain = StageSite("up", None, None, ColumnSite("up", (), 2, np.arange(2)))
-    sites: dict[str, StageSite | str] = {"a": through, "p": plain, "n": "why not"}
+    through = FoldTarget("v", None, None, LinearSite("v", (), 2, np.arange(2), True))
+    plain = FoldTarget("up", None, None, LinearSite("up", (), 2, np.arange(2)))
+    sites: dict[str, FoldTarget | str] = {"a": through, "p": plain, "n": "why not"}
     feeds = [{}, {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))}]
     found = without_cached_values(sites, feeds)
     assert found["p"] is plain and found["n"] == "why not"

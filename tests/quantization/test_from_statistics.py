@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command_line import MODEL
-from support.walks import Setting
+from support.sequential_runs import Setting
 
 from fptq_onnx.calibration import samples
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion import job as conversion_job
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.numerics.token_sizes import count_sizes
-from fptq_onnx.quantization.from_statistics import needs_tokens, solve_plain
+from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_statistics
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.recipes import find_recipe
@@ -34,10 +34,10 @@ def test_it_decides_and_rounds_as_the_walk_does(
     setting = Setting(rng, tmp_path)
     config = Config(weights="rtn", equalization=equalization, policy=policy, weight_bits=bits,
                     block_size=32)  # fmt: skip
-    assert not config.walks
+    assert not config.needs_sequential
     walked, by_walk = setting.solve(config)
     store = WeightStore(tmp_path / "plain")
-    found = solve_plain(
+    found = quantize_from_statistics(
         setting.loaded, setting.scan, setting.plan(config), setting.stats, config, store
     )
     assert found.plan == walked.plan
@@ -52,10 +52,13 @@ def test_it_decides_and_rounds_as_the_walk_does(
 
 
 def test_what_needs_a_walk() -> None:
-    assert not any(find_recipe(name).config().walks for name in PLAIN) and not PAPER.walks
+    assert (
+        not any(find_recipe(name).config().needs_sequential for name in PLAIN)
+        and not PAPER.needs_sequential
+    )
     for changed in ({"weights": "mse"}, {"equalization": "search"}, {"policy": "measured"},
                     {"bits_budget": 5.0}):  # fmt: skip
-        assert replace(find_recipe("w8a8").config(), **changed).walks  # type: ignore[arg-type]
+        assert replace(find_recipe("w8a8").config(), **changed).needs_sequential  # type: ignore[arg-type]
 
 
 def test_massive_tokens_need_a_walk_where_divisors_are_fixed(
@@ -93,7 +96,7 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
         raise AssertionError("not needed")
 
     monkeypatch.setattr(samples, "write_windows", never)
-    monkeypatch.setattr(conversion_job, "solve_budget", never)
+    monkeypatch.setattr(conversion_job, "quantize_within_budget", never)
     recipe = find_recipe(name)
     done = convert(
         MODEL, tmp_path / "out", targets=(recipe.target,), samples=Samples(max_samples=4),

@@ -12,10 +12,10 @@ from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.quantization import layer_group as stage_view
 from fptq_onnx.quantization.layer_errors import LinearErrors
-from fptq_onnx.quantization.layer_group import StageView
+from fptq_onnx.quantization.layer_group import LayerGroupInputs
 from fptq_onnx.quantization.paired_activations import FLOAT
 from fptq_onnx.quantization.scheme_search import fake_int8
-from fptq_onnx.quantization.subgraphs import find_stages
+from fptq_onnx.quantization.subgraphs import find_layer_groups
 from fptq_onnx.scheme.activation_stats import ChannelRange
 
 K = 6
@@ -24,34 +24,38 @@ FEW = [*range(0, 9, 4), *range(9, 39, 4)]
 DIVISOR = np.linspace(0.5, 2, K).astype(np.float32)
 
 
-class Streams:
-    """Stands in for TwoStreams: rows by stream, batch by batch."""
+class Activations:
+    """Stands in for PairedActivations: rows by stream, batch by batch."""
 
     def __init__(self, x: list[np.ndarray], x8: list[np.ndarray]) -> None:
         self.batches = {FLOAT: x, "quantized": x8}
 
-    def rows(self, stage: object, stream: str) -> Iterator[np.ndarray]:
-        return iter(self.batches[stream])
+    def rows(self, group: object, side: str) -> Iterator[np.ndarray]:
+        return iter(self.batches[side])
 
 
 @pytest.fixture
-def streams(rng: np.random.Generator) -> Streams:
+def activations(rng: np.random.Generator) -> Activations:
     x = [rng.standard_normal((n, K)).astype(np.float32) for n in (9, 0, 30)]
-    return Streams(x, [a + np.float32(0.1) for a in x])
+    return Activations(x, [a + np.float32(0.1) for a in x])
 
 
-def view_of(rng: np.random.Generator, streams: Streams, *, routed: bool = False) -> StageView:
+def view_of(
+    rng: np.random.Generator, activations: Activations, *, routed: bool = False
+) -> LayerGroupInputs:
     model = gated_model(rng, FOLDABLE["Gemm"])
-    stage = find_stages(model.graph, find_linears(model).linears)[0]
-    stage = replace(stage, routed=routed)
-    weights = [linear.weight.load() for linear in stage.linears]
+    group = find_layer_groups(model.graph, find_linears(model).linears)[0]
+    group = replace(group, routed=routed)
+    weights = [linear.weight.load() for linear in group.linears]
     ranges = ChannelRange(np.full(K, -3, np.float32), np.full(K, 4, np.float32))
-    return StageView(stage, streams, weights, ranges)  # type: ignore[arg-type]
+    return LayerGroupInputs(group, activations, weights, ranges)  # type: ignore[arg-type]
 
 
-def test_sizes_and_a_sample_of_all_batches(rng: np.random.Generator, streams: Streams) -> None:
-    view = view_of(rng, streams)
-    x, x8 = (np.concatenate(batches) for batches in streams.batches.values())
+def test_sizes_and_a_sample_of_all_batches(
+    rng: np.random.Generator, activations: Activations
+) -> None:
+    view = view_of(rng, activations)
+    x, x8 = (np.concatenate(batches) for batches in activations.batches.values())
     np.testing.assert_allclose(view.sizes.rms, np.sqrt((x.astype("f8") ** 2).mean(0)), rtol=1e-12)
     np.testing.assert_array_equal(view.sizes.absmax, np.full(K, 4))
     np.testing.assert_array_equal(view.sample.x, x)
@@ -61,11 +65,11 @@ def test_sizes_and_a_sample_of_all_batches(rng: np.random.Generator, streams: St
 
 
 def test_a_sample_is_a_share_of_every_batch(
-    rng: np.random.Generator, streams: Streams, monkeypatch: pytest.MonkeyPatch
+    rng: np.random.Generator, activations: Activations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage_view, "_SAMPLE_TOKENS", 13)
-    sample = view_of(rng, streams).sample
-    first, _, last = streams.batches[FLOAT]
+    sample = view_of(rng, activations).sample
+    first, _, last = activations.batches[FLOAT]
     assert len(sample.x) == 13  # a third: 3 of 9, 10 of 30
     np.testing.assert_array_equal(sample.x[:3], first[[0, 4, 8]])
     np.testing.assert_array_equal(sample.x[[3, 12]], last[[0, 29]])
@@ -74,11 +78,11 @@ def test_a_sample_is_a_share_of_every_batch(
 
 @pytest.mark.parametrize("scale", [None, 0.05])
 def test_moments_and_mean_squares(
-    rng: np.random.Generator, streams: Streams, scale: float | None
+    rng: np.random.Generator, activations: Activations, scale: float | None
 ) -> None:
-    view = view_of(rng, streams)
+    view = view_of(rng, activations)
     found = view.moments(DIVISOR, scale)
-    x, x8 = (np.concatenate(batches) for batches in streams.batches.values())
+    x, x8 = (np.concatenate(batches) for batches in activations.batches.values())
     rounded = fake_int8(x8, DIVISOR, scale).astype("f8")
     # Float32 sums of 30 products: 30 2^-24 relative to sums of magnitudes below 200.
     np.testing.assert_allclose(found.xx, rounded.T @ rounded, atol=200 * 30 * 2.0**-24)
@@ -91,10 +95,10 @@ def test_moments_and_mean_squares(
 
 @pytest.mark.parametrize("scale", [None, 0.05])
 def test_outputs_and_their_errors(
-    rng: np.random.Generator, streams: Streams, scale: float | None
+    rng: np.random.Generator, activations: Activations, scale: float | None
 ) -> None:
-    view = view_of(rng, streams)
-    linear = view.stage.linears[1]  # up, with a bias
+    view = view_of(rng, activations)
+    linear = view.group.linears[1]  # up, with a bias
     assert linear.bias is not None
     w, b = linear.weight.load(), linear.bias.load()
     rounded = dequantize(quantize_rtn(w * DIVISOR[:, None], -1))
@@ -103,7 +107,7 @@ def test_outputs_and_their_errors(
     quantized = (rounded, divided - rounded)
     got = list(view.outputs(linear, w, quantized, DIVISOR, scale, errors))
     assert [len(y) for y, _ in got] == [9, 0, 30]
-    x, x8 = (np.concatenate(batches).astype("f8") for batches in streams.batches.values())
+    x, x8 = (np.concatenate(batches).astype("f8") for batches in activations.batches.values())
     seen = fake_int8(x8.astype("f4"), DIVISOR, scale).astype("f8")
     want, have = x @ w, seen @ rounded
     np.testing.assert_allclose(np.concatenate([y for y, _ in got]), want + b, atol=1e-5)
@@ -119,16 +123,16 @@ def test_outputs_and_their_errors(
 
 
 def test_weights_that_aim_elsewhere_are_no_local_error(
-    rng: np.random.Generator, streams: Streams
+    rng: np.random.Generator, activations: Activations
 ) -> None:
     """Exact weights of another aim: the local error is that of the input alone."""
-    view = view_of(rng, streams)
-    linear = view.stage.linears[1]
+    view = view_of(rng, activations)
+    linear = view.group.linears[1]
     w = linear.weight.load()
     aimed = (w * DIVISOR[:, None] * 1.5).astype(np.float32)
     errors = LinearErrors("up", "up")
     list(view.outputs(linear, w, (aimed, np.zeros_like(aimed)), DIVISOR, 0.05, errors))
-    x8 = np.concatenate(streams.batches["quantized"])
+    x8 = np.concatenate(activations.batches["quantized"])
     rounding = (x8 - fake_int8(x8, DIVISOR, 0.05) * DIVISOR)[FEW]
     np.testing.assert_allclose(
         errors.output_local.error, np.square((rounding @ w).astype("f8")).sum(), rtol=1e-3
@@ -136,37 +140,37 @@ def test_weights_that_aim_elsewhere_are_no_local_error(
     assert errors.output_total.error > 10 * errors.output_local.error
 
 
-def test_a_linear_in_float(rng: np.random.Generator, streams: Streams) -> None:
-    view = view_of(rng, streams)
-    linear, w = view.stage.linears[0], view.weights[0]
+def test_a_linear_in_float(rng: np.random.Generator, activations: Activations) -> None:
+    view = view_of(rng, activations)
+    linear, w = view.group.linears[0], view.weights[0]
     errors = LinearErrors("g", "g")
     got = list(view.outputs(linear, w, None, DIVISOR, None, errors))
-    np.testing.assert_array_equal(got[2][1], streams.batches["quantized"][2] @ w)
+    np.testing.assert_array_equal(got[2][1], activations.batches["quantized"][2] @ w)
     assert errors.output_local.signal == errors.input_local.signal == 0
     np.testing.assert_allclose(errors.input_total.error, 39 * K * 0.01, rtol=1e-4)
     assert errors.output_total.error > 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_not_finite(rng: np.random.Generator, streams: Streams, bad: float) -> None:
-    x8 = streams.batches["quantized"]
+def test_not_finite(rng: np.random.Generator, activations: Activations, bad: float) -> None:
+    x8 = activations.batches["quantized"]
     x8[2][3, 1] = bad
     with pytest.raises(FptqError, match=r"input of g \(g\): once the linears before it"):
-        view_of(rng, streams)
+        view_of(rng, activations)
     x8[2][3, 1] = 0
-    streams.batches[FLOAT][0][8, 0] = bad
+    activations.batches[FLOAT][0][8, 0] = bad
     with pytest.raises(FptqError, match=r"input of g \(g\): check that the model runs well"):
-        view_of(rng, streams)
+        view_of(rng, activations)
 
 
 @pytest.mark.parametrize("how", ["known from the graph", "seen from the numbers of rows"])
 def test_tokens_that_are_routed_elsewhere(
-    rng: np.random.Generator, streams: Streams, how: str
+    rng: np.random.Generator, activations: Activations, how: str
 ) -> None:
     """Rows of the two models do not pair: all is measured on what the quantized one sees."""
-    own = streams.batches["quantized"]
+    own = activations.batches["quantized"]
     own[2] = own[2][::-1] if how == "known from the graph" else own[2][:-1]
-    view = view_of(rng, streams, routed=how == "known from the graph")
+    view = view_of(rng, activations, routed=how == "known from the graph")
     assert not view.paired and not view.unseen
     x8 = np.concatenate(own)
     for rows in (view.sample.x, view.sample.x_quantized):
@@ -176,24 +180,24 @@ def test_tokens_that_are_routed_elsewhere(
     rounded = fake_int8(x8, DIVISOR, None).astype("f8")
     wanted = rounded.T @ (x8.astype("f8") / DIVISOR)
     np.testing.assert_allclose(moments.x_float, wanted, atol=200 * 31 * 2.0**-24)
-    linear, w = view.stage.linears[0], view.weights[0]
+    linear, w = view.group.linears[0], view.weights[0]
     divided = w * DIVISOR[:, None]
     codes = dequantize(quantize_rtn(divided, -1))
     errors = LinearErrors("g", "g")
     got = list(view.outputs(linear, w, (codes, divided - codes), DIVISOR, None, errors))
-    for (want, have), x, q in zip(got, streams.batches[FLOAT], own, strict=True):
+    for (want, have), x, q in zip(got, activations.batches[FLOAT], own, strict=True):
         np.testing.assert_allclose(want, x @ w, atol=1e-5)
         np.testing.assert_allclose(have, fake_int8(q, DIVISOR, None) @ codes, atol=1e-5)
     np.testing.assert_allclose(errors.output_total.signal, np.square(x8 @ w).sum(), rtol=1e-4)
 
 
 def test_rows_of_the_float_model_where_the_quantized_one_sends_none(
-    rng: np.random.Generator, streams: Streams
+    rng: np.random.Generator, activations: Activations
 ) -> None:
-    own = streams.batches["quantized"]
-    streams.batches["quantized"] = [rows[:0] for rows in own]
-    view = view_of(rng, streams, routed=True)
-    np.testing.assert_array_equal(view.sample.x, np.concatenate(streams.batches[FLOAT]))
+    own = activations.batches["quantized"]
+    activations.batches["quantized"] = [rows[:0] for rows in own]
+    view = view_of(rng, activations, routed=True)
+    np.testing.assert_array_equal(view.sample.x, np.concatenate(activations.batches[FLOAT]))
     assert not view.unseen
     assert view.mean_squares(DIVISOR, None).min() > 0
 
@@ -201,6 +205,6 @@ def test_rows_of_the_float_model_where_the_quantized_one_sends_none(
 def test_no_token_at_all(rng: np.random.Generator) -> None:
     empty = [np.zeros((0, K), np.float32)]
     with pytest.raises(FptqError, match="no token of the calibration samples reaches g"):
-        view_of(rng, Streams(empty, empty))
-    view = view_of(rng, Streams(empty, empty), routed=True)
+        view_of(rng, Activations(empty, empty))
+    view = view_of(rng, Activations(empty, empty), routed=True)
     assert view.unseen and len(view.sample.x) == 0

@@ -15,12 +15,12 @@ from fptq_onnx.conversion.provenance import bits_per_weight
 from fptq_onnx.conversion.targets import emit
 from fptq_onnx.errors import FptqError
 from fptq_onnx.quantization.mixed_precision import (
+    allocate_bits,
     average_bits,
     check_budget,
     one_form,
     planned_bits,
-    spend_budget,
-    wider_forms,
+    precision_candidates,
 )
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
@@ -69,17 +69,19 @@ def test_the_written_model_has_the_bits_planned(
 
 
 def test_forms_of_a_linear() -> None:
-    forms = wider_forms(entry())
-    assert tuple(forms) == ALL
-    assert not forms["zero points"].symmetric and forms["zero points"].block_size == 128
-    assert forms["half blocks"].block_size == 64 and forms["half blocks"].symmetric
-    assert not forms["both"].symmetric and forms["both"].block_size == 64
-    assert (forms["8 bits"].weight_bits, forms["8 bits"].block_size) == (8, -1)
-    assert set(wider_forms(entry(symmetric=False))) == {"half blocks", "8 bits"}
-    assert set(wider_forms(entry(block_size=32))) == {"zero points", "8 bits"}
-    assert wider_forms(entry(block_size=64))["half blocks"].block_size == 32
-    assert set(wider_forms(entry(block_size=-1))) == {"zero points", "8 bits"}
-    assert not wider_forms(entry(scheme=FLOAT)) and not wider_forms(entry(weight_bits=8))
+    precisions = precision_candidates(entry())
+    assert tuple(precisions) == ALL
+    assert not precisions["zero points"].symmetric and precisions["zero points"].block_size == 128
+    assert precisions["half blocks"].block_size == 64 and precisions["half blocks"].symmetric
+    assert not precisions["both"].symmetric and precisions["both"].block_size == 64
+    assert (precisions["8 bits"].weight_bits, precisions["8 bits"].block_size) == (8, -1)
+    assert set(precision_candidates(entry(symmetric=False))) == {"half blocks", "8 bits"}
+    assert set(precision_candidates(entry(block_size=32))) == {"zero points", "8 bits"}
+    assert precision_candidates(entry(block_size=64))["half blocks"].block_size == 32
+    assert set(precision_candidates(entry(block_size=-1))) == {"zero points", "8 bits"}
+    assert not precision_candidates(entry(scheme=FLOAT)) and not precision_candidates(
+        entry(weight_bits=8)
+    )
 
 
 def test_a_budget_that_cannot_be_met() -> None:
@@ -92,15 +94,17 @@ RATIOS = {"zero points": 0.8, "half blocks": 0.7, "both": 0.6, "8 bits": 0.01}
 
 
 def test_the_most_harm_per_bit_first() -> None:
-    """Three stages of one size: each in turn gets what is best for its price."""
+    """Three layer groups of one size: each in turn gets what is best for its price."""
     plan = plan_of(*(entry(name) for name in "abc"))
-    stages, harm = [["a"], ["b"], ["c"]], [1.0, 10.0, 0.1]
-    zero = 8 * 2 * 64  # price of zero points: 0.2 of the harm for a 64th of the price of 8 bits
+    groups, sensitivity = [["a"], ["b"], ["c"]], [1.0, 10.0, 0.1]
+    zero = (
+        8 * 2 * 64
+    )  # price of zero points: 0.2 of the sensitivity for a 64th of the price of 8 bits
     base = sum(map(planned_bits, plan.linears))
     weights = 3 * 256 * 64
 
     def spent(bits: float) -> list[tuple[int, bool, int]]:
-        found = spend_budget(plan, stages, harm, [RATIOS] * 3, (base + bits) / weights)
+        found = allocate_bits(plan, groups, sensitivity, [RATIOS] * 3, (base + bits) / weights)
         return [(row.weight_bits, row.symmetric, row.block_size) for row in found.linears]
 
     plain, asymmetric = (4, True, 128), (4, False, 128)
@@ -120,36 +124,44 @@ def test_never_above_the_budget_and_no_step_left_out(
 ) -> None:
     sizes = [(256, 64), (256, 128), (512, 64), (128, 192), (1024, 64)]
     plan = plan_of(*(entry(str(i), k, n) for i, (k, n) in enumerate(sizes)))
-    stages = [["0", "1"], ["2"], ["3", "4"]]
-    harm = [3.0, 0.5, 1.0]
-    ratios = [{form: float(rng.uniform(0, 1)) for form in ALL} for _ in stages]
-    found = spend_budget(plan, stages, harm, ratios, budget)
+    groups = [["0", "1"], ["2"], ["3", "4"]]
+    sensitivity = [3.0, 0.5, 1.0]
+    ratios = [{precision: float(rng.uniform(0, 1)) for precision in ALL} for _ in groups]
+    found = allocate_bits(plan, groups, sensitivity, ratios, budget)
     assert average_bits(found) <= budget
     left = (budget - average_bits(found)) * sum(row.k * row.n for row in plan.linears)
     assert [row.name for row in found.linears] == [row.name for row in plan.linears]
     planned, now = plan.by_name(), found.by_name()
-    for names, ratio in zip(stages, ratios, strict=True):
+    for names, ratio in zip(groups, ratios, strict=True):
         shapes = {(now[n].weight_bits, now[n].symmetric, now[n].block_size) for n in names}
-        assert len(shapes) == 1  # linears of one stage go together
-        has = [form for form in ALL if wider_forms(planned[names[0]])[form] == now[names[0]]]
+        assert len(shapes) == 1  # linears of one layer group go together
+        has = [
+            precision
+            for precision in ALL
+            if precision_candidates(planned[names[0]])[precision] == now[names[0]]
+        ]
         current = ratio[has[0]] if has else 1.0
-        for form in ALL:  # whatever is better than what the stage has costs more than is left
-            price = sum(planned_bits(wider_forms(planned[n])[form]) - planned_bits(now[n])
-                        for n in names)  # fmt: skip
-            assert ratio[form] >= current or price <= 0 or price > left
+        for (
+            precision
+        ) in ALL:  # whatever is better than what the layer group has costs more than is left
+            price = sum(
+                planned_bits(precision_candidates(planned[n])[precision]) - planned_bits(now[n])
+                for n in names
+            )
+            assert ratio[precision] >= current or price <= 0 or price > left
 
 
 def test_a_step_that_helps_nothing_is_not_taken() -> None:
     plan = plan_of(entry("a"), entry("b"))
-    for harm, ratio in ((0.0, 0.1), (1.0, 1.0), (1.0, 1.5), (-0.001, 0.1)):
+    for sensitivity, ratio in ((0.0, 0.1), (1.0, 1.0), (1.0, 1.5), (-0.001, 0.1)):
         ratios = [dict.fromkeys(ALL, ratio)] * 2
-        assert spend_budget(plan, [["a"], ["b"]], [harm, 0.0], ratios, 32) == plan
+        assert allocate_bits(plan, [["a"], ["b"]], [sensitivity, 0.0], ratios, 32) == plan
 
 
 def test_linears_that_are_float_or_wide_stay() -> None:
     fixed = (entry("b", scheme=FLOAT), entry("c", weight_bits=8, block_size=-1))
     plan = plan_of(entry("a"), *fixed)
-    found = spend_budget(plan, [["a", "b", "c"]], [1.0], [RATIOS], 32)
+    found = allocate_bits(plan, [["a", "b", "c"]], [1.0], [RATIOS], 32)
     assert found.linears[1:] == fixed
     assert found.linears[0].weight_bits == 8
 
@@ -157,35 +169,35 @@ def test_linears_that_are_float_or_wide_stay() -> None:
 def test_greedy_is_near_the_best_of_all(rng: np.random.Generator) -> None:
     """Brute force over three stages: the greedy choice loses at most the last step's gain."""
     plan = plan_of(*(entry(name) for name in "abc"))
-    stages = [["a"], ["b"], ["c"]]
+    groups = [["a"], ["b"], ["c"]]
     for _ in range(5):
-        harm = rng.uniform(0.1, 3, 3).tolist()
+        sensitivity = rng.uniform(0.1, 3, 3).tolist()
         ratios = [RATIOS] * 3
-        found = spend_budget(plan, stages, harm, ratios, 5.5)
+        found = allocate_bits(plan, groups, sensitivity, ratios, 5.5)
 
-        def left(choice: Plan, harm: list[float] = harm) -> float:
+        def left(choice: Plan, sensitivity: list[float] = sensitivity) -> float:
             total = 0.0
-            for row, cost in zip(choice.linears, harm, strict=True):
-                forms = wider_forms(entry(row.name))
-                has = [form for form in ALL if forms[form] == row]
+            for row, cost in zip(choice.linears, sensitivity, strict=True):
+                precisions = precision_candidates(entry(row.name))
+                has = [precision for precision in ALL if precisions[precision] == row]
                 total += cost * (RATIOS[has[0]] if has else 1.0)
             return total
 
-        options = [[entry(name), *wider_forms(entry(name)).values()] for name in "abc"]
+        options = [[entry(name), *precision_candidates(entry(name)).values()] for name in "abc"]
         best = min(
             left(plan_of(*rows))
             for rows in itertools.product(*options)
             if average_bits(plan_of(*rows)) <= 5.5
         )
-        assert left(found) <= best + 0.6 * max(harm)
-        assert left(found) < 0.75 * sum(harm)
+        assert left(found) <= best + 0.6 * max(sensitivity)
+        assert left(found) < 0.75 * sum(sensitivity)
 
 
 def test_one_weight_has_one_form() -> None:
     """Two forms of one weight would be stored both: the wider one serves all its uses."""
     entries = [replace(entry(), name=name) for name in "abcd"]
     entries[1] = replace(entries[1], symmetric=False)
-    entries[2] = wider_forms(entries[2])["8 bits"]
+    entries[2] = precision_candidates(entries[2])["8 bits"]
     entries[3] = replace(entries[3], scheme=FLOAT)
     plan = Plan(15, 150, tuple(entries))
     shared = {"a": "a", "b": "a", "c": "a", "d": "a"}

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.stages import feeds_of, loaded, tapped, walked
+from support.layer_groups import feeds_of, loaded, tapped, walked
 from support.tiny_graphs import build, run, weight
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.quantization import activation_cache as value_store
-from fptq_onnx.quantization.paired_activations import TwoStreams
+from fptq_onnx.quantization.paired_activations import PairedActivations
 
 K = 8
 X = f"float[A, S, {K}]"
@@ -68,7 +68,7 @@ def batches(rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
 
 
 def check_float_stream(model: ir.Model, samples: list[dict], seen: dict) -> None:
-    """Every stage's float input is what a plain run computes there.
+    """Every layer group's float input is what a plain run computes there.
 
     Linears are NumPy's here and ONNX Runtime's there: sums of 8 products, each within 8 2^-24 of
     the exact one relative to sum|x||w|, a few layers deep with gains below 8: 1e-4 of the largest.
@@ -178,5 +178,5 @@ def test_entering_runs_nothing_where_nothing_is_to_be_made(
 ) -> None:
     """The segments of a chain of linears are empty, and nothing is kept of the last one."""
     before = loaded(tmp_path, model_of(rng, BODIES["chain of linears"]))
-    streams = TwoStreams(before, find_linears(before.model).linears, [], tmp_path / "v")
-    assert [stage.segment.outputs for stage in streams.stages] == [(), (), ()]
+    activations = PairedActivations(before, find_linears(before.model).linears, [], tmp_path / "v")
+    assert [group.segment.outputs for group in activations.groups] == [(), (), ()]

@@ -6,8 +6,8 @@ import pytest
 from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
-from fptq_onnx.numerics.smoothing_scales import ChannelSizes, fold_scale
-from fptq_onnx.quantization.scheme_search import Judge, Sample, fake_int8
+from fptq_onnx.numerics.smoothing_scales import ChannelSizes, smoothing_scale
+from fptq_onnx.quantization.scheme_search import Sample, SchemeSearch, fake_int8
 from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, LinearPlan
 
 K, N = 16, 10
@@ -30,18 +30,18 @@ class Setting:
             np.abs(self.x).max(axis=0), self.x.std(axis=0), np.abs(self.w).max(axis=1), rms
         )
 
-    def judge(self, method: str, *entries: LinearPlan) -> Judge:
+    def search(self, method: str, *entries: LinearPlan) -> SchemeSearch:
         rows = entries or (entry(),)
         sample = Sample(self.x, self.x8)
-        return Judge(self.sizes, sample, [self.w] * len(rows), rows, method)
+        return SchemeSearch(self.sizes, sample, [self.w] * len(rows), rows, method)
 
 
 @pytest.mark.parametrize("scale", [None, 0.1])
 def test_int8_and_back(rng: np.random.Generator, scale: float | None) -> None:
     s = Setting(rng)
-    divisor = np.geomspace(0.5, 2, K).astype(np.float32)
-    got = fake_int8(s.x, divisor, scale)
-    divided = s.x.astype("f8") / divisor
+    smoothing = np.geomspace(0.5, 2, K).astype(np.float32)
+    got = fake_int8(s.x, smoothing, scale)
+    divided = s.x.astype("f8") / smoothing
     step = np.abs(divided).max(axis=1, keepdims=True) / 127 if scale is None else scale
     expected = np.clip(np.rint(divided / step), -128, 127) * step
     # Float32 divisions and products: 127 steps times 4 2^-24; a tie may go the other way.
@@ -49,62 +49,62 @@ def test_int8_and_back(rng: np.random.Generator, scale: float | None) -> None:
     np.testing.assert_allclose(got[~near], expected[~near], atol=float(np.max(step)) * 1e-4)
 
 
-@pytest.mark.parametrize("formula", ["none", "lae", "balance:0.25"])
+@pytest.mark.parametrize("equalization", ["none", "lae", "balance:0.25"])
 @pytest.mark.parametrize("method", ["rtn", "mse"])
 @pytest.mark.parametrize("scale", [None, 0.2])
 def test_errors_by_hand(
-    rng: np.random.Generator, method: str, formula: str, scale: float | None
+    rng: np.random.Generator, method: str, equalization: str, scale: float | None
 ) -> None:
     s = Setting(rng)
-    divisor = fold_scale(formula, s.sizes)
-    x8 = fake_int8(s.x8, divisor, scale)
-    w = s.w * divisor[:, None]
+    smoothing = smoothing_scale(equalization, s.sizes)
+    x8 = fake_int8(s.x8, smoothing, scale)
+    w = s.w * smoothing[:, None]
     found = quantize_rtn(w, -1)
     if method == "mse":
         found = quantize_mse(w, np.square(x8, dtype=np.float64).mean(axis=0), -1)
     rounded = dequantize(found)
     expected = np.square(s.x.astype("f8") @ s.w - x8.astype("f8") @ rounded).sum()
-    judge = s.judge(method)
-    np.testing.assert_allclose(judge.error(formula, scale), expected, rtol=1e-4)
+    search = s.search(method)
+    np.testing.assert_allclose(search.error(equalization, scale), expected, rtol=1e-4)
     if scale is None:
         alone = np.square(x8.astype("f8") @ (w - rounded)).sum()
-        np.testing.assert_allclose(judge.weight_error(formula), alone, rtol=1e-4)
+        np.testing.assert_allclose(search.weight_error(equalization), alone, rtol=1e-4)
 
 
 def test_gptq_where_there_are_tokens_enough(rng: np.random.Generator) -> None:
     """Twice as many as channels; with fewer it is the clip search."""
     many, few = Setting(rng, 2 * K), Setting(rng, 2 * K - 1)
-    assert many.judge("gptq").error("none") != many.judge("mse").error("none")
-    assert few.judge("gptq").error("none") == few.judge("mse").error("none")
+    assert many.search("gptq").error("none") != many.search("mse").error("none")
+    assert few.search("gptq").error("none") == few.search("mse").error("none")
     much = Setting(rng, 2000)
-    assert much.judge("gptq").weight_error("none") < much.judge("mse").weight_error("none")
+    assert much.search("gptq").weight_error("none") < much.search("mse").weight_error("none")
 
 
 def test_inputs_that_are_all_zero(rng: np.random.Generator) -> None:
     s = Setting(rng)
     s.x[:], s.x8[:] = 0, 0
-    assert s.judge("gptq").error("none") == 0
+    assert s.search("gptq").error("none") == 0
 
 
 def test_all_linears_of_a_stage_count_but_those_in_float(rng: np.random.Generator) -> None:
     s = Setting(rng)
-    one = s.judge("rtn").error("none")
-    np.testing.assert_allclose(s.judge("rtn", entry(), entry()).error("none"), 2 * one)
-    assert s.judge("rtn", entry(), entry(scheme=FLOAT)).error("none") == one
-    assert s.judge("rtn", entry(scheme=FLOAT)).error("none") == 0
+    one = s.search("rtn").error("none")
+    np.testing.assert_allclose(s.search("rtn", entry(), entry()).error("none"), 2 * one)
+    assert s.search("rtn", entry(), entry(scheme=FLOAT)).error("none") == one
+    assert s.search("rtn", entry(scheme=FLOAT)).error("none") == 0
 
 
 def test_each_linear_is_rounded_as_planned(rng: np.random.Generator) -> None:
     s = Setting(rng)
-    base = s.judge("rtn").weight_error("none")
-    assert s.judge("rtn", entry(block_size=4)).weight_error("none") < base
-    assert s.judge("rtn", entry(weight_bits=8)).weight_error("none") < base / 100
-    assert s.judge("rtn").weight_error("none", "8 bits") < base / 100
+    base = s.search("rtn").weight_error("none")
+    assert s.search("rtn", entry(block_size=4)).weight_error("none") < base
+    assert s.search("rtn", entry(weight_bits=8)).weight_error("none") < base / 100
+    assert s.search("rtn").weight_error("none", "8 bits") < base / 100
     wide = entry(weight_bits=8)  # has no wider form: stays as planned
-    judge = s.judge("rtn", wide)
-    assert judge.weight_error("none", "8 bits") == judge.weight_error("none")
-    asymmetric = s.judge("rtn", entry(symmetric=False)).weight_error("none")
-    assert s.judge("rtn").weight_error("none", "zero points") == asymmetric != base
+    search = s.search("rtn", wide)
+    assert search.weight_error("none", "8 bits") == search.weight_error("none")
+    asymmetric = s.search("rtn", entry(symmetric=False)).weight_error("none")
+    assert s.search("rtn").weight_error("none", "zero points") == asymmetric != base
 
 
 def test_columns_are_spread_over_all(
@@ -113,9 +113,9 @@ def test_columns_are_spread_over_all(
     monkeypatch.setattr("fptq_onnx.quantization.scheme_search._COLUMNS", 5)
     s = Setting(rng, n=9)
     part = s.w[:, ::2].copy()
-    got = s.judge("rtn").error("none")
+    got = s.search("rtn").error("none")
     s.w = part
-    np.testing.assert_allclose(got, s.judge("rtn").error("none"), rtol=1e-6)
+    np.testing.assert_allclose(got, s.search("rtn").error("none"), rtol=1e-6)
 
 
 @pytest.mark.parametrize("huge", [1e25, np.nan])
@@ -124,5 +124,5 @@ def test_inputs_that_gptq_cannot_use_are_told_in_one_line(
 ) -> None:
     s = Setting(rng)
     s.x8 = (s.x8 * huge).astype(np.float32)
-    with pytest.raises(FptqError, match="cannot choose divisors for a:"):
-        s.judge("gptq").error("none")
+    with pytest.raises(FptqError, match="cannot choose smoothing scales for a:"):
+        s.search("gptq").error("none")

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from support.sequential_runs import Setting
 from support.tiny_graphs import run
-from support.walks import Setting
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
-from fptq_onnx.numerics.smoothing_scales import SEARCHED
+from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.passes.equalize import fold_scales, replace_weight
+from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
@@ -53,15 +53,15 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_replayed_plan_gives_the_same_bits(setting: Setting, tmp_path: Path, name: str) -> None:
     """Also through plan.json and complete_plan, as `--plan` takes it."""
-    solved, store = setting.solve(CONFIGS[name])
-    (tmp_path / "plan.json").write_text(solved.plan.to_json())
+    result, store = setting.solve(CONFIGS[name])
+    (tmp_path / "plan.json").write_text(result.plan.to_json())
     read, warnings = complete_plan(Plan.load(tmp_path / "plan.json"), setting.scan, setting.stats)
-    assert read == solved.plan and not warnings
+    assert read == result.plan and not warnings
     again, other = setting.solve(CONFIGS[name], read, replay=True)
-    assert again.plan == solved.plan
-    assert set(again.scales) == set(solved.scales)
-    for key, divisor in solved.scales.items():
-        np.testing.assert_array_equal(again.scales[key], divisor)
+    assert again.plan == result.plan
+    assert set(again.scales) == set(result.scales)
+    for key, smoothing in result.scales.items():
+        np.testing.assert_array_equal(again.scales[key], smoothing)
     check_same(store, other, NAMES)
 
 
@@ -72,19 +72,19 @@ def test_it_is_deterministic(setting: Setting) -> None:
     assert [e.to_dict() for e in first.errors] == [e.to_dict() for e in second.errors]
 
 
-@pytest.mark.parametrize("formula", SEARCHED)
-def test_stored_weights_are_those_of_the_folded_model(setting: Setting, formula: str) -> None:
+@pytest.mark.parametrize("equalization", CANDIDATES)
+def test_stored_weights_are_those_of_the_folded_model(setting: Setting, equalization: str) -> None:
     """With 8 bits in one group and rounding to nearest: W within half a step, folds included.
 
     So the model whose linears are replaced by what is stored computes what the original does.
     """
     config = Config(block_size=-1, weights="rtn", policy="thresholds", v0=0, v1=0, w8=(".",))
     plan = setting.plan(config)
-    rows = tuple(replace(entry, equalization=formula, weight_bits=8) for entry in plan.linears)
-    solved, store = setting.solve(config, replace(plan, linears=rows), replay=True)
-    assert set(solved.scales) == (set() if formula == "none" else {"n", "up"})
+    rows = tuple(replace(entry, equalization=equalization, weight_bits=8) for entry in plan.linears)
+    result, store = setting.solve(config, replace(plan, linears=rows), replay=True)
+    assert set(result.scales) == (set() if equalization == "none" else {"n", "up"})
     folded = setting.loaded.model.clone()
-    fold_scales(folded, solved.scales)
+    fold_into_producers(folded, result.scales)
     for name, linear in find_linears(folded).by_name().items():
         found = store.get(name)
         steps = found.scales[0]
@@ -102,28 +102,28 @@ def test_column_folds_change_scales_alone(setting: Setting) -> None:
     rows = [replace(entry, equalization="none") for entry in plan.linears]
     plain, a = setting.solve(config, replace(plan, linears=tuple(rows)), replay=True)
     rows[2] = replace(rows[2], equalization="balance:0.25")
-    solved, b = setting.solve(config, replace(plan, linears=tuple(rows)), replay=True)
-    assert set(solved.scales) == {"up"} and not plain.scales
-    divisor = solved.scales["up"]
-    assert (divisor != 1).any()
+    result, b = setting.solve(config, replace(plan, linears=tuple(rows)), replay=True)
+    assert set(result.scales) == {"up"} and not plain.scales
+    smoothing = result.scales["up"]
+    assert (smoothing != 1).any()
     np.testing.assert_array_equal(a.get("up").codes, b.get("up").codes)
-    divided = (a.get("up").scales / divisor).astype("f4").astype("f2")
+    divided = (a.get("up").scales / smoothing).astype("f4").astype("f2")
     np.testing.assert_array_equal(b.get("up").scales, divided)
     np.testing.assert_array_equal(a.get("g").scales, b.get("g").scales)
     w = find_linears(setting.model).by_name()["down"].weight.load()
-    expected = quantize_rtn(w * divisor[:, None], BLOCK)
+    expected = quantize_rtn(w * smoothing[:, None], BLOCK)
     np.testing.assert_array_equal(b.get("down").codes, expected.codes)
-    assert solved.plan.by_name()["down"].fold_site == "up"
-    assert solved.plan.walks
+    assert result.plan.by_name()["down"].fold_site == "up"
+    assert result.plan.needs_sequential
 
 
 def test_the_errors_told_are_those_of_the_rounded_model(setting: Setting) -> None:
     """Recomputed from what was stored, per token, on the float model with weights replaced."""
     config = Config(block_size=BLOCK, weights="mse", policy="thresholds", v0=0, v1=0)
     rows = tuple(replace(entry, equalization="none") for entry in setting.plan(config).linears)
-    solved, store = setting.solve(config, replace(setting.plan(config), linears=rows), replay=True)
+    result, store = setting.solve(config, replace(setting.plan(config), linears=rows), replay=True)
     by_name = find_linears(setting.model).by_name()
-    for error in solved.errors:
+    for error in result.errors:
         w = by_name[error.name].weight.load().astype("f8")
         e = w - dequantize(store.get(error.name))
         expected = 10 * np.log10((w**2).sum() / (e**2).sum())
@@ -134,18 +134,18 @@ def test_the_errors_told_are_those_of_the_rounded_model(setting: Setting) -> Non
 
 def test_linears_in_float_leave_the_streams_alike(setting: Setting) -> None:
     config = Config(ignore=(".",), block_size=BLOCK)
-    solved, store = setting.solve(config)
-    assert all(entry.scheme == FLOAT for entry in solved.plan.linears)
-    assert not solved.scales and not any(name in store for name in NAMES)
-    assert all(error.output_total.error == 0 for error in solved.errors)
-    assert all(error.input_total.error == 0 for error in solved.errors)
+    result, store = setting.solve(config)
+    assert all(entry.scheme == FLOAT for entry in result.plan.linears)
+    assert not result.scales and not any(name in store for name in NAMES)
+    assert all(error.output_total.error == 0 for error in result.errors)
+    assert all(error.input_total.error == 0 for error in result.errors)
 
 
 def test_one_linear_in_float_is_fed_what_the_others_leave(setting: Setting) -> None:
     config = Config(ignore=("down",), block_size=BLOCK)
-    solved, store = setting.solve(config)
+    result, store = setting.solve(config)
     assert "down" not in store and "up" in store
-    down = solved.errors[2]
+    down = result.errors[2]
     assert down.weight.signal == 0
     assert 0 < down.output_total.error < down.output_total.signal
 
@@ -163,11 +163,11 @@ def test_policies(setting: Setting) -> None:
 
 
 def test_wider_forms_take_error_off(setting: Setting) -> None:
-    solved, _ = setting.solve(Config(block_size=64), try_wider=True)
-    assert len(solved.ratios) == 2
-    for ratios in solved.ratios:
+    result, _ = setting.solve(Config(block_size=64), try_wider=True)
+    assert len(result.ratios) == 2
+    for ratios in result.ratios:
         assert set(ratios) == {"zero points", "half blocks", "both", "8 bits"}
-        # 255 steps for 15: 1 / 289 of the error; whatever the stages before it left is no part.
+        # 255 steps for 15: 1 / 289 of the error; whatever the groups before it left is no part.
         assert 1 / 3000 < ratios["8 bits"] < 1 / 100
 
 

@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.attention import FOLDABLE, attention_model
-from support.stages import feeds_of, loaded
+from support.layer_groups import feeds_of, loaded
 from support.tiny_graphs import run
 
 from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize
-from fptq_onnx.numerics.smoothing_scales import SEARCHED
+from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import fold_scales
-from fptq_onnx.quantization.sequential import solve_weights
+from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.quantization.sequential import quantize_sequentially
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.weight_store import WeightStore
 
 
-@pytest.mark.parametrize("formula", SEARCHED)
+@pytest.mark.parametrize("equalization", CANDIDATES)
 @pytest.mark.parametrize("name", ["grouped", "parts of heads", "MultiHeadAttention"])
 def test_stored_weights_are_those_of_the_folded_model(
-    rng: np.random.Generator, tmp_path: Path, name: str, formula: str
+    rng: np.random.Generator, tmp_path: Path, name: str, equalization: str
 ) -> None:
     """With 8 bits in one group and rounding to nearest: W within half a step, folds included.
 
@@ -42,18 +42,18 @@ def test_stored_weights_are_those_of_the_folded_model(
     stats = collect(ready, Feeds(batches), description="x")
     plan = choose_schemes(scan, stats, config)
     rows = tuple(
-        replace(entry, equalization=formula if entry.name == "o" else "none", weight_bits=8)
+        replace(entry, equalization=equalization if entry.name == "o" else "none", weight_bits=8)
         for entry in plan.linears
     )
     store = WeightStore(tmp_path / "weights")
-    solved = solve_weights(
+    result = quantize_sequentially(
         ready, scan, replace(plan, linears=rows), stats, config, feeds_of(*batches), store,
         tmp_path / "values", threads=1, replay=True,
     )  # fmt: skip
-    source = solved.plan.by_name()["o"].fold_site
-    assert (source is None) == (formula == "none")
+    source = result.plan.by_name()["o"].fold_site
+    assert (source is None) == (equalization == "none")
     folded = ready.model.clone()
-    assert fold_scales(folded, solved.scales) == (() if source is None else (source,))
+    assert fold_into_producers(folded, result.scales) == (() if source is None else (source,))
     for linear in find_linears(folded).linears:
         found = store.get(linear.name)
         w = linear.weight.load()
@@ -63,5 +63,5 @@ def test_stored_weights_are_those_of_the_folded_model(
     session = open_session_in_memory(folded, ready.folder, threads=1)
     got = session.run(["o"], batches[0])[0]
     assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
-    if source is not None and formula != "none":
-        assert (solved.scales[source] != 1).any()
+    if source is not None and equalization != "none":
+        assert (result.scales[source] != 1).any()

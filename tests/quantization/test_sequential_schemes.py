@@ -9,25 +9,25 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from support.output_errors import moments_of
+from support.sequential_runs import Setting
 from support.tiny_graphs import run
-from support.walks import Setting
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.gptq import quantize_gptq
-from fptq_onnx.numerics.smoothing_scales import SEARCHED
+from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.quantization import scheme_decision as stage_decision
 from fptq_onnx.quantization import sequential as module
-from fptq_onnx.quantization.fold_targets import StageSite
-from fptq_onnx.quantization.scheme_search import Judge, fake_int8
+from fptq_onnx.quantization.fold_targets import FoldTarget
+from fptq_onnx.quantization.scheme_search import SchemeSearch, fake_int8
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, STATIC
 
 Judged = dict[tuple[str, bool], float]
 
 
-class Witness(Judge):
+class Witness(SchemeSearch):
     """Writes down what is judged: by formula and whether static."""
 
     seen: ClassVar[list[Judged]] = []
@@ -36,9 +36,9 @@ class Witness(Judge):
         super().__init__(*given)  # type: ignore[arg-type]
         Witness.seen.append({})
 
-    def error(self, formula: str, scale: float | None = None) -> float:
-        found = super().error(formula, scale)
-        Witness.seen[-1][formula, scale is not None] = found
+    def error(self, equalization: str, scale: float | None = None) -> float:
+        found = super().error(equalization, scale)
+        Witness.seen[-1][equalization, scale is not None] = found
         return found
 
 
@@ -51,15 +51,15 @@ def setting(rng: np.random.Generator, tmp_path: Path) -> Setting:
 def test_the_least_error_and_static_within_the_tolerance(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
-    monkeypatch.setattr(module, "Judge", Witness)
+    monkeypatch.setattr(module, "SchemeSearch", Witness)
     Witness.seen.clear()
-    solved, _ = setting.solve(Config(block_size=32, weights=weights))
-    plan = solved.plan.by_name()
+    result, _ = setting.solve(Config(block_size=32, weights=weights))
+    plan = result.plan.by_name()
     for judged, name in zip(Witness.seen, ("g", "down"), strict=True):
-        errors = {formula: judged[formula, False] for formula in SEARCHED}
-        formula = plan[name].equalization
-        assert errors[formula] == min(errors.values()) < max(errors.values())
-        static = judged[formula, True] <= 1.02 * judged[formula, False]
+        errors = {equalization: judged[equalization, False] for equalization in CANDIDATES}
+        equalization = plan[name].equalization
+        assert errors[equalization] == min(errors.values()) < max(errors.values())
+        static = judged[equalization, True] <= 1.02 * judged[equalization, False]
         assert (plan[name].scheme in (STATIC, LAE_STATIC)) == static
 
 
@@ -68,15 +68,15 @@ def test_the_tolerance_decides(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, tolerance: float, schemes: set[str]
 ) -> None:
     monkeypatch.setattr(stage_decision, "STATIC_TOLERANCE", tolerance)
-    solved, _ = setting.solve(Config(block_size=32))
-    assert {row.scheme for row in solved.plan.linears} <= schemes
+    result, _ = setting.solve(Config(block_size=32))
+    assert {row.scheme for row in result.plan.linears} <= schemes
 
 
 def test_thresholds_need_a_fold_between_them(setting: Setting) -> None:
     """Both inputs have ranges between v0 and v1; only the norm takes the paper's fold."""
     config = Config(block_size=32, policy="thresholds", equalization="lae", v0=0.01, v1=1e5)
-    solved, _ = setting.solve(config)
-    assert [row.scheme for row in solved.plan.linears] == [LAE_STATIC, LAE_STATIC, PER_TOKEN]
+    result, _ = setting.solve(config)
+    assert [row.scheme for row in result.plan.linears] == [LAE_STATIC, LAE_STATIC, PER_TOKEN]
     low, _ = setting.solve(replace(config, v0=1e4))
     assert [row.scheme for row in low.plan.linears] == [STATIC] * 3
     high, _ = setting.solve(replace(config, v1=0.01))
@@ -86,37 +86,37 @@ def test_thresholds_need_a_fold_between_them(setting: Setting) -> None:
 def test_what_overflows_is_not_chosen_and_not_replayed(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflow(self: StageSite, divisor: np.ndarray) -> str:
-        return f"{self.name} overflows" if (divisor != 1).any() else ""
+    def overflow(self: FoldTarget, smoothing: np.ndarray) -> str:
+        return f"{self.name} overflows" if (smoothing != 1).any() else ""
 
-    monkeypatch.setattr(StageSite, "overflow", overflow)
+    monkeypatch.setattr(FoldTarget, "overflow", overflow)
     for config in (Config(), Config(equalization="smoothquant"), Config(equalization="lae", v0=1)):
-        solved, _ = setting.solve(replace(config, block_size=32))
-        assert {row.equalization for row in solved.plan.linears} == {"none"}
-    rows = tuple(replace(row, equalization="balance:0.5") for row in solved.plan.linears)
+        result, _ = setting.solve(replace(config, block_size=32))
+        assert {row.equalization for row in result.plan.linears} == {"none"}
+    rows = tuple(replace(row, equalization="balance:0.5") for row in result.plan.linears)
     with pytest.raises(FptqError, match=r"input of g by balance:0.5, but n overflows: use"):
-        setting.solve(Config(), replace(solved.plan, linears=rows), replay=True)
+        setting.solve(Config(), replace(result.plan, linears=rows), replay=True)
 
 
 @pytest.mark.parametrize("weights", ["gptq", "mse"])
 def test_weights_are_rounded_for_the_divided_int8_input(setting: Setting, weights: str) -> None:
-    """Of the first stage, whose input no quantized linear has touched."""
+    """Of the first layer group, whose input no quantized linear has touched."""
     config = Config(block_size=32, weights=weights, policy="thresholds", v0=0, v1=0)
     plan = setting.plan(config)
     rows = tuple(replace(row, equalization="balance:0.5") for row in plan.linears[:2])
     plan = replace(plan, linears=(*rows, plan.linears[2]))
-    solved, store = setting.solve(config, plan, replay=True)
-    divisor = solved.scales["n"]
+    result, store = setting.solve(config, plan, replay=True)
+    smoothing = result.scales["n"]
     linears = find_linears(setting.model).by_name()
     clone = setting.model.clone()
     value = next(node for node in clone.graph if node.name == "n").outputs[0]
     value.dtype = linears["g"].weight.dtype
     clone.graph.outputs.append(value)
     x = np.concatenate([run(clone, batch)["n"] for batch in setting.batches])
-    x8 = fake_int8(x, divisor, None)
-    w = linears["g"].weight.load() * divisor[:, None]
+    x8 = fake_int8(x, smoothing, None)
+    w = linears["g"].weight.load() * smoothing[:, None]
     if weights == "gptq":
-        expected = quantize_gptq(w, moments_of(x8, x / divisor), 32)
+        expected = quantize_gptq(w, moments_of(x8, x / smoothing), 32)
     else:
         expected = quantize_mse(w, np.square(x8, dtype=np.float64).mean(axis=0), 32)
     found = store.get("g")

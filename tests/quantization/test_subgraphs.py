@@ -7,7 +7,12 @@ import onnx_ir as ir
 from support.tiny_graphs import build, op_counts, weight
 
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.quantization.subgraphs import Stage, find_stages, needed_later, segment_model
+from fptq_onnx.quantization.subgraphs import (
+    LayerGroup,
+    find_layer_groups,
+    needed_later,
+    segment_model,
+)
 
 BLOCK = (
     "g_ (float[A, 8] x, float[A, 8] mask) => (float[A, 8] y) {"
@@ -17,22 +22,24 @@ BLOCK = (
 )
 
 
-def stages_of(rng: np.random.Generator, text: str = BLOCK) -> tuple[ir.Model, tuple[Stage, ...]]:
+def groups_of(
+    rng: np.random.Generator, text: str = BLOCK
+) -> tuple[ir.Model, tuple[LayerGroup, ...]]:
     weights = {name: weight(rng, 8, 8) for name in ("W1", "W2", "W3")}
     model = build(text, {name: array for name, array in weights.items() if name in text})
-    return model, find_stages(model.graph, find_linears(model).linears)
+    return model, find_layer_groups(model.graph, find_linears(model).linears)
 
 
 def test_stages_group_linears_by_their_input_in_graph_order(rng: np.random.Generator) -> None:
-    _, stages = stages_of(rng)
-    assert [stage.x for stage in stages] == ["n", "s", "m"]
-    assert [[linear.name for linear in stage.linears] for stage in stages] == [
+    _, groups = groups_of(rng)
+    assert [group.x for group in groups] == ["n", "s", "m"]
+    assert [[linear.name for linear in group.linears] for group in groups] == [
         ["q", "k"], ["o"], ["u"],
     ]  # fmt: skip
 
 
 def test_what_is_read_kept_and_forgotten(rng: np.random.Generator) -> None:
-    _, (first, second, third) = stages_of(rng)
+    _, (first, second, third) = groups_of(rng)
     assert first.segment.inputs == ()
     assert first.segment.outputs == ("n",)
     assert set(first.segment.last_uses) == set()  # n is read again by r
@@ -46,62 +53,62 @@ def test_what_is_read_kept_and_forgotten(rng: np.random.Generator) -> None:
 
 
 def test_common_is_what_no_linear_leads_to(rng: np.random.Generator) -> None:
-    _, stages = stages_of(rng)
-    assert [stage.segment.common for stage in stages] == [True, False, False]
-    _, stages = stages_of(
+    _, groups = groups_of(rng)
+    assert [group.segment.common for group in groups] == [True, False, False]
+    _, groups = groups_of(
         rng,
         "g_ (float[A, 8] x) => (float[A, 8] y) { n = Tanh(x) a = MatMul(n, W1) e = Exp(n)"
         " b = MatMul(e, W2) y = Add(a, b) }",
     )
-    assert [stage.segment.common for stage in stages] == [True, True]
-    assert stages[1].segment.inputs == ("n",)
+    assert [group.segment.common for group in groups] == [True, True]
+    assert groups[1].segment.inputs == ("n",)
 
 
 def test_every_node_before_a_linear_runs_in_one_segment(rng: np.random.Generator) -> None:
-    model, stages = stages_of(rng)
+    model, groups = groups_of(rng)
     ran: list[str] = []
-    for stage in stages:
-        part = segment_model(model, stage.segment)
+    for group in groups:
+        part = segment_model(model, group.segment)
         ran += [node.outputs[0].name or "" for node in part.graph]
-        assert {value.name for value in part.graph.outputs} == set(stage.segment.outputs)
+        assert {value.name for value in part.graph.outputs} == set(group.segment.outputs)
         assert "MatMul" not in op_counts(part)
         assert not [name for name in part.graph.initializers if name.startswith("W")]
     assert sorted(ran) == ["bias", "late", "m", "n", "r", "s", "t"]
 
 
 def test_a_segment_asks_for_what_it_reads_alone(rng: np.random.Generator) -> None:
-    model, stages = stages_of(rng)
+    model, groups = groups_of(rng)
     asked = [
-        {value.name for value in segment_model(model, stage.segment).graph.inputs}
-        for stage in stages
+        {value.name for value in segment_model(model, group.segment).graph.inputs}
+        for group in groups
     ]
     assert asked == [{"x"}, {"q__cut", "k__cut", "mask"}, {"o__cut", "n__cut", "mask"}]
 
 
 def test_the_model_stays_as_it_is(rng: np.random.Generator) -> None:
-    model, stages = stages_of(rng)
+    model, groups = groups_of(rng)
     before = ir.to_proto(model).SerializeToString()
-    for stage in stages:
-        segment_model(model, stage.segment)
+    for group in groups:
+        segment_model(model, group.segment)
     assert ir.to_proto(model).SerializeToString() == before
 
 
 def test_constants_are_in_every_segment_that_reads_them(rng: np.random.Generator) -> None:
-    model, stages = stages_of(
+    model, groups = groups_of(
         rng,
         "g_ (float[A, 8] x) => (float[A, 8] y) { to = Constant<value = int64[2] {-1, 8}>()"
         " n = Reshape(x, to) a = MatMul(n, W1) h = Reshape(a, to) y = MatMul(h, W2) }",
     )
-    assert [stage.segment.inputs for stage in stages] == [(), ("a",)]
-    for stage in stages:
-        part = segment_model(model, stage.segment)
+    assert [group.segment.inputs for group in groups] == [(), ("a",)]
+    for group in groups:
+        part = segment_model(model, group.segment)
         assert op_counts(part) == {"Constant": 1, "Reshape": 1}
         assert len(part.graph.inputs) == 1
 
 
 def test_subgraphs_read_from_outside(rng: np.random.Generator) -> None:
     """Also two deep; what the inner graphs make themselves is no input."""
-    model, stages = stages_of(
+    model, groups = groups_of(
         rng,
         "g_ (bool c, float[A, 8] x) => (float[A, 8] y) { n = Tanh(x) a = MatMul(n, W1)"
         " b = MatMul(n, W2) i = If(c) <"
@@ -110,7 +117,7 @@ def test_subgraphs_read_from_outside(rng: np.random.Generator) -> None:
         " else_branch = r_ () => (r_y) { r_y = Identity(n) }> },"
         " else_branch = e_ () => (e_y) { e_y = Identity(b) }> y = MatMul(i, W3) }",
     )
-    segment = stages[1].segment
+    segment = groups[1].segment
     assert set(segment.inputs) == {"a", "b", "n"}
     asked = {value.name for value in segment_model(model, segment).graph.inputs}
     assert asked == {"c", "a__cut", "b__cut", "n__cut"}

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize
-from fptq_onnx.numerics.hessian import SecondMoments
+from fptq_onnx.numerics.hessian import Hessian
 
 Array = NDArray[np.float64]
 
@@ -18,19 +18,19 @@ def correlated(rng: np.random.Generator, tokens: int, k: int) -> NDArray[np.floa
     return ((rng.standard_normal((tokens, k)) @ mixing + 0.2) * sizes).astype(np.float32)
 
 
-def moments_of(x8: NDArray[np.float32], x: NDArray[np.float32] | None = None) -> SecondMoments:
+def moments_of(x8: NDArray[np.float32], x: NDArray[np.float32] | None = None) -> Hessian:
     """The moments of one set of tokens."""
-    moments = SecondMoments.empty(x8.shape[1], with_float=x is not None)
+    moments = Hessian.empty(x8.shape[1], with_float=x is not None)
     moments.add(x8, x)
     return moments
 
 
-def damping_of(moments: SecondMoments, share: float) -> float:
+def damping_of(moments: Hessian, share: float) -> float:
     """What is added to the diagonal."""
     return share * float(np.trace(moments.xx)) / len(moments.xx)
 
 
-def damped(moments: SecondMoments, share: float) -> Array:
+def damped(moments: Hessian, share: float) -> Array:
     """H in float64."""
     return moments.xx.astype(np.float64) + damping_of(moments, share) * np.eye(len(moments.xx))
 

@@ -1,4 +1,4 @@
-"""From the input of o_proj back through attention to v_proj, whose columns can take its divisors.
+"""From the input of o_proj back through attention to v_proj, whose columns can take its scales.
 
     o_proj(merge heads(probabilities @ v))      channel j of the input is linear in a column of v
 

@@ -7,7 +7,7 @@ There are two kinds:
     the others               rows are chosen, moved, averaged, multiplied by one number, added as
                              zeros; the channels must be the last axis, before and after
 
-Relu is one of the first kind, as divisors are positive. Concat joins rows: all of them must come
+Relu is one of the first kind, as scales are positive. Concat joins rows: all of them must come
 from the same value (tokens rolled around, as in Swin).
 """
 

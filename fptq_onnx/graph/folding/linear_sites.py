@@ -34,7 +34,7 @@ Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class ColumnSite:
+class LinearSite:
     """A linear whose columns can take the equalization of a later activation.
 
     name: of the linear that takes it, the key in plans.
@@ -53,19 +53,19 @@ class ColumnSite:
     squared: bool = False
 
     def tied(self, sizes: Floats) -> Floats:
-        """The largest [K] of channels made by the same column, which have one divisor."""
+        """The largest [K] of channels made by the same column, which have one smoothing scale."""
         largest = np.full(self.n, -np.inf)
         np.maximum.at(largest, self.spread, sizes)
         return largest[self.spread]
 
-    def divisors(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
-        """S [K] of the activation as divisors [N] of columns; 1 where a column makes no channel."""
+    def smoothing_scales(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+        """S [K] of the activation as scales [N] of columns; 1 where a column makes no channel."""
         found = np.ones(self.n, np.float32)
         found[self.spread] = np.sqrt(scale) if self.squared else scale
         return found
 
 
-def find_column_sites(linears: Sequence[Linear]) -> dict[str, ColumnSite]:
+def find_linear_sites(linears: Sequence[Linear]) -> dict[str, LinearSite]:
     """By name of a linear whose input is a product with another linear's output, the site."""
     by_node = {id(linear.nodes[0]): linear for linear in linears}
     by_output = {id(linear.output): linear for linear in linears}
@@ -78,12 +78,12 @@ def find_column_sites(linears: Sequence[Linear]) -> dict[str, ColumnSite]:
     return found
 
 
-def column_divisors(
+def column_scales(
     linears: Sequence[Linear], scales: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Of divisors [K] by what takes them, those of columns: [N] by the name of the linear."""
-    sites = {site.name: site for site in find_column_sites(linears).values()}
-    return {name: sites[name].divisors(s) for name, s in scales.items() if name in sites}
+    """Of scales [K] by what takes them, those of columns: [N] by the name of the linear."""
+    sites = {site.name: site for site in find_linear_sites(linears).values()}
+    return {name: sites[name].smoothing_scales(s) for name, s in scales.items() if name in sites}
 
 
 def _site_of(
@@ -91,7 +91,7 @@ def _site_of(
     by_node: Mapping[int, Linear],
     by_output: Mapping[int, Linear],
     moved: MovedColumns,
-) -> ColumnSite | None:
+) -> LinearSite | None:
     value = _before_casts(linear.x)
     root = _squared_source(linear, value, by_output)
     found = root or _elementwise_source(linear, value, by_output)
@@ -108,7 +108,7 @@ def _site_of(
     if isinstance(readers, str) or any(reader.k != linear.k for reader in readers):
         return None
     names = tuple(reader.name for reader in readers)
-    return ColumnSite(found.name, names, found.n, columns, attention, root is not None)
+    return LinearSite(found.name, names, found.n, columns, attention, root is not None)
 
 
 def _elementwise_source(

@@ -1,4 +1,4 @@
-"""Outputs of a folded model that differ from the original's by the divisors, not by an error.
+"""Outputs of a folded model that differ from the original's by the scales, not by an error.
 
 A fold into v divides what the cache holds. Such outputs belong to the folded model alone.
 """
@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
-from fptq_onnx.graph.folding.linear_sites import find_column_sites
+from fptq_onnx.graph.folding.linear_sites import find_linear_sites
 from fptq_onnx.graph.linears.linears import Linear
 
 _KEEPS = {
@@ -19,17 +19,17 @@ _KEEPS = {
 _PRESENT_VALUES = 2  # of all ops that compute attention
 
 
-def divided_outputs(linears: Sequence[Linear], folded: Collection[str]) -> frozenset[str]:
+def scaled_outputs(linears: Sequence[Linear], folded: Collection[str]) -> frozenset[str]:
     """Names of the outputs that hold divided values.
 
     Args:
         linears: of the original graph.
-        folded: names of what took divisors.
+        folded: names of what took smoothing scales.
     """
     by_name = {linear.name: linear for linear in linears}
     own = {id(linear.nodes[0]) for linear in linears}
     found: set[str] = set()
-    for site in find_column_sites(linears).values():
+    for site in find_linear_sites(linears).values():
         if site.through_attention and site.name in folded:
             reached = _reached(by_name[site.name].output, own)
             # A linear of keys and values at once leads to both caches.

@@ -20,11 +20,11 @@ from fptq_onnx.graph.constants import Array
 from fptq_onnx.graph.mapped_pages import forget_pages
 
 if TYPE_CHECKING:
-    from fptq_onnx.graph.folding.linear_sites import ColumnSite
+    from fptq_onnx.graph.folding.linear_sites import LinearSite
     from fptq_onnx.graph.folding.norm_sites import FoldSite
     from fptq_onnx.graph.linears.linears import Linear, LinearScan
 
-Site = TypeVar("Site", bound="FoldSite | ColumnSite | str")
+Site = TypeVar("Site", bound="FoldSite | LinearSite | str")
 
 _SAMPLED = 16  # rows and columns that are compared before all of them are
 _VIEWS = ("Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -133,7 +133,7 @@ def decline_fixed(
     return found
 
 
-def fixed_column_site(site: ColumnSite, fixed: Mapping[str, str]) -> str | None:
-    """Why divisors cannot go into the columns of a linear; None where they can."""
+def fixed_column_site(site: LinearSite, fixed: Mapping[str, str]) -> str | None:
+    """Why smoothing scales cannot go into the columns of a linear; None where they can."""
     names = (site.name, *site.linears)
     return next((fixed[name] for name in names if name in fixed), None)

@@ -12,11 +12,11 @@ from support.tiny_graphs import run
 
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.verify import verify
-from fptq_onnx.graph.folding.linear_sites import find_column_sites
-from fptq_onnx.graph.folding.scaled_outputs import divided_outputs
+from fptq_onnx.graph.folding.linear_sites import find_linear_sites
+from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import load_model
-from fptq_onnx.passes.equalize import fold_scales
+from fptq_onnx.passes.equalize import fold_into_producers
 
 CACHES = ["cache", "GroupQueryAttention", "GroupQueryAttention, packed"]
 
@@ -24,9 +24,9 @@ CACHES = ["cache", "GroupQueryAttention", "GroupQueryAttention, packed"]
 @pytest.mark.parametrize("name", CACHES)
 def test_the_cache_of_values_alone(rng: np.random.Generator, name: str) -> None:
     linears = find_linears(attention_model(rng, FOLDABLE[name])).linears
-    site = find_column_sites(linears)["o"]
-    assert divided_outputs(linears, (site.name,)) == {"present"}
-    assert divided_outputs(linears, ("o",)) == frozenset()
+    site = find_linear_sites(linears)["o"]
+    assert scaled_outputs(linears, (site.name,)) == {"present"}
+    assert scaled_outputs(linears, ("o",)) == frozenset()
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -35,9 +35,9 @@ def test_the_check_names_what_it_does_not_compare(
 ) -> None:
     """Divided by 8 the cache is far off, everything else is the same but for rounding."""
     model = attention_model(rng, FOLDABLE[name])
-    site = find_column_sites(find_linears(model).linears)["o"]
+    site = find_linear_sites(find_linears(model).linears)["o"]
     after = model.clone()
-    fold_scales(after, {site.name: np.full(32, 8, np.float32)})
+    fold_into_producers(after, {site.name: np.full(32, 8, np.float32)})
     for folder, item in (("a", model), ("b", after)):
         (tmp_path / folder).mkdir()
         ir.save(item, tmp_path / folder / "model.onnx")
@@ -49,7 +49,7 @@ def test_the_check_names_what_it_does_not_compare(
     feeds["x"] = rng.standard_normal(feeds["x"].shape).astype(np.float32)
     assert "present" in run(model, feeds)
     loaded = load_model(tmp_path / "a" / "model.onnx")
-    divided = divided_outputs(find_linears(loaded.model).linears, (site.name,))
+    divided = scaled_outputs(find_linears(loaded.model).linears, (site.name,))
     samples = Samples([feeds])
     plain = verify(loaded, tmp_path / "b", samples, 1, threads=1)
     assert "worst output present" in plain.line

@@ -10,7 +10,7 @@ from support.tiny_graphs import run
 
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_scales
+from fptq_onnx.passes.equalize import fold_into_producers
 
 NORM = NORMS["LayerNormalization"]
 
@@ -85,7 +85,7 @@ def test_a_fold_goes_through(rng: np.random.Generator, path: str) -> None:
     assert len(set(site.linears)) == len(site.linears)
     feeds = normed_feeds(rng, NORM)
     before = run(model, feeds)
-    fold_scales(model, {site.name: (0.1 + 4 * rng.random(8)).astype(np.float32)})
+    fold_into_producers(model, {site.name: (0.1 + 4 * rng.random(8)).astype(np.float32)})
     for key, value in run(model, feeds).items():
         assert np.abs(value - before[key]).max() <= 32 * 2.0**-24 * np.abs(before[key]).max(), key
 

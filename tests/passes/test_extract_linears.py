@@ -9,7 +9,7 @@ import pytest
 from support.tiny_graphs import build, raw, run, weight
 
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.expose_linears import expose_linears
+from fptq_onnx.passes.extract_linears import extract_linears
 
 X3 = "float[B, S, 8] x"
 H = 8
@@ -155,12 +155,12 @@ def test_taken_out_and_the_same(rng: np.random.Generator, case: str) -> None:
     elif "] mask" in body:
         feeds["mask"] = np.array([5, 3], np.int32)
     before = run(model, feeds)["y"]
-    assert expose_linears(model) == 1
+    assert extract_linears(model) == 1
     assert len(find_linears(model).linears) == count
     assert not find_linears(model).others
     # One more rounding of each weight, and sums of 8 terms in another order.
     np.testing.assert_allclose(run(model, feeds)["y"], before, rtol=0, atol=2e-6)
-    assert expose_linears(model) == 0
+    assert extract_linears(model) == 0
 
 
 LEFT = {
@@ -242,7 +242,7 @@ def test_left_alone_with_a_reason(rng: np.random.Generator, case: str) -> None:
         arrays["zero"] = np.array([0], np.int64)
     model = raw(body, arrays)
     before = [node.op_type for node in model.graph]
-    assert expose_linears(model) == 0
+    assert extract_linears(model) == 0
     assert [node.op_type for node in model.graph] == before
     scan = find_linears(model)
     assert not scan.linears
@@ -265,7 +265,7 @@ def test_what_onnx_runtime_wrote_after_optimizing_is_found(
     optimized = ir.load(tmp_path / "optimized.onnx")
     kinds = {node.op_type for node in optimized.graph}
     assert kinds & {"FusedGemm", "FusedMatMul"}, kinds
-    expose_linears(optimized)
+    extract_linears(optimized)
     assert len(find_linears(optimized).linears) == 2
     feeds = {"x": rng.standard_normal((4, 8)).astype(np.float32)}
     for name, value in run(model, feeds).items():

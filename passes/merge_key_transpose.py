@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 from fptq_onnx.graph.walk_back import domain_of
-from fptq_onnx.passes._replace import remove_unused
+from fptq_onnx.passes._edit import remove_unused
 
 _SWAP_ROWS = [0, 2, 1]
 _SWAP_IN_HEADS = [0, 1, 3, 2]
 
 
-def plain_transposes(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def merge_key_transpose(model: ir.Model) -> tuple[int, tuple[str, ...]]:
     """Rewrite in place.
 
     Args:

@@ -14,8 +14,8 @@ from fptq_onnx.calibration.whole_feeds import Feed
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.passes.normalize import normalize
-from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, TwoStreams
-from fptq_onnx.quantization.subgraphs import Stage
+from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, PairedActivations
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from support.saved_models import saved
 
 Rows = NDArray[np.float32]
@@ -56,10 +56,12 @@ def float_output(linear: Linear, x: Rows) -> Rows:
 
 
 def pairs(
-    streams: TwoStreams, stage: Stage, linear: Linear, noise: float
+    activations: PairedActivations, group: LayerGroup, linear: Linear, noise: float
 ) -> Iterator[tuple[Rows, Rows]]:
     """Outputs in both streams; the quantized one off by a constant."""
-    for x, x8 in zip(streams.rows(stage, FLOAT), streams.rows(stage, QUANTIZED), strict=True):
+    for x, x8 in zip(
+        activations.rows(group, FLOAT), activations.rows(group, QUANTIZED), strict=True
+    ):
         yield float_output(linear, x), float_output(linear, x8) + np.float32(noise)
 
 
@@ -67,15 +69,17 @@ def walked(
     model: LoadedModel, feeds: list[Feed], folder: Path, *, noise: float = 0.0
 ) -> dict[str, list[list[Rows]]]:
     """By activation: per stream, per batch what the stage saw; linears err by `noise`."""
-    streams = TwoStreams(model, find_linears(model.model).linears, feeds, folder, threads=1)
+    activations = PairedActivations(
+        model, find_linears(model.model).linears, feeds, folder, threads=1
+    )
     seen = {}
-    for stage in streams.stages:
-        streams.enter(stage)
-        seen[stage.x] = [
-            [rows.copy() for rows in streams.rows(stage, name)] for name in (FLOAT, QUANTIZED)
+    for group in activations.groups:
+        activations.enter(group)
+        seen[group.x] = [
+            [rows.copy() for rows in activations.rows(group, name)] for name in (FLOAT, QUANTIZED)
         ]
-        streams.leave(
-            stage,
-            {linear.name: pairs(streams, stage, linear, noise) for linear in stage.linears},
+        activations.leave(
+            group,
+            {linear.name: pairs(activations, group, linear, noise) for linear in group.linears},
         )
     return seen

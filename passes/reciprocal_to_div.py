@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.walk_back import domain_of
-from fptq_onnx.passes._replace import constant_initializer
+from fptq_onnx.passes._edit import constant_initializer
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _MEAN_OF_SQUARES = ("Sqrt", "Add", "ReduceMean")
 
 
-def divide_norms(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def reciprocal_to_div(model: ir.Model) -> tuple[int, tuple[str, ...]]:
     """Rewrite in place.
 
     Args:
@@ -33,7 +33,7 @@ def divide_norms(model: ir.Model) -> tuple[int, tuple[str, ...]]:
         if root is None or not _is_root_of_mean(root) or root.dtype not in _TYPES:
             continue
         assert root.dtype is not None
-        name = f"divide_norms/one_{root.dtype.name.lower()}"
+        name = f"reciprocal_to_div/one_{root.dtype.name.lower()}"
         one = constant_initializer(graph, name, np.array(1, root.dtype.numpy()))
         divide = ir.node("Div", [one, root], name=node.name)
         old, new = node.outputs[0], divide.outputs[0]

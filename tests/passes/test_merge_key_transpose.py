@@ -8,7 +8,7 @@ from support.exported_attention import ATTENTION, KEYS_TURNED, KEYS_TURNED_FLAT,
 from support.tiny_graphs import op_counts, run
 
 from fptq_onnx.passes.group_heads import group_heads
-from fptq_onnx.passes.plain_transposes import plain_transposes
+from fptq_onnx.passes.merge_key_transpose import merge_key_transpose
 
 FLAT = ATTENTION.replace(KEYS_TURNED, KEYS_TURNED_FLAT)
 
@@ -17,7 +17,7 @@ FLAT = ATTENTION.replace(KEYS_TURNED, KEYS_TURNED_FLAT)
 def test_the_same_elements(rng: np.random.Generator, past: int) -> None:
     model, inputs = attention(FLAT, outputs="float y, float kt"), feeds(rng, past=past)
     before = run(model, inputs)
-    assert plain_transposes(model) == (1, ())
+    assert merge_key_transpose(model) == (1, ())
     after = run(model, inputs)
     for name in ("kt", "y"):
         np.testing.assert_array_equal(after[name], before[name])
@@ -28,7 +28,7 @@ def test_heads_are_found_behind_it(rng: np.random.Generator) -> None:
     model, inputs = attention(FLAT), feeds(rng)
     before = run(model, inputs)["y"]
     assert group_heads(attention(FLAT))[0] == 1
-    plain_transposes(model)
+    merge_key_transpose(model)
     assert group_heads(model) == (2, ())
     np.testing.assert_allclose(run(model, inputs)["y"], before, rtol=0, atol=2e-6)
 
@@ -38,7 +38,7 @@ def test_what_mixes_heads_is_left_with_a_reason() -> None:
     text = FLAT.replace("ko = Concat<axis = 0>(kb, kd, kl)", "ko = Concat<axis = 0>(kb, kl, kd)")
     text = text.replace("kt = Reshape(kg, ko)", "kx = Reshape(kg, ko) kt = Transpose<perm ="
                         " [0, 1, 3, 2]>(kx)")  # fmt: skip
-    count, declined = plain_transposes(attention(text))
+    count, declined = merge_key_transpose(attention(text))
     assert count == 0
     (said,) = declined
     assert said.startswith("kx: keys are transposed by three nodes")

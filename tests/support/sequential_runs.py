@@ -12,13 +12,13 @@ from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.quantization.sequential import Solved, solve_weights
+from fptq_onnx.quantization.sequential import SequentialResult, quantize_sequentially
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 from support.gated import FOLDABLE, gated_model
-from support.stages import feeds_of, loaded
+from support.layer_groups import feeds_of, loaded
 
 TEXT = FOLDABLE["biases"].replace("n = Tanh(x)", "n = SimplifiedLayerNormalization(x, c)")
 
@@ -47,12 +47,12 @@ class Setting:
 
     def solve(
         self, config: Config, plan: Plan | None = None, **options: object
-    ) -> tuple[Solved, WeightStore]:
+    ) -> tuple[SequentialResult, WeightStore]:
         self.runs += 1
         store = WeightStore(self.folder / f"weights{self.runs}")
-        solved = solve_weights(
+        result = quantize_sequentially(
             self.loaded, self.scan, plan or self.plan(config), self.stats, config,
             feeds_of(*self.batches), store, self.folder / "values", threads=1, **options,
         )  # type: ignore[arg-type]  # fmt: skip
         assert not list((self.folder / "values").iterdir())
-        return solved, store
+        return result, store

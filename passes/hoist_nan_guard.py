@@ -20,10 +20,10 @@ from fptq_onnx.graph.rewire import follow_with
 from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 from fptq_onnx.graph.walk_back import domain_of, input_of
-from fptq_onnx.passes._replace import constant_initializer, remove_unused
+from fptq_onnx.passes._edit import constant_initializer, remove_unused
 
 
-def guard_after_product(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def hoist_nan_guard(model: ir.Model) -> tuple[int, tuple[str, ...]]:
     """Rewrite in place.
 
     Args:
@@ -91,7 +91,7 @@ def _only_product(value: ir.Value) -> ir.Node | None:
 def _rewrite(graph: ir.Graph, node: ir.Node, probabilities: ir.Value, product: ir.Node) -> None:
     zero, old, guarded = input_of(node, 1), product.outputs[0], node.outputs[0]
     bounds = [
-        constant_initializer(graph, f"guard_after_product/{name}", np.array([number], np.int64))
+        constant_initializer(graph, f"hoist_nan_guard/{name}", np.array([number], np.int64))
         for name, number in (("first", 0), ("second", 1), ("last_axis", -1))
     ]
     first = ir.node("Slice", [probabilities, *bounds], name=f"{node.name}/first")

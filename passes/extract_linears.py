@@ -7,7 +7,7 @@
     Gemm with alpha or beta                  ->  Gemm(x, alpha W, beta b)
     MatMul(x, W [1, K, N])                   ->  MatMul(x, W [K, N])
     Einsum("bsk,kn->bsn", x, W)              ->  MatMul(x, W)
-    Conv(x, W [N, K, 1])                     ->  Transpose, MatMul, Transpose (open_convolutions.py)
+    Conv(x, W [N, K, 1])                     ->  Transpose, MatMul, Transpose (conv1x1_to_matmul.py)
 
 ONNX Runtime's optimizers write the first three. Weights are made anew when they are read.
 """
@@ -23,14 +23,14 @@ from fptq_onnx.graph.constants import Array, constant_of
 from fptq_onnx.graph.linears.einsum import plain_product
 from fptq_onnx.graph.linears.weights_in_other_ops import MICROSOFT, attention_obstacle
 from fptq_onnx.graph.shapes.rank import least_rank
-from fptq_onnx.passes._replace import constant_initializer, put_in_place, remade
-from fptq_onnx.passes.open_convolutions import open_convolutions
+from fptq_onnx.passes._edit import constant_initializer, put_in_place, remade
+from fptq_onnx.passes.conv1x1_to_matmul import conv1x1_to_matmul
 
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid")
 _KEPT_BY_ATTENTION = ("num_heads", "unidirectional", "mask_filter_value", "scale")
 
 
-def expose_linears(model: ir.Model) -> int:
+def extract_linears(model: ir.Model) -> int:
     """Rewrite in place what can be rewritten without a doubt.
 
     Args:
@@ -39,7 +39,7 @@ def expose_linears(model: ir.Model) -> int:
     Returns:
         How many nodes were rewritten.
     """
-    rewritten = open_convolutions(model)
+    rewritten = conv1x1_to_matmul(model)
     for node in list(model.graph):
         rule = _RULES.get((node.domain, node.op_type))
         if rule is not None:

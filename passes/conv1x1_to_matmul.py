@@ -13,12 +13,12 @@ import onnx_ir as ir
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.graph.linears.weights_in_other_ops import convolution_obstacle
 from fptq_onnx.graph.walk_back import domain_of, input_of
-from fptq_onnx.passes._replace import put_in_place, remade, remove_unused
+from fptq_onnx.passes._edit import put_in_place, remade, remove_unused
 
 _SWAP = [0, 2, 1]
 
 
-def open_convolutions(model: ir.Model) -> int:
+def conv1x1_to_matmul(model: ir.Model) -> int:
     """Rewrite in place those that are the same as a linear.
 
     Args:
