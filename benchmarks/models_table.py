@@ -83,8 +83,9 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
         "",
         f"{len(rows)} exports, converted with the default recipe and compared with ONNX Runtime's "
         f"own MatMulNBits. Printed by `benchmarks/models_table.py` with ONNX Runtime "
-        f"{onnxruntime.__version__} on {platform.machine()}. Calibrated on {options.samples} samples "
-        f"of {options.length} tokens that the model generates (random tokens without a KV cache). "
+        f"{onnxruntime.__version__} on {platform.machine()}. Calibrated on {options.samples} "
+        f"samples of {options.length} tokens that the model generates (random tokens without a KV "
+        f"cache). "
         f"All models but tinystories have two layers of random weights; "
         f"`benchmarks/make_exports.py` makes most of them{_made_by(options.exports)}.",
         "",
