@@ -54,7 +54,7 @@ ATTENTION = {
     f" g = Where(n, zero, p) o = MatMul(g, vh) {_OUT}",
     "repeated heads, guard after the product": f"{_Q} {_KV} {_REPEAT} {_SCORES} {_SOFT}"
     f" o_ = MatMul(p, vh) {_EMPTY} o = Where(n, zero, o_) {_OUT}",
-    "grouped heads, guard after the product (clean-up)": f"{_Q} {_KV} qg = Reshape(qh, grouped)"
+    "grouped heads, guard after the product (graph optimization)": f"{_Q} {_KV} qg = Reshape(qh, grouped)"
     " kx = Transpose<perm = [0, 1, 3, 2]>(kc) qs = Mul(qg, scale) s_ = MatMul(qs, kx)"
     f" s = Reshape(s_, all_heads) {_SOFT} pg = Reshape(p, grouped) og = MatMul(pg, vc)"
     f" o_ = Reshape(og, all_heads) {_EMPTY} o = Where(n, zero, o_) {_OUT}",
@@ -72,7 +72,7 @@ ATTENTION = {
 _MEAN = "x = Add(q, r) sq = Pow(x, two_f) m = ReduceMean(sq, last) a = Add(m, eps) d = Sqrt(a)"
 NORM = {
     "Reciprocal (dynamo)": f"{_MEAN} i = Reciprocal(d) xn = Mul(x, i) y = Mul(gain, xn)",
-    "Div (torchscript, clean-up)": f"{_MEAN} i = Div(one_f, d) xn = Mul(x, i) y = Mul(gain, xn)",
+    "Div (torchscript, graph optimization)": f"{_MEAN} i = Div(one_f, d) xn = Mul(x, i) y = Mul(gain, xn)",
     "SimplifiedLayerNormalization": "x = Add(q, r)"
     " y = SimplifiedLayerNormalization<epsilon = 0.00001>(x, gain)",
     "SkipSimplifiedLayerNormalization": "y, none1, none2, x ="
