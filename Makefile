@@ -6,8 +6,9 @@ STAMP  := $(VENV)/.installed
 EXPORT_VENV := .venv-export
 PACKAGE_VENV := .venv-package
 RAY_VENV := .venv-ray
+NATIVE_SOURCES := $(wildcard native/*/*.cc native/*/*.h)
 
-.PHONY: demo test lint types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
+.PHONY: demo test lint format types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
@@ -26,6 +27,16 @@ test: lint types native-test pytest
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@if test -x $(BIN)/clang-format; then \
+	  echo "clang-format --dry-run --Werror native/*/*"; \
+	  $(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES); \
+	else \
+	  echo "skipped: native/ is not checked, since clang-format is not installed"; \
+	fi
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -93,7 +104,7 @@ test-lm-eval: $(STAMP)
 # the main one shows that nothing needs torch. torch first: pip then takes no other build of it.
 test-export: $(EXPORT_VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/exporting \
-	  tests/test_other_runtimes.py tests/packaging/test_genai_runs.py
+	  tests/test_other_runtimes.py tests/packaging/test_genai_runs.py tests/generation/test_transformers_ids.py
 
 $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	test -x $(EXPORT_VENV)/bin/python || $(PYTHON) -m venv $(EXPORT_VENV)

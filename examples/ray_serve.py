@@ -3,7 +3,8 @@
     serve run examples.ray_serve:build model=/models/my-model-w4a8 replicas=4 threads=8
 
 The model's folder must be at the same place on every node. An API key is taken from the variable
-FPTQ_API_KEY where this runs. Needs `pip install 'fptq-onnx[serve,ray]'` on every node.
+FPTQ_API_KEY where this runs. Needs `pip install '.[serve,ray]'` in a checkout of
+fptq-onnx, on every node.
 """
 
 from __future__ import annotations

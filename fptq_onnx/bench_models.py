@@ -11,6 +11,7 @@ from typing import Any
 
 from fptq_onnx.bench_probe import Figures, Load, probe_command
 from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.model_folder import model_name
 from fptq_onnx.probe_process import run_apart
 from fptq_onnx.progress import track
 
@@ -129,8 +130,7 @@ def entries_of(models: Sequence[Path]) -> list[Entry]:
     """
     entries: list[Entry] = []
     for path in models:
-        find_model_file(path)  # known now rather than after the first rounds
-        name = path.resolve().name if path.is_dir() else path.resolve().parent.name
+        name = model_name(find_model_file(path))  # known now rather than after the first rounds
         taken = {entry.name for entry in entries}
         shown = str(path) if name in taken else name
         entries.append(Entry(shown, partial(probe_command, path)))

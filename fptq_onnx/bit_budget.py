@@ -133,6 +133,34 @@ def spend_budget(
     return replace(plan, linears=tuple(entries[entry.name] for entry in plan.linears))
 
 
+def one_form(plan: Plan, shared: Mapping[str, str]) -> Plan:
+    """Give linears with one weight the widest form of any of them, which is then stored once.
+
+    Args:
+        plan: with forms chosen stage by stage.
+        shared: see graph/shared_weights.py.
+    """
+    widest: dict[str, LinearPlan] = {}
+    for entry in plan.linears:
+        if entry.scheme != FLOAT and (first := shared.get(entry.name)) is not None:
+            known = widest.setdefault(first, entry)
+            widest[first] = max(known, entry, key=planned_bits)
+    return replace(
+        plan,
+        linears=tuple(
+            entry
+            if entry.scheme == FLOAT or shared.get(entry.name) not in widest
+            else replace(
+                entry,
+                block_size=widest[shared[entry.name]].block_size,
+                symmetric=widest[shared[entry.name]].symmetric,
+                weight_bits=widest[shared[entry.name]].weight_bits,
+            )
+            for entry in plan.linears
+        ),
+    )
+
+
 def measure_harm(
     loaded: LoadedModel,
     scan: LinearScan,
@@ -164,7 +192,9 @@ def measure_harm(
         groups.setdefault(linear.x.name or "", []).append(linear)
     graph = loaded.model.graph
     io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
-    reference = Decoder(open_session_in_memory(loaded.model, loaded.folder, threads=threads), io)
+    reference = Decoder(
+        open_session_in_memory(loaded.model, loaded.data_folder, threads=threads), io
+    )
     entries = plan.by_name()
     columns = column_divisors(scan.linears, divisors)
     harm = []
@@ -178,7 +208,7 @@ def measure_harm(
         linears = find_linears(clone).by_name()
         for name in rounded:
             _round(linears[name], entries[name], divisors, columns.get(name), store)
-        session = open_session_in_memory(clone, loaded.folder, threads=threads)
+        session = open_session_in_memory(clone, loaded.data_folder, threads=threads)
         harm.append(compare(reference, Decoder(session, io), windows).kl)
     return [[linear.name for linear in stage] for stage in groups.values()], harm
 

@@ -85,12 +85,12 @@ def check_clean_up(
         return CheckedCleanUp((), done, 0.0, ())
     source = open_source()
     try:
-        before = list(_run(loaded, loaded.model, source, threads))
+        before = list(run_samples(loaded, loaded.model, source, threads))
     except FptqError as error:
         left = f"the clean-up was left out, since nothing can be compared: {error}"
         return CheckedCleanUp((), CleanedUp({}, ()), 0.0, (left,))
     difference = _difference(loaded, model, source, threads, before)
-    if _same(loaded, difference):
+    if is_rounding(loaded, difference):
         return CheckedCleanUp(ALL, done, difference, ())
     kept: tuple[str, ...] = ()
     undone: list[str] = []
@@ -100,7 +100,7 @@ def check_clean_up(
         if name not in clean_up(model, (*kept, name)).counts:
             continue
         found = _difference(loaded, model, source, threads, before)
-        if _same(loaded, found):
+        if is_rounding(loaded, found):
             kept, difference = (*kept, name), found
         else:
             undone.append(
@@ -109,7 +109,8 @@ def check_clean_up(
     return CheckedCleanUp(kept, clean_up(loaded.model.clone(), kept), difference, tuple(undone))
 
 
-def _same(loaded: LoadedModel, difference: float) -> bool:
+def is_rounding(loaded: LoadedModel, difference: float) -> bool:
+    """Whether outputs that differ so much are the same up to the order of sums."""
     halves = any(value.dtype == ir.DataType.FLOAT16 for value in loaded.model.graph.outputs)
     halves |= any(v.dtype == ir.DataType.FLOAT16 for v in loaded.model.graph.initializers.values())
     return difference <= (_TOLERANCE_HALF if halves else _TOLERANCE)
@@ -120,17 +121,18 @@ def _difference(
 ) -> float:
     """The largest of any output, relative to its largest element; infinite if it cannot be run."""
     try:
-        after = list(_run(loaded, model, source, threads))
+        after = list(run_samples(loaded, model, source, threads))
     except FptqError:
         return np.inf
     return max(
-        _relative(expected, found[name])
+        relative_difference(expected, found[name])
         for outputs, found in zip(before, after, strict=True)
         for name, expected in outputs.items()
     )
 
 
-def _relative(a: NDArray[Any], b: NDArray[Any]) -> float:
+def relative_difference(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest, by a's largest element; infinite where NaNs or shapes are others."""
     if a.shape != b.shape or np.any(np.isnan(a) != np.isnan(b)):
         return np.inf
     a, b = (np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
@@ -138,9 +140,15 @@ def _relative(a: NDArray[Any], b: NDArray[Any]) -> float:
     return ratio(max_abs_diff(a, b), max_finite(a))
 
 
-def _run(loaded: LoadedModel, model: ir.Model, source: Source, threads: int) -> Iterator[Arrays]:
-    """The outputs of each run, by name."""
-    session = open_session_in_memory(model, loaded.folder, threads=threads)
+def run_samples(
+    loaded: LoadedModel, model: ir.Model, source: Source, threads: int
+) -> Iterator[Arrays]:
+    """The outputs of each run, by name.
+
+    Raises:
+        FptqError: ONNX Runtime cannot run the model.
+    """
+    session = open_session_in_memory(model, loaded.data_folder, threads=threads)
     names = [output.name for output in session.get_outputs()]
     try:
         if not isinstance(source, TokenWindows):

@@ -17,6 +17,7 @@ from fptq_onnx.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.errors import FptqError
 from fptq_onnx.eval_command import add_eval_options, run_eval
 from fptq_onnx.export_command import add_export_options, add_exporter_option, onnx_of, run_export
+from fptq_onnx.model_choice import add_file_option, choose_file
 from fptq_onnx.package_command import add_package_options, run_package
 from fptq_onnx.run_command import add_run_options, run_command
 from fptq_onnx.serve_command import add_serve_options, run_serve
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise FptqError("standard output is closed, and what was asked for goes there: open it")
         for threads in _list(getattr(options, "threads", 0)):
             check_threads(threads)
+        choose_file(options)
         run(options)
         sys.stdout.flush()
     except FptqError as error:
@@ -173,6 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
     package.set_defaults(run=run_package)
     add_package_options(package)
 
+    for command in (convert, inspect, run, serve, evaluate, compared, bench, package):
+        add_file_option(command)
+
     library = commands.add_parser("library", help="print the path of the custom-op library")
     library.set_defaults(run=_library)
     return parser
@@ -196,7 +201,7 @@ def _convert(options: argparse.Namespace) -> None:
         "gate": Gate(options.max_kl, options.min_top1),
         "say": say,
     }
-    output = options.output or default_output(options.model)
+    output = options.output or default_output(options.given)
     half = recipe.name == FLOAT16
     unused = unused_in_float16(options) if half else []
     if unused:

@@ -61,6 +61,13 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--w8", action="append", default=[], metavar="WHICH", help="8-bit weights for these"
     )
+    plan.add_argument(
+        "--quantize-routers",
+        action="store_true",
+        default=None,
+        help="quantize routers of experts and gates of recurrences too; --w8 gives those it names "
+        "8 bits (they stay in float)",
+    )
     plan.add_argument("--weights", help="how weights are rounded: gptq, mse (clip search) or rtn")
     plan.add_argument("--equalization", help="divisors to fold: search, lae, smoothquant or none")
     plan.add_argument(
@@ -110,6 +117,7 @@ def planning(
             ("v1", options.v1),
             ("block_size", options.block_size),
             ("symmetric", None if options.asymmetric is None else False),
+            ("quantize_routers", options.quantize_routers),
         )
         if value is not None
     }
@@ -147,8 +155,8 @@ def unused_in_float16(options: argparse.Namespace) -> list[str]:
     """The options given that a conversion to float16 has no use for."""
     names = (
         "target", "dry_run", "plan", "no_fuse", "no_clean_up", "equalize_only", "stats", "v0", "v1",
-        "block_size", "asymmetric", "ignore", "w8", "weights", "equalization", "policy",
-        "bits_budget", "embedding_bits", "kv_cache",
+        "block_size", "asymmetric", "ignore", "w8", "quantize_routers", "weights", "equalization",
+        "policy", "bits_budget", "embedding_bits", "kv_cache",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in names}
     return [

@@ -18,7 +18,7 @@ from fptq_onnx.eval_settings import EvalSettings
 from fptq_onnx.evaluate_model import Evaluation, evaluate_model
 from fptq_onnx.finite_json import finite
 from fptq_onnx.graph.linears import find_linears
-from fptq_onnx.model_configs import read_special_ids
+from fptq_onnx.model_configs import find_model_file, read_special_ids
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.pipeline import convert
@@ -146,7 +146,7 @@ def compare_models(
                     threads=settings.threads, quiet=quiet,
                 )
             )  # fmt: skip
-        context = read_special_ids(model if model.is_dir() else model.parent).context_length
+        context = read_special_ids(find_model_file(model).parent).context_length
         load = load_within(context, settings.prefill, settings.decode)
         speeds = measure_speeds(
             [item.path for item in made], load,

@@ -33,6 +33,8 @@ class Config:
         (clean_up.py).
     ignore: linears that stay in float: `role:down`, `layer:0`, `layer:0-3`, or a regular expression
         found in the node name, module path or weight name (linear_selector.py).
+    quantize_routers: whether routers of experts and gates of recurrences (graph/gates.py) are
+        quantized as other linears are; if not, those that `w8` matches are.
     weights: one of WEIGHTS: how weights are rounded.
     equalization: one of EQUALIZATIONS: which divisors are folded into norms and, but for lae, into
         linears before.
@@ -55,6 +57,7 @@ class Config:
     w8: tuple[str, ...] = ()
     fuse: bool = True
     clean_up: bool = True
+    quantize_routers: bool = False
     weights: str = "gptq"
     equalization: str = "search"
     policy: str = "measured"
@@ -66,9 +69,17 @@ class Config:
 
     @property
     def walks(self) -> bool:
-        """Whether the conversion needs to run the model stage by stage; the paper's does not."""
-        paper = (self.weights, self.equalization, self.policy) == ("rtn", "lae", "thresholds")
-        return not paper or self.bits_budget is not None
+        """Whether the conversion needs to run the model stage by stage.
+
+        What rounds to nearest, with divisors and schemes from ranges alone, does not.
+        """
+        by_tokens = self.weights != "rtn" or self.equalization == "search"
+        return by_tokens or self.policy == "measured" or self.bits_budget is not None
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether divisors and schemes are the paper's own: LAE where thresholds on ranges say."""
+        return (self.equalization, self.policy) == ("lae", "thresholds")
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense.

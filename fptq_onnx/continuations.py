@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tokenizers
 
 from fptq_onnx.decoder import Decoder
 from fptq_onnx.errors import FptqError
+from fptq_onnx.text_tokenizer import TextTokenizer
 from fptq_onnx.window_sums import log_softmax, window_logits
 
 
@@ -32,7 +32,7 @@ class Score:
 
 
 def encode_pair(
-    tokenizer: tokenizers.Tokenizer, context: str, continuation: str, bos: int | None
+    tokenizer: TextTokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
     """Tokens of a context and of what follows it.
 
@@ -43,14 +43,17 @@ def encode_pair(
         tokenizer: the model's.
         context: may be empty.
         continuation: the text to score.
-        bos: id in front of the context, or None.
 
     Returns:
-        Ids of the context, with BOS, and of the continuation; either may be empty.
+        Ids of the context, with what the tokenizer puts before a text, and of the continuation;
+        either may be empty.
+
+    Raises:
+        FptqError: a token that the model does not know.
     """
-    whole = tokenizer.encode(context + continuation, add_special_tokens=False).ids
-    alone = tokenizer.encode(context.rstrip(), add_special_tokens=False).ids
-    return [*([] if bos is None else [bos]), *alone], whole[len(alone) :]
+    whole = tokenizer.ids(context + continuation)
+    alone = tokenizer.ids(context.rstrip())
+    return tokenizer.known([*tokenizer.prefix, *alone]), whole[len(alone) :]
 
 
 def score_continuation(

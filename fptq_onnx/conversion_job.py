@@ -9,11 +9,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from fptq_onnx.bit_budget import planned_bits
+from fptq_onnx.calibration.data import Source
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.check_clean_up import check_clean_up
 from fptq_onnx.clean_up import clean_up
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
+from fptq_onnx.float_tensors import all_bytes, expected_floats, float_notes, float_tensors
 from fptq_onnx.graph.block_view import find_blocks
 from fptq_onnx.graph.divided_outputs import divided_outputs
 from fptq_onnx.graph.linears import LinearScan
@@ -22,11 +25,12 @@ from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE, save_model
 from fptq_onnx.output_folder import REPORT_FILE
+from fptq_onnx.passes.choose_schemes import massive_notes
 from fptq_onnx.passes.equalize import equalize, fold_scales
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
-from fptq_onnx.plan import Plan
+from fptq_onnx.plan import FLOAT, Plan
 from fptq_onnx.progress import tracker
 from fptq_onnx.provenance import bits_per_weight, files_size, new_report, stamp
 from fptq_onnx.quality_gate import Gate
@@ -36,7 +40,8 @@ from fptq_onnx.samples import Samples
 from fptq_onnx.session import CUSTOM_DOMAIN
 from fptq_onnx.side_files import copy_side_files, copy_tokenizer
 from fptq_onnx.solve_budget import solve_budget
-from fptq_onnx.targets import emit
+from fptq_onnx.solve_plain import needs_tokens, solve_plain
+from fptq_onnx.targets import FLOAT_TARGET, emit
 from fptq_onnx.verify import verify
 from fptq_onnx.weight_store import WeightStore
 
@@ -73,18 +78,46 @@ class Job:
     threads: int
     quiet: bool
     say: Callable[[str], None]
+    raised: tuple[str, ...] = ()
 
     def rehearse(self, plan: Plan, warnings: tuple[str, ...]) -> Prepared:
         """Decide as for real, and keep nothing but the decisions."""
         with tempfile.TemporaryDirectory() as work:
-            if self.walks(plan):
+            if self.walks(plan) or not self._ranges_decide:
                 return self.prepare(plan, warnings, Path(work))
             say_all(self.say, scheme_lines(plan), warnings)
             return Prepared(self.loaded.model, plan, WeightStore(Path(work)), (), (), warnings)
 
+    def expected(self, plan: Plan) -> tuple[str, ...]:
+        """What will stay in floats, said and returned."""
+        quantized = (entry for entry in plan.linears if entry.scheme != FLOAT)
+        first = {entry.name: self.scan.shared.get(entry.name, entry.name) for entry in quantized}
+        sizes = {
+            first[entry.name]: planned_bits(entry) / 8
+            for entry in plan.linears
+            if entry.name in first
+        }
+        notes = expected_floats(
+            self.loaded.model, self.scan, plan, self.config, sum(sizes.values())
+        )
+        say_all(self.say, [f"note         {text}" for text in notes])
+        return notes
+
     def walks(self, plan: Plan) -> bool:
-        """Whether the model must be run stage by stage; the paper's own method need not."""
-        return self.config.walks or plan.walks or self.measure_errors
+        """Whether the model must be run stage by stage."""
+        if self.config.walks or plan.walks or self.measure_errors:
+            return True
+        return not self.replay and needs_tokens(self.scan, self.stats, self.config)
+
+    @property
+    def _ranges_decide(self) -> bool:
+        """Whether a plan that needs no walk is as it will be; else `solve_plain` completes it."""
+        return self.replay or self.config.of_paper
+
+    @property
+    def source(self) -> Source:
+        """The samples; those that the model writes are written now if they were not yet."""
+        return self.samples.open(self.loaded, threads=self.threads, quiet=self.quiet)
 
     def prepare(self, plan: Plan, warnings: tuple[str, ...], work: Path) -> Prepared:
         """Equalize and quantize: the paper's way, or by a walk through the model."""
@@ -97,18 +130,26 @@ class Job:
         if self.walks(plan):
             solved = solve_budget(
                 self.loaded, self.scan, plan, self.stats, self.config,
-                self.samples.open(self.loaded), store, work / ".values", replay=self.replay,
+                self.source, store, work / ".values", replay=self.replay,
                 threads=self.threads, quiet=self.quiet, say=self.say,
             )  # fmt: skip
             plan, errors, routing = solved.plan, solved.errors, solved.notes
             folded = fold_scales(model, solved.scales)
-        else:
+        elif self._ranges_decide:
             folded = equalize(model, plan, self.stats)
             if self.config.quantize:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
+        else:
+            solved = solve_plain(
+                self.loaded, self.scan, plan, self.stats, self.config, store,
+                track=tracker("quantizing", self.quiet),
+            )  # fmt: skip
+            plan, folded = solved.plan, fold_scales(model, solved.scales)
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
-        notes = (*widened, *routing, *self._clean_up(model))
+        massive = () if self.replay else massive_notes(plan)
+        before = (*self.loaded.notes, *self.raised)
+        notes = (*before, *widened, *routing, *massive, *self._clean_up(model))
         return Prepared(model, plan, store, folded, errors, warnings, notes)
 
     def _clean_up(self, model: ir.Model) -> tuple[str, ...]:
@@ -116,7 +157,9 @@ class Job:
         if not self.config.clean_up:
             return ()
         checked = check_clean_up(
-            self.loaded, lambda: self.samples.open(self.loaded), threads=self.threads
+            self.loaded,
+            lambda: self.samples.drawn(self.loaded, threads=self.threads),
+            threads=self.threads,
         )
         checked = replace(checked, done=clean_up(model, checked.names))
         say_all(self.say, checked.lines)
@@ -128,14 +171,17 @@ class Job:
         blocks = find_blocks(self.scan.linears)
         report = new_report(target, loaded, self.scan, plan, self.config, self.samples, self.stats)
         emitted = emit(target, prepared.model.clone(), plan, prepared.store, self.config)
+        floats = [] if target == FLOAT_TARGET else float_tensors(emitted.model)
+        size = all_bytes(emitted.model)
         report = replace(
             report,
             folded=prepared.folded,
             errors=tuple(
                 {**item.to_dict(), **asdict(blocks[item.name])} for item in prepared.errors
             ),
-            notes=(*prepared.warnings, *prepared.notes, *emitted.notes),
-            bits_per_weight=bits_per_weight(plan, emitted.model),
+            notes=(*prepared.warnings, *prepared.notes, *emitted.notes, *float_notes(floats, size)),
+            stays_float=tuple(asdict(tensor) for tensor in floats),
+            bits_per_weight=bits_per_weight(plan, emitted.model, self.scan.shared),
         )
         budget = self.config.bits_budget
         if budget is not None and report.bits_per_weight > budget + _BITS_SHOWN:
@@ -161,7 +207,7 @@ class Job:
         if self.verify_samples:
             result = verify(
                 loaded, folder, self.samples, self.verify_samples, threads=self.threads,
-                divided=divided_outputs(self.scan.linears, prepared.folded),
+                quiet=self.quiet, divided=divided_outputs(self.scan.linears, prepared.folded),
             )  # fmt: skip
             say(result.line)
             self.gate.check(target, result)

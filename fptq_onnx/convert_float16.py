@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from fptq_onnx import __version__
+from fptq_onnx.check_input import check_input
+from fptq_onnx.check_raised import check_raised
+from fptq_onnx.conversion_job import say_all
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
 from fptq_onnx.model_load import LoadedModel, load_model
@@ -61,7 +66,11 @@ def convert_float16(
     """
     loaded = load_model(source)
     check_output(source, output, overwrite=overwrite)
+    _check_floats(loaded)
+    check_input(loaded)
+    say_all(say, [f"note         {text}" for text in loaded.notes])
     scan = find_linears(loaded.model)
+    notes = check_raised(loaded, lambda: samples.open(loaded), say, threads=threads)
     with atomic_folder(output) as folder:
         model = ir.from_proto(_half(loaded))
         model.graph.sort()  # the converter puts its casts at the end
@@ -78,10 +87,13 @@ def convert_float16(
             bits_per_weight=16.0,
             bytes_before=loaded.bytes,
             bytes_after=0,
+            notes=notes,
         )
         stamp(model, report)
         save_model(model, folder, tracker("writing fp16", quiet))
         copy_side_files(loaded.folder, folder, MODEL_FILE)
+        if any(graph is not model.graph for graph in model.graphs()):
+            _try_apart(folder / MODEL_FILE)
         report = report.with_size(files_size(folder))
         say(
             f"written      {FLOAT16}: {human_bytes(report.bytes_before)} -> "
@@ -97,6 +109,30 @@ def convert_float16(
     return report
 
 
+def _try_apart(file: Path) -> None:
+    """Open the model in a process of its own: with float16 in loops, ONNX Runtime may die of it.
+
+    Raises:
+        FptqError: it did.
+    """
+    text = (
+        "import sys, onnxruntime as ort\n"
+        "ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+    done = subprocess.run([sys.executable, "-c", text, file], capture_output=True, check=False)
+    if done.returncode < 0:  # what it says itself is said where the model is compared
+        raise FptqError(
+            "ONNX Runtime crashes on the float16 model (signal "
+            f"{-done.returncode}): leave recipe fp16 out"
+        )
+
+
+def _check_floats(loaded: LoadedModel) -> None:
+    tensors = [value.const_value for value in loaded.model.graph.initializers.values()]
+    if not any(tensor is not None and tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
+        raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")
+
+
 def _half(loaded: LoadedModel) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -105,10 +141,7 @@ def _half(loaded: LoadedModel) -> onnx.ModelProto:
             f"{loaded.file} is larger than 2 GiB, which ONNX Runtime's float16 converter cannot "
             f"take: export it in float16 instead"
         )
-    proto = onnx.load(loaded.file)
-    floats = {tensor.data_type for tensor in proto.graph.initializer}
-    if onnx.TensorProto.FLOAT not in floats:
-        raise FptqError(f"{loaded.file} has no float32 weights: it is in 16 bits already")
+    proto = ir.to_proto(ir.external_data.load_to_model(loaded.model.clone()))
     try:
         # Its shape inference knows none of ONNX Runtime's own ops; types are all it needs.
         converted: onnx.ModelProto = convert_float_to_float16(

@@ -40,9 +40,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         default=256,
         help="tokens in a window, within the model's context (256)",
     )
-    parser.add_argument(
-        "--no-bos", action="store_true", help="no beginning-of-sequence token (BOS) before texts"
-    )
+    parser.add_argument("--no-bos", action="store_true", help="texts alone, without BOS or EOS")
     parser.add_argument(
         "--json", metavar="FILE", help="write all results as JSON; - for standard output"
     )

@@ -21,7 +21,7 @@ class EvalSettings:
         tasks: of TASKS; empty for perplexity, and lastword too where the data are .jsonl passages.
         max_windows: windows, and passages of lastword, at most; None for all.
         window: tokens in a window, at least 2; fewer where the model's context is shorter.
-        bos: put the beginning-of-sequence id, where the model has one, before each document.
+        bos: put around each document what the tokenizer puts there, such as BOS before it.
         tokenizer_folder: holds tokenizer.json where neither the model's folder nor the reference's
             has one.
     """

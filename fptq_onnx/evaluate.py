@@ -54,6 +54,7 @@ class Comparison:
         positions: positions compared.
         predictions: positions that perplexity is taken over.
         last_only: whether the last position of each window alone was compared.
+        kl_median: of all positions, nats; a few bad ones do not move it.
     """
 
     perplexity_reference: float
@@ -66,6 +67,7 @@ class Comparison:
     positions: int
     predictions: int
     last_only: bool = False
+    kl_median: float = 0.0
 
     def to_dict(self) -> dict[str, float | int]:
         """Plain numbers by name, for JSON."""
@@ -109,6 +111,7 @@ def compare(
         positions=positions,
         predictions=sum(predictions),
         last_only=last_only,
+        kl_median=float(np.median(np.concatenate([part.kl_of_positions for part in parts]))),
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
-import tokenizers
 from numpy.typing import NDArray
 
 from fptq_onnx.decoder import Decoder, open_decoder
@@ -26,15 +25,10 @@ from fptq_onnx.last_word import (
     split_passages,
 )
 from fptq_onnx.model_configs import find_model_file, read_special_ids
+from fptq_onnx.model_folder import side_file
 from fptq_onnx.progress import track
-from fptq_onnx.text import (
-    check_bos,
-    check_vocabulary,
-    cut_windows,
-    first_tokens,
-    load_tokenizer,
-    read_documents,
-)
+from fptq_onnx.text import cut_windows, first_tokens, read_documents
+from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer
 from fptq_onnx.window_figures import WindowFigures, figures_against_reference, figures_alone
 
 T = TypeVar("T")
@@ -49,7 +43,8 @@ class Evaluation:
         reference: path as given, None without one.
         data: path as given.
         window: tokens in a window.
-        bos: id before each document, None without one.
+        prefix: ids before each document.
+        suffix: ids after each document, of windows alone.
         perplexity: figures over windows, None where not asked for.
         lastword: figures of last words, None where not asked for.
     """
@@ -58,7 +53,8 @@ class Evaluation:
     reference: str | None
     data: str
     window: int
-    bos: int | None
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     perplexity: WindowFigures | None
     lastword: LastWordFigures | None
 
@@ -95,7 +91,7 @@ def evaluate_model(
     passages = _passages(source, settings) if LASTWORD in tasks else []
     ids = _tokens(source, settings) if PERPLEXITY in tasks else None
     decoders = [_open(path, threads) for path in paths]
-    _check_vocabularies(decoders, source)
+    _check_vocabularies(decoders, source, passages, ids)
     # A graph with a fixed number of tokens cannot be fed more; 1 is a decode step, refused later.
     fixed = [size for decoder in decoders if (size := decoder.io.fixed_sequence or 0) > 1]
     window = min([source.window, *fixed])
@@ -116,7 +112,8 @@ def evaluate_model(
         reference=None if reference is None else str(reference),
         data=str(settings.data),
         window=window,
-        bos=source.bos,
+        prefix=source.tokenizer.prefix,
+        suffix=source.tokenizer.suffix,
         perplexity=perplexity,
         lastword=lastword,
     )
@@ -126,26 +123,22 @@ def evaluate_model(
 class _Source:
     """How text becomes the models' tokens."""
 
-    tokenizer: tokenizers.Tokenizer
-    bos: int | None
+    tokenizer: TextTokenizer  # whose vocabulary is not known before the models are
     vocab_size: int | None  # as the files beside the model say
     contexts: tuple[int, ...]  # tokens the models were made for, where that is known
     window: int
 
     @classmethod
     def of(cls, paths: Sequence[Path], settings: EvalSettings) -> _Source:
-        """From the files beside the models; the first that knows the tokenizer or BOS decides."""
+        """From the files beside the models; the first folder with a tokenizer decides."""
         folders = [find_model_file(path).parent for path in paths]
-        have = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
+        have = [folder for folder in folders if side_file(folder, TOKENIZER_FILE).is_file()]
         where = settings.tokenizer_folder or [*have, folders[0]][0]
-        tokenizer = load_tokenizer(where)
+        tokenizer = TextTokenizer.open(where, None)
         known = [read_special_ids(folder) for folder in folders]
-        beside = [*known, read_special_ids(where)]
-        bos = next((special.bos for special in beside if special.bos is not None), None)
         contexts = tuple(special.context_length for special in known if special.context_length)
         return cls(
-            tokenizer=tokenizer,
-            bos=bos if settings.bos else None,
+            tokenizer=tokenizer if settings.bos else tokenizer.alone(),
             vocab_size=known[0].vocab_size,
             contexts=contexts,
             window=min([settings.window, *contexts]),
@@ -157,10 +150,10 @@ def _tokens(source: _Source, settings: EvalSettings) -> NDArray[np.int64]:
         settings.data,
         source.tokenizer,
         None if settings.max_windows is None else settings.max_windows * source.window,
-        bos=source.bos,
         text_field=settings.text_field,
     )
-    if np.count_nonzero(ids != source.bos) < 2:  # nothing of the text before what is predicted
+    around = [*source.tokenizer.prefix, *source.tokenizer.suffix]
+    if np.count_nonzero(~np.isin(ids, around)) < 2:  # nothing of the text before what is predicted
         raise FptqError(f"{settings.data} has no text to predict; give a longer one")
     return ids
 
@@ -169,7 +162,7 @@ def _passages(source: _Source, settings: EvalSettings) -> list[Passage]:
     documents, _ = read_documents(settings.data, text_field=settings.text_field)
     if not documents:
         raise FptqError(f"{settings.data} has no text to predict; give passages of several words")
-    return split_passages(documents[: settings.max_windows], source.tokenizer, source.bos)
+    return split_passages(documents[: settings.max_windows], source.tokenizer)
 
 
 def _open(path: Path, threads: int) -> Decoder:
@@ -181,15 +174,23 @@ def _open(path: Path, threads: int) -> Decoder:
         raise FptqError(f"{path}: {error}") from error
 
 
-def _check_vocabularies(decoders: Sequence[Decoder], source: _Source) -> None:
+def _check_vocabularies(
+    decoders: Sequence[Decoder],
+    source: _Source,
+    passages: Sequence[Passage],
+    ids: NDArray[np.int64] | None,
+) -> None:
     sizes = [decoder.io.vocab_size for decoder in decoders]
     if len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
         raise FptqError(
             f"the model's vocabulary has {sizes[0]} tokens and the reference's {sizes[1]}; compare "
             "a model with the one it was converted from"
         )
-    check_vocabulary(source.tokenizer, sizes[0] or source.vocab_size, "the model")
-    check_bos(source.bos, sizes[0] or source.vocab_size)
+    tokenizer = source.tokenizer.of_model(sizes[0] or source.vocab_size)
+    for passage in passages:
+        tokenizer.known([*passage.context, *passage.word])
+    if ids is not None:
+        tokenizer.known(ids.tolist())
 
 
 def _measure(decoders: Sequence[Decoder], windows: Iterable[NDArray[np.int64]]) -> WindowFigures:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fptq_onnx.console import Printer
 from fptq_onnx.errors import FptqError
+from fptq_onnx.model_folder import hub_snapshot, model_name
 
 _EXPORTERS = "what exports: genai (fused attention, the fastest), optimum or dynamo (genai)"
 
@@ -79,9 +80,9 @@ def onnx_of(
     """
     from fptq_onnx.exporting.hf_source import is_hf_folder
 
-    model: Path = options.model
+    model: Path = hub_snapshot(options.model)
     if not is_hf_folder(model):
-        yield model
+        yield options.model
         return
     from fptq_onnx.exporting.export_model import export_model
     from fptq_onnx.output_folder import check_output
@@ -94,7 +95,7 @@ def onnx_of(
     except OSError as error:
         raise FptqError(f"cannot write to {place}: {error.strerror}") from error
     try:
-        folder = Path(work) / model.resolve().name
+        folder = Path(work) / model_name(model).split("/")[-1]
         export_model(
             str(model), folder, exporter=options.exporter, threads=options.threads,
             quiet=options.quiet, say=say,

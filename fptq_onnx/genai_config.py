@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fptq_onnx.errors import FptqError
+from fptq_onnx.text_encoding import read_text
+
 GENAI_CONFIG = "genai_config.json"
 
 
@@ -26,8 +29,8 @@ def point_genai_config(folder: Path, model_file: str, library: Path | None = Non
     """
     path = folder / GENAI_CONFIG
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config: Any = json.loads(read_text(path))
+    except (OSError, ValueError, FptqError):
         return False
     known = pointed_config(config, model_file, library.name if library is not None else None)
     if known is None:

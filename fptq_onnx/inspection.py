@@ -58,6 +58,7 @@ def inspect_model(model: Path, *, as_json: bool, config: Config, **planning: Any
                 "others": [asdict(other) for other in result.scan.others],
                 "coverage": result.scan.coverage,
                 "schemes": result.plan.counts(),
+                "notes": result.notes,
             },
             indent=2,
         )
@@ -163,5 +164,6 @@ def _converted(folder: Path, *, as_json: bool) -> list[str]:
         f"linears      {report['linears']} of {report['matmul_like']} MatMul-like nodes are "
         f"linears",
         f"schemes      {scheme_counts(plan.counts())}",
+        *(f"note         {text}" for text in report.get("notes", ())),
         *plan_table(plan, blocks),
     ]

@@ -62,7 +62,7 @@ def quantize_written_caches(
     """
     nodes, declined = find_caches(model)
     names = [name for node in nodes for name in present_names(node)]
-    feeds = whole_feeds(loaded, samples.open(loaded))
+    feeds = whole_feeds(loaded, samples.open(loaded, threads=threads, quiet=quiet))
     track = tracker("measuring the KV cache", quiet)
     quantize_cache(
         model, nodes, cache_ranges(model_file, feeds, names, threads=threads, track=track)

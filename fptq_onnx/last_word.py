@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import tokenizers
-
 from fptq_onnx.continuations import Score, encode_pair, score_continuation
 from fptq_onnx.decoder import Decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.standard_errors import Estimate, exponential, proportion, ratio_of_sums
+from fptq_onnx.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Passage:
     """A passage's tokens.
 
     Attributes:
-        context: ids up to the last word, with BOS.
+        context: ids up to the last word, with what the tokenizer puts before a text.
         word: ids of the last word.
     """
 
@@ -50,18 +49,15 @@ class LastWordFigures:
     accuracy_change: Estimate | None = None
 
 
-def split_passages(
-    documents: Sequence[str], tokenizer: tokenizers.Tokenizer, bos: int | None
-) -> list[Passage]:
+def split_passages(documents: Sequence[str], tokenizer: TextTokenizer) -> list[Passage]:
     """Cut the last word, with the space before it, off each document.
 
     Args:
         documents: one passage each.
         tokenizer: the model's.
-        bos: id in front of the context, or None.
 
     Raises:
-        FptqError: a passage without a space.
+        FptqError: a passage without a space, or with a token that the model does not know.
     """
     passages = []
     for number, document in enumerate(documents, start=1):
@@ -71,7 +67,7 @@ def split_passages(
                 f"passage {number} is one word ({document[:30]!r}), so it has no last word to "
                 "predict; remove it, or choose --tasks perplexity"
             )
-        ids, target = encode_pair(tokenizer, context, space + word, bos)
+        ids, target = encode_pair(tokenizer, context, space + word)
         if not target:
             raise FptqError(
                 f"the last word of passage {number} ({word[:30]!r}) has no tokens of its own; "

@@ -19,9 +19,10 @@ from fptq_onnx.decoder import open_decoder
 from fptq_onnx.detokenize import StreamingDetokenizer
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
+from fptq_onnx.install_advice import install_advice
 from fptq_onnx.model_configs import find_model_file, read_special_ids
 from fptq_onnx.samples import folder_of_tokenizer
-from fptq_onnx.text import check_bos, check_vocabulary, load_tokenizer
+from fptq_onnx.text_tokenizer import TextTokenizer
 
 try:
     from lm_eval.api.instance import Instance
@@ -33,7 +34,7 @@ try:
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    print(f"fptq-onnx: error: {error}; pip install 'fptq-onnx[lm-eval]'", file=sys.stderr)
+    print(f"fptq-onnx: error: {error}; {install_advice('lm-eval')}", file=sys.stderr)
     sys.exit(2)
 
 _NO_LIMIT = 2048  # lm_eval's own assumption where nothing says how long the context is
@@ -62,7 +63,7 @@ class FptqOnnxLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         Args:
             pretrained: a .onnx file or a folder with one, converted or not.
             tokenizer: tokenizer.json or its folder, where the model's folder has none.
-            add_bos_token: put the beginning-of-sequence id before each text, if the model has one.
+            add_bos_token: put before each text what the tokenizer puts there (BOS, or nothing).
             max_length: tokens the model can be fed; by default what the files beside it say.
             threads: intra-op threads, 0 lets ONNX Runtime choose.
             batch_size: not used: texts are fed one at a time.
@@ -75,21 +76,21 @@ class FptqOnnxLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         super().__init__()
         file = find_model_file(Path(pretrained))
         folder = file.parent if tokenizer is None else folder_of_tokenizer(Path(tokenizer))
-        special = read_special_ids(file.parent)
-        self._encoder = load_tokenizer(folder)
+        special = read_special_ids(file.parent, folder)
+        texts = TextTokenizer.open(folder, None)
         self._decoder = open_decoder(file, threads=threads)
-        known = self._decoder.io.vocab_size or special.vocab_size
-        check_vocabulary(self._encoder, known, "the model")
-        bos = read_special_ids(folder).bos if special.bos is None else special.bos
-        check_bos(bos, known)
-        self._bos = bos if add_bos_token else None
-        self._eos = special.eos or read_special_ids(folder).eos
-        if bos is None and not self._eos:
+        texts = texts.of_model(self._decoder.io.vocab_size or special.vocab_size)
+        self._texts = texts if add_bos_token else texts.alone()
+        self._eos = special.eos
+        # As lm_eval's own models: the BOS that is named stands before a text without context, even
+        # where no text gets one.
+        starts = [*texts.prefix, *([] if special.bos is None else [special.bos]), *self._eos]
+        if not starts:
             raise FptqError(
                 f"{file.parent} names neither a beginning nor an end token, and lm_eval needs one; "
                 "put the model's config.json beside it"
             )
-        self._prefix = self._eos[0] if bos is None else bos
+        (self._prefix,) = texts.known(starts[:1])
         self.max_length = max_length or special.context_length or _NO_LIMIT
         if self.max_length < 2:
             raise FptqError(f"max_length must be at least 2 tokens, got {max_length}")
@@ -107,11 +108,14 @@ class FptqOnnxLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Ids of a text, with BOS as the model was opened; False leaves it out."""
-        ids: list[int] = self._encoder.encode(string, add_special_tokens=False).ids
-        if self._bos is None or add_special_tokens is False or ids[:1] == [self._bos]:
+        """Ids of a text, with what stands before one as the model was opened; False leaves it out.
+
+        What the tokenizer puts after a text is left out: a continuation follows.
+        """
+        ids, prefix = self._texts.ids(string), list(self._texts.prefix)
+        if add_special_tokens is False or ids[: len(prefix)] == prefix:
             return ids
-        return [self._bos, *ids]
+        return self._texts.known([*prefix, *ids])
 
     def _loglikelihood_tokens(
         self, requests: Sequence[_Request], disable_tqdm: bool = False, **_: Any
@@ -172,7 +176,7 @@ class FptqOnnxLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             )
         prompt = self.tok_encode(context)[-room:] or [self._prefix]
         stops = [stop for stop in chosen["until"] if stop]
-        detokenizer = StreamingDetokenizer(self._encoder, prompt)
+        detokenizer = StreamingDetokenizer(self._texts.tokenizer, prompt)
         text = ""
         for token in generate(self._decoder, prompt, chosen["max_gen_toks"], eos=self._eos):
             text += detokenizer.push(token)

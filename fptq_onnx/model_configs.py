@@ -1,17 +1,29 @@
-"""What the files beside a model say: its file name, special token ids and sizes."""
+"""What the files beside a model say of it: special token ids and sizes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.model_choice import find_model_file
+from fptq_onnx.side_json import read_config
+from fptq_onnx.tokenizer_settings import TokenizerSettings
+
+__all__ = [
+    "SpecialIds",
+    "architecture_of",
+    "find_model_file",
+    "is_masked_model",
+    "read_config",
+    "read_special_ids",
+]
 
 # tokenizer_config.json writes "no limit" as about 1e30.
 _ABSURD_LENGTH = 1 << 30
+# Where the config.json of a model of several parts describes the one that writes text.
+_TEXT_PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,8 @@ class SpecialIds:
     """What the configuration files beside a model say of its tokens.
 
     Attributes:
-        bos: id put in front of every document, None if there is none.
+        bos: id that they name as the beginning, None if they name none. It says nothing of what a
+            text begins with (Qwen2 and GPT-2 name one that no text gets): `TextTokenizer` does.
         eos: ids that end generation, possibly several, possibly none.
         vocab_size: number of ids the model knows.
         context_length: longest sequence the model was made for, in tokens.
@@ -29,24 +42,6 @@ class SpecialIds:
     eos: tuple[int, ...] = ()
     vocab_size: int | None = None
     context_length: int | None = None
-
-
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object such as config.json; {} where the folder has no such file.
-
-    Raises:
-        FptqError: the file is there but is not a JSON object.
-    """
-    path = folder / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise FptqError(f"cannot read {path}: {error}; mend or remove it") from error
-    if not isinstance(content, dict):
-        raise FptqError(f"{path} holds no JSON object; mend or remove it")
-    return content
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -61,60 +56,55 @@ def is_masked_model(config: Mapping[str, Any]) -> bool:
     return architecture_of(config).endswith("ForMaskedLM")
 
 
-def find_model_file(path: Path) -> Path:
-    """The .onnx file that a user means by a file or a folder.
-
-    In a folder: the one genai_config.json names, else model.onnx, else the only .onnx file.
-
-    Raises:
-        FptqError: no such path, or a folder with no or several candidates.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FptqError(f"no such file or folder: {path}")
-    genai = read_config(path, "genai_config.json").get("model")
-    decoder = genai.get("decoder") if isinstance(genai, dict) else None
-    named = decoder.get("filename") if isinstance(decoder, dict) else None
-    for name in (named, "model.onnx"):
-        # Only a plain name: a configuration must not send us to another folder.
-        if isinstance(name, str) and Path(name).name == name and (path / name).is_file():
-            return path / name
-    found = sorted(path.glob("*.onnx"))
-    if len(found) != 1:
-        what = "no .onnx file" if not found else f"{len(found)} .onnx files and no model.onnx"
-        raise FptqError(f"{path} holds {what}; give the path of the .onnx file itself")
-    return found[0]
-
-
-def read_special_ids(folder: Path) -> SpecialIds:
+def read_special_ids(folder: Path, tokenizer_folder: Path | None = None) -> SpecialIds:
     """Special ids and sizes from the files beside a model.
 
-    Each value is taken from the first file that has it, in this order: genai_config.json (written
-    for running the model), config.json, generation_config.json, tokenizer_config.json (which names
+    An id that any of them names as an end ends generation: config.json often names one, and
+    generation_config.json or the tokenizer another, with which a chat's answers end. Every other
+    value is taken from the first file that has it, in this order: genai_config.json (written for
+    running the model), config.json, generation_config.json, tokenizer_config.json (which names
     tokens, looked up in tokenizer.json, and whose lengths are often placeholders).
+
+    Args:
+        folder: of the model.
+        tokenizer_folder: of the tokenizer, where that is another one; its files come last.
 
     Raises:
         FptqError: one of the files is there but is not a JSON object.
     """
-    genai = read_config(folder, "genai_config.json").get("model")
-    config = read_config(folder, "config.json")
-    nested = config.get("text_config")
-    generation = read_config(folder, "generation_config.json")
-    tokenizer_config = read_config(folder, "tokenizer_config.json")
-    sources = [source for source in (genai, config, nested, generation) if isinstance(source, dict)]
-    named = _ids_of_named_tokens(folder, tokenizer_config)
+    folders = [folder, *([] if tokenizer_folder in (None, folder) else [tokenizer_folder])]
+    sources: list[dict[str, Any]] = []
+    named: list[dict[str, Any]] = []
+    lengths_of_tokenizers: list[int] = []
+    for one in folders:
+        assert one is not None
+        genai = read_config(one, "genai_config.json").get("model")
+        config = read_config(one, "config.json")
+        sources += [genai] if isinstance(genai, dict) else []
+        sources += [config, *_text_parts(config), read_config(one, "generation_config.json")]
+        settings = TokenizerSettings.read(one)
+        named.append(_ids_of_named_tokens(one, settings))
+        lengths_of_tokenizers += _as_ids(settings.config.get("model_max_length"))
     lengths = ("context_length", "max_position_embeddings", "n_positions", "n_ctx", "seq_length")
     vocab = _first_ids(sources, "vocab_size")
-    context = [*_first_ids(sources, *lengths), *_as_ids(tokenizer_config.get("model_max_length"))]
+    context = [*_first_ids(sources, *lengths), *lengths_of_tokenizers]
     context = [length for length in context if 0 < length < _ABSURD_LENGTH]
-    bos = _first_ids([*sources, named], "bos_token_id")
+    bos = _first_ids([*sources, *named], "bos_token_id")
+    ends = [end for source in (*sources, *named) for end in _as_ids(source.get("eos_token_id"))]
     return SpecialIds(
         bos=bos[0] if bos else None,
-        eos=_first_ids([*sources, named], "eos_token_id"),
+        eos=tuple(dict.fromkeys(ends)),
         vocab_size=vocab[0] if vocab else None,
         context_length=context[0] if context else None,
     )
+
+
+def _text_parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for key in _TEXT_PARTS:
+        part = config.get(key)
+        if isinstance(part, dict):
+            yield part
+            yield from _text_parts(part)
 
 
 def _first_ids(sources: list[dict[str, Any]], *keys: str) -> tuple[int, ...]:
@@ -131,18 +121,23 @@ def _as_ids(value: object) -> tuple[int, ...]:
     return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
 
 
-def _ids_of_named_tokens(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
-    """{"bos_token_id": ..., "eos_token_id": ...} for tokens that are only named."""
-    added = read_config(folder, "tokenizer.json").get("added_tokens") if tokenizer_config else None
-    ids = {
-        token["content"]: token["id"]
-        for token in (added if isinstance(added, list) else [])
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and "id" in token
-    }
-    found = {}
-    for key in ("bos_token", "eos_token"):
-        value = tokenizer_config.get(key)
-        tokens = value if isinstance(value, list) else [value]
-        contents = [token.get("content") if isinstance(token, dict) else token for token in tokens]
-        found[f"{key}_id"] = [ids[one] for one in contents if isinstance(one, str) and one in ids]
-    return found
+def _ids_of_named_tokens(folder: Path, settings: TokenizerSettings) -> dict[str, Any]:
+    """{"bos_token_id": [...], "eos_token_id": [...]} for tokens that are only named."""
+    named = {key: settings.texts_of(key) for key in ("bos_token", "eos_token")}
+    ids = _token_ids(read_config(folder, "tokenizer.json")) if any(named.values()) else {}
+    return {f"{key}_id": [ids[one] for one in texts if one in ids] for key, texts in named.items()}
+
+
+def _token_ids(tokenizer: dict[str, Any]) -> dict[object, int]:
+    """The ids of tokens by their texts, of a tokenizer.json."""
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids: dict[object, int] = {}
+    if isinstance(vocabulary, dict):
+        ids.update(vocabulary)
+    elif isinstance(vocabulary, list):  # Unigram: [piece, score] each
+        ids.update((piece[0], place) for place, piece in enumerate(vocabulary) if piece)
+    for token in added if isinstance(added, list) else []:
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and "id" in token:
+            ids[token["content"]] = token["id"]
+    return ids

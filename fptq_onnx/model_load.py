@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +10,17 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from fptq_onnx.constant_inputs import drop_constant_inputs
+from fptq_onnx.downloaded_file import check_model_downloaded
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.external_data import locate_data, tensors_of
+from fptq_onnx.model_choice import find_model_file
+from fptq_onnx.passes.raise_old_opset import OLDEST, raise_old_opset
+from fptq_onnx.tensor_spec import check_tensors
 
-OLDEST_OPSET, NEWEST_OPSET = 17, 28
+__all__ = ["LoadedModel", "load_model", "tensors_of"]
+
+NEWEST_OPSET = 28
 _ALREADY_QUANTIZED = {
     "MatMulNBits",
     "MatMulBnb4",
@@ -42,16 +47,28 @@ class LoadedModel:
     model: the graph; big weights are memory-mapped ExternalTensors.
     file: the .onnx file.
     data_files: the external data files it refers to.
+    raised_from: the opset in the file, where that is older than the graph's 17; else None.
+    data_base: what locations of external data in `model` are relative to, where that is not the
+        folder: see locate_data. ONNX Runtime cannot open `file` by itself then.
+    notes: what was changed on loading, for people.
     """
 
     model: ir.Model
     file: Path
     data_files: tuple[Path, ...]
+    raised_from: int | None = None
+    data_base: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the model, its data, tokenizer and configs."""
+        """The folder of the model file; for tokenizer and configs see side_file."""
         return self.file.parent
+
+    @property
+    def data_folder(self) -> Path:
+        """What locations of external data in `model` are relative to."""
+        return self.folder if self.data_base is None else self.data_base
 
     @property
     def bytes(self) -> int:
@@ -73,16 +90,19 @@ class LoadedModel:
 def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     """Load a model; its weights stay in their files until somebody reads them.
 
+    A graph of an opset before 17 is brought to 17; its file stays as it is.
+
     Args:
         path: a .onnx file, or a folder with one.
         allow_quantized: accept a model that already holds quantized ops (to check an output).
 
     Raises:
-        FptqError: not an ONNX file, an opset outside 17..28, sparse weights, a value that nothing
-            makes, external data missing, truncated or outside the folder, or a model that is
-            already quantized.
+        FptqError: not an ONNX file, an opset outside 7..28, a node that cannot be raised, sparse
+            weights, a value that nothing makes, external data missing, truncated or outside the
+            folder, an input or output that is no tensor, or a model that is already quantized.
     """
     file = find_model_file(path)
+    check_model_downloaded(file)
     try:
         proto = onnx.load(file, load_external_data=False)
         sparse = _sparse_weight(proto)
@@ -91,6 +111,7 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                 f"{file} stores the weight {sparse!r} sparsely, which is not supported: store its "
                 f"zeros too (a dense initializer), or export the model again"
             )
+        check_tensors(proto.graph, file)
         model = ir.from_proto(proto)
         del proto
         ir.external_data.set_base_dir(model.graph, file.parent)
@@ -103,14 +124,18 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
         raise FptqError(f"{file} is not a readable ONNX model ({why}): export it again") from error
     if len(model.graph) == 0:
         raise FptqError(f"{file} is not an ONNX model, or an empty one: export it again")
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+    if "ai.onnx" in model.opset_imports:  # the other name of the default domain
+        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
+    opset = model.opset_imports.get("", 0)
+    if not OLDEST <= opset <= NEWEST_OPSET:
         raise FptqError(
-            f"{file} uses opset {opset}, supported are {OLDEST_OPSET} to {NEWEST_OPSET}: "
-            f"export it again with one of these"
+            f"{file} uses opset {opset}, supported are {OLDEST} to {NEWEST_OPSET}: export it again "
+            f"with one of these"
+            + (", or raise it with onnx.version_converter" if 0 < opset < OLDEST else "")
         )
     _check_values(model, file)
-    data_files = _check_external_data(model, file.parent)
+    notes = drop_constant_inputs(model)
+    data = locate_data(model, file)
     if not allow_quantized:
         for node in model.graph.all_nodes():
             if node.op_type in _ALREADY_QUANTIZED:
@@ -118,19 +143,15 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
                     f"{file} is already quantized (node {node.name!r} is {node.op_type}): "
                     f"give the float model it was made from"
                 )
-    return LoadedModel(model, file, data_files)
-
-
-def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """All tensors a model holds: initializers and tensor attributes, subgraphs included."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
+    try:
+        raised_from = raise_old_opset(model)
+    except FptqError as error:
+        raise FptqError(
+            f"{file} cannot be raised from opset {opset} to 17: {error}; export it again with "
+            f"opset 17 or newer"
+        ) from error
+    base = None if data.as_named else data.folder
+    return LoadedModel(model, file, data.files, raised_from, base, notes)
 
 
 def _sparse_weight(proto: onnx.ModelProto) -> str | None:
@@ -165,33 +186,3 @@ def _check_values(model: ir.Model, file: Path) -> None:
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
                 )
-
-
-def _check_external_data(model: ir.Model, folder: Path) -> tuple[Path, ...]:
-    """Check every reference to external data before anything maps it."""
-    sizes: dict[Path, int] = {}
-    root = folder.resolve()
-    for tensor in tensors_of(model):
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        location = os.fspath(tensor.location)
-        path = folder / location
-        if Path(location).is_absolute() or not path.resolve().is_relative_to(root):
-            linked = path.is_symlink() and os.pardir not in Path(location).parts
-            raise FptqError(
-                f"refused: the weight {tensor.name!r} points to external data outside the model's "
-                f"folder ({location}"
-                + (", a symbolic link): copy the files themselves, cp -rL" if linked else ")")
-            )
-        if path not in sizes:
-            if not path.is_file():
-                raise FptqError(f"external data file {path} is missing: copy it next to the model")
-            sizes[path] = path.stat().st_size
-        offset = tensor.offset or 0
-        length = tensor.nbytes if tensor.length is None else tensor.length
-        if length < tensor.nbytes or offset < 0 or offset + tensor.nbytes > sizes[path]:
-            raise FptqError(
-                f"external data file {path} is truncated: the weight {tensor.name!r} ends at byte "
-                f"{offset + tensor.nbytes}, the file has {sizes[path]}; copy or export it again"
-            )
-    return tuple(sizes)

@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
+from fptq_onnx.equal_tensors import EqualTensors
+
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 # Small tensors (shapes, axes, scalars) stay in the model file, where shape inference can see them.
@@ -36,7 +38,8 @@ def save_model(
     """Write the model into `folder`; afterwards its initializers refer to the written data.
 
     Args:
-        model: its initializers are replaced by references to the new data file.
+        model: its initializers are replaced by references to the new data file; those of equal
+            bytes become one.
         folder: exists; gets the model file and, when there are large tensors, its .data.
         track: wraps the iteration over large initializers to show progress.
         file_name: of the model file.
@@ -63,9 +66,12 @@ def save_model(
         for node in graph:
             _bring_attributes_in(node)
     if large:
-        with open(folder / f"{file_name}.data", "wb") as file:
+        with open(folder / f"{file_name}.data", "w+b") as file:
+            equal = EqualTensors(large, file)
             for value in track(large, len(large)):
-                value.const_value = append_tensor(file, value)
+                written = append_tensor(file, value)
+                if not equal.merged(value, written):
+                    value.const_value = written
             file.flush()
             os.fsync(file.fileno())
     ir.save(model, folder / file_name)

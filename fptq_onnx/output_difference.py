@@ -25,6 +25,10 @@ class OutputDifference:
         max_rel_diff: that, divided by the largest absolute element of the reference.
         sqnr_db: 10 log10(sum reference^2 / sum difference^2), infinite where there is none.
         elements: elements compared.
+        token_error_mean, token_error_median, token_error_worst: of its tokens, which are the rows
+            of its last axis: |difference| / |reference|, in the 2-norm. A sum over all hides what
+            becomes of the others where one token is far larger; these do not. Rows that are all
+            zero in the reference do not count; 0 where there are no others.
     """
 
     name: str
@@ -32,6 +36,9 @@ class OutputDifference:
     max_rel_diff: float
     sqnr_db: float
     elements: int
+    token_error_mean: float = 0.0
+    token_error_median: float = 0.0
+    token_error_worst: float = 0.0
 
 
 def compare_outputs(
@@ -87,6 +94,7 @@ class _OutputSums:
     def __init__(self) -> None:
         self.max_abs_diff = self.max_abs = self.signal = self.noise = 0.0
         self.elements = 0
+        self.tokens: list[NDArray[np.float64]] = []  # their errors
 
     def add(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         self.max_abs_diff = max(self.max_abs_diff, max_abs_diff(a, b))
@@ -96,6 +104,7 @@ class _OutputSums:
         self.signal += float(np.square(x).sum())
         self.noise += float(np.square(x - np.asarray(b, np.float64)[finite]).sum())
         self.elements += a.size
+        self.tokens.append(token_errors(a, b))
 
     def result(self, name: str) -> OutputDifference:
         sqnr = math.inf
@@ -107,7 +116,33 @@ class _OutputSums:
             ratio(self.max_abs_diff, self.max_abs),
             sqnr,
             self.elements,
+            *_mean_median_worst(np.concatenate(self.tokens)),
         )
+
+
+def token_errors(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """|a - b| / |a| in the 2-norm of each row of the last axis whose finite elements are not all 0.
+
+    Args:
+        a: the reference; a scalar is one row.
+        b: the candidate, of the same shape.
+    """
+    width = a.shape[-1] if a.ndim else 1
+    if not a.size:
+        return np.zeros(0)
+    x, y = (np.asarray(array, np.float64).reshape(-1, width) for array in (a, b))
+    finite = np.isfinite(x) & np.isfinite(y)
+    with np.errstate(invalid="ignore"):
+        missed = np.sqrt(np.square(np.where(finite, x - y, 0.0)).sum(axis=1))
+    size = np.sqrt(np.square(np.where(finite, x, 0.0)).sum(axis=1))
+    found: NDArray[np.float64] = missed[size > 0] / size[size > 0]
+    return found
+
+
+def _mean_median_worst(errors: NDArray[np.float64]) -> tuple[float, float, float]:
+    if not len(errors):
+        return 0.0, 0.0, 0.0
+    return float(errors.mean()), float(np.median(errors)), float(errors.max())
 
 
 def max_abs_diff(a: NDArray[Any], b: NDArray[Any]) -> float:

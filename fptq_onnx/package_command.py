@@ -54,6 +54,7 @@ def run_package(options: argparse.Namespace) -> None:
 
 
 def _package(options: argparse.Namespace, say: Printer) -> None:
+    from fptq_onnx.model_save import MODEL_FILE
     from fptq_onnx.packaging.manifest import sha256_of
     from fptq_onnx.packaging.package_model import KINDS, PackageOptions, package_model
     from fptq_onnx.report import human_bytes
@@ -70,7 +71,12 @@ def _package(options: argparse.Namespace, say: Printer) -> None:
         overwrite=options.overwrite,
         **({} if options.served_at is None else {"served_at": options.served_at}),
     )
-    place = package_model(options.model, options.output, wanted, say)
+    model = options.model
+    if options.file is not None:
+        model = options.model.parent
+        if options.model.name != MODEL_FILE:
+            raise FptqError(f"convert writes {MODEL_FILE}, and only what it wrote is packaged")
+    place = package_model(model, options.output, wanted, say)
     if place.is_file():
         say(f"sha256       {sha256_of(place)}")
         say(f"size         {human_bytes(place.stat().st_size)}")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.check_input import check_input
+from fptq_onnx.check_raised import check_raised
 from fptq_onnx.config import TARGETS, Config
 from fptq_onnx.conversion_job import Job, notes_once, say_all
 from fptq_onnx.errors import FptqError
@@ -19,6 +21,7 @@ from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.int8_cache import check_cache
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.linear_selector import select
+from fptq_onnx.model_folder import hub_repository, model_name
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
@@ -44,6 +47,7 @@ class Conversion:
     reports: the report of each target; empty after a dry run.
     warnings: what a user should look at.
     errors: of each linear, where they were measured.
+    notes: of a dry run, what a user should know; else they are in the reports.
     """
 
     scan: LinearScan
@@ -53,6 +57,7 @@ class Conversion:
     reports: Mapping[str, Report]
     warnings: tuple[str, ...]
     errors: tuple[LinearErrors, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -112,21 +117,20 @@ def convert(
     if gate.closed and not verify_samples:
         raise FptqError("--max-kl and --min-top1 need samples to compare on: --verify-samples")
     _check_targets(targets)
-    if plan is not None and not isinstance(plan, Plan):
-        plan = Plan.load(plan)
     if plan is not None:
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         config = plan.applied(config)
     if "qdq" in targets and config.embedding_bits == 4:
         raise FptqError("standard ops have no lookup in 4 bits: --embedding-bits 8 for target qdq")
-    source = Path(model)
-    loaded = load_model(source)
-    destination = default_output(source) if output is None else Path(output)
+    loaded = load_model(Path(model))
+    destination = default_output(Path(model)) if output is None else Path(output)
     if not dry_run:
-        check_output(source, destination, overwrite=overwrite)
+        check_output(Path(model), destination, overwrite=overwrite)
         if "custom" in targets and verify_samples and config.quantize:
             library_path()  # better refused now than when the written model is to be run
     say = notes_once(say)
     normalize(loaded.model)
+    check_input(loaded)
     scan = find_linears(loaded.model)
     say_all(say, coverage_lines(scan))
     if not scan.linears:
@@ -139,6 +143,9 @@ def convert(
         check_targets(targets, loaded.model)
         if config.kv_cache == "int8":
             check_cache(loaded.model)
+    raised = check_raised(
+        loaded, lambda: samples.open(loaded, threads=threads, quiet=quiet), say, threads=threads
+    )
     stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
     decided, warnings = _decide(scan, stats, config, plan)
     job = Job(
@@ -154,10 +161,12 @@ def convert(
         threads,
         quiet,
         say,
+        raised,
     )
     if dry_run:
         prepared = job.rehearse(decided, warnings)
-        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors)
+        notes = job.expected(prepared.plan)
+        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors, notes)
     wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
     reports: dict[str, Report] = {}
     with atomic_folder(destination) as work:
@@ -174,7 +183,12 @@ def convert(
 
 
 def default_output(source: Path) -> Path:
-    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file."""
+    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file.
+
+    For a model in a hub cache, which is no place to write, `<name>-w4a8` in the current folder.
+    """
+    if hub_repository(source) is not None:
+        return Path.cwd() / f"{model_name(source).split('/')[-1]}-w4a8"
     resolved = source.absolute()  # a link's neighbours are those of the link
     return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
 

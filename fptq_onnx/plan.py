@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.config import BLOCK_SIZES, EMBEDDING_BITS, KV_CACHES, WEIGHTS, Config
+from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.numerics.fold_scales import LAE, NONE
 from fptq_onnx.numerics.group_weights import BITS
+from fptq_onnx.text_encoding import read_text
 
 STATIC = "static"
 LAE_STATIC = "lae_static"
 PER_TOKEN = "per_token"
 WEIGHT_ONLY = "weight_only"
 FLOAT = "float"
+STAYS = "stays in float: its output "  # begins the reason of a linear that decides
 SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, WEIGHT_ONLY, FLOAT)
 
 _FORMAT = "fptq-plan-1"
@@ -120,10 +123,11 @@ class Plan:
             FptqError: no such file, not a plan, or an entry that makes no sense.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            check_downloaded(path)
+            data = json.loads(read_text(path))
         except OSError as error:
             raise FptqError(f"cannot read the plan {path}: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise FptqError(f"the plan {path} is not valid JSON: {error}") from error
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             raise FptqError(f"{path} is not a plan of this version (format {_FORMAT!r} expected)")

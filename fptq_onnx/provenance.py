@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from fptq_onnx.graph.block_view import find_blocks
 from fptq_onnx.graph.linears import LinearScan, find_linears
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.model_save import DATA_FILE, MODEL_FILE
+from fptq_onnx.passes.emit_custom import OP_TYPES
+from fptq_onnx.passes.emit_qdq import WEIGHT_SUFFIX
 from fptq_onnx.plan import Plan
 from fptq_onnx.report import Report, linear_rows
 from fptq_onnx.samples import Samples
+from fptq_onnx.session import CUSTOM_DOMAIN
 
 
 def new_report(
@@ -58,23 +62,45 @@ def stamp(model: ir.Model, report: Report) -> None:
     model.metadata_props["fptq.source_sha256"] = json.dumps(report.source["sha256"])
 
 
-def bits_per_weight(plan: Plan, emitted: ir.Model) -> float:
+def bits_per_weight(
+    plan: Plan, emitted: ir.Model, shared: Mapping[str, str] | None = None
+) -> float:
     """Average bits stored per weight of all linears: codes, scales, zero points and padding.
 
-    A linear kept in float counts with its float type.
+    A linear kept in float counts with its float type. A weight that several linears have counts
+    once, as it is stored; where it is stored in several forms, all of them count.
+
+    Args:
+        plan: the decisions.
+        emitted: the model of one target.
+        shared: see graph/shared_weights.py.
     """
-    weights = sum(entry.k * entry.n for entry in plan.linears)
-    stored = 0.0
-    kept = {linear.name: linear for linear in find_linears(emitted).linears}
-    for entry in plan.linears:
-        if entry.name in kept:
-            stored += entry.k * entry.n * kept[entry.name].weight.dtype.itemsize
-        # Linears fused into one node have their tensors under the first one's name.
-        for part in ("W4", "W8", "scales", "zero_points"):
-            value = emitted.graph.initializers.get(f"{entry.name}.{part}")
+    shared = shared or {}
+    first = {entry.name: shared.get(entry.name, entry.name) for entry in plan.linears}
+    sizes = {first[entry.name]: entry.k * entry.n for entry in plan.linears}
+    kept = {
+        first[linear.name]: linear.k * linear.n * linear.weight.dtype.itemsize
+        for linear in find_linears(emitted).linears
+        if linear.name in first
+    }
+    parts: dict[int, int] = {}
+    for node in emitted.graph:
+        for value in _weight_inputs(node, first):
             if value is not None and value.const_value is not None:
-                stored += value.const_value.nbytes
-    return 8 * stored / weights
+                parts[id(value)] = value.const_value.nbytes
+    return 8 * (sum(kept.values()) + sum(parts.values())) / sum(sizes.values())
+
+
+def _weight_inputs(node: ir.Node, names: Collection[str]) -> Sequence[ir.Value | None]:
+    """Codes, scales and zero points that a node of ours reads; nothing of other nodes."""
+    if node.domain == CUSTOM_DOMAIN and node.op_type in OP_TYPES.values():
+        return node.inputs[1:4]
+    if node.op_type == "MatMulNBits" and node.name in names:
+        return node.inputs[1:4]
+    name = node.name or ""
+    if node.op_type == "DequantizeLinear" and name.removesuffix(WEIGHT_SUFFIX) in names:
+        return node.inputs
+    return ()
 
 
 def files_size(folder: Path) -> int:

@@ -14,7 +14,16 @@ import onnx_ir as ir
 from fptq_onnx.graph.block_view import Block
 from fptq_onnx.graph.held_weights import CONVOLUTIONS
 from fptq_onnx.graph.linears import IN_SUBGRAPH, LinearScan
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.plan import (
+    FLOAT,
+    LAE_STATIC,
+    PER_TOKEN,
+    STATIC,
+    STAYS,
+    WEIGHT_ONLY,
+    LinearPlan,
+    Plan,
+)
 
 SCHEME_NAMES = {
     STATIC: "static",
@@ -41,6 +50,8 @@ class Report:
     bytes_before, bytes_after: model and external data on disk.
     verification: comparison with the original, empty when it was switched off.
     notes: what a user should know, one sentence each.
+    stays_float: name, kind and bytes of each tensor that keeps its floats, the largest first; those
+        under 1 KB are left out.
     errors: SQNR of each linear's input, weight and output in decibels, where they were measured.
     """
 
@@ -60,6 +71,7 @@ class Report:
     notes: tuple[str, ...] = ()
     errors: tuple[Mapping[str, object], ...] = ()
     per_linear: tuple[Mapping[str, object], ...] = ()
+    stays_float: tuple[Mapping[str, object], ...] = ()
 
     def with_size(self, size: int) -> Report:
         """The same with the bytes written."""
@@ -109,6 +121,10 @@ def scheme_lines(plan: Plan) -> list[str]:
             f"             {len(declined)} would be equalized but are per-token, such as "
             f"{declined[0].path}: {declined[0].reason.split('cannot be equalized: ')[1]}"
         )
+    decide = [entry for entry in plan.linears if entry.reason.startswith(STAYS)]
+    for what in dict.fromkeys(entry.reason.split(" (")[0] for entry in decide):
+        some = [entry for entry in decide if entry.reason.split(" (")[0] == what]
+        lines.append(f"             {len(some)} in float, such as {some[0].path}: {some[0].reason}")
     return lines
 
 

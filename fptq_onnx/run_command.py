@@ -150,7 +150,7 @@ def _prompt(options: argparse.Namespace) -> str | None:
     if sys.stdin is None:
         raise FptqError("there is no prompt: give one, or pipe it in")
     try:  # whatever the locale says
-        piped = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8").read()
+        piped = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise FptqError(
             f"standard input is not UTF-8 text ({error.reason}); give it as text"

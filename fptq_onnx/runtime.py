@@ -43,7 +43,8 @@ def library_path() -> Path:
     if not path.is_file():
         raise FptqError(
             f"the native library {LIBRARY_NAME} is missing from this installation; "
-            f"build it with `pip install .`, or set {LIBRARY_VARIABLE} to one built by CMake"
+            f"build it with `pip install .` in a checkout, or set {LIBRARY_VARIABLE} to one built "
+            f"by CMake"
         )
     return path.resolve()
 

@@ -23,10 +23,12 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.model_configs import read_special_ids
 from fptq_onnx.model_fingerprint import fingerprint
+from fptq_onnx.model_folder import hub_snapshot
 from fptq_onnx.model_load import LoadedModel
 from fptq_onnx.progress import track, tracker
 from fptq_onnx.session import open_session_in_memory
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.text_tokenizer import prefix_of
 
 # Far fewer than the channels of any layer, GPTQ's second moments are of low rank.
 _FEW_TOKENS = 512
@@ -56,6 +58,7 @@ class Samples:
     _opened: Source | None = None
     _kind: str = ""
     _loops: int = 0
+    _unwritten: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
@@ -102,6 +105,25 @@ class Samples:
         Raises:
             FptqError: see open_source and write_windows.
         """
+        source = self.drawn(loaded, threads=threads)
+        if self._unwritten and isinstance(source, TokenWindows):
+            self._unwritten = False
+            self._write(loaded, source, threads, quiet)
+        assert self._opened is not None
+        return self._opened
+
+    def drawn(self, loaded: LoadedModel, *, threads: int = 0) -> Source:
+        """The same, but random tokens where the model has not written its samples yet.
+
+        They do where any tokens do, as to see that two graphs compute the same.
+
+        Args:
+            loaded: the model.
+            threads: intra-op threads, 0 lets ONNX Runtime choose.
+
+        Raises:
+            FptqError: see open_source.
+        """
         if self._opened is None:
             self._opened = open_source(
                 self.source,
@@ -127,8 +149,7 @@ class Samples:
                 )
                 if feeds is not None:
                     self._opened = feeds
-                elif self.source == GENERATED:
-                    self._write(loaded, self._opened, threads, quiet)
+                self._unwritten = feeds is None and self.source == GENERATED
         return self._opened
 
     def _write(self, loaded: LoadedModel, drawn: TokenWindows, threads: int, quiet: bool) -> None:
@@ -137,14 +158,15 @@ class Samples:
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
         if not io.has_cache or io.fixed_sequence is not None:
             return
-        session = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
-        special = read_special_ids(self.tokenizer_folder or loaded.folder)
+        session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
+        special = read_special_ids(loaded.folder, self.tokenizer_folder)
+        texts = self.tokenizer_folder or loaded.folder
         try:
             written = write_windows(
                 Decoder(session, io),
                 [*drawn.windows, *drawn.heldout],
                 np.random.default_rng(self.seed),
-                bos=special.bos,
+                prefix=prefix_of(texts, special, _vocab_size(loaded) or special.vocab_size),
                 eos=special.eos,
                 known=special.vocab_size,
                 track=tracker("writing samples", quiet),
@@ -192,6 +214,11 @@ class Samples:
                     f"with --stats and the name of a new file"
                 )
             say(f"calibration  not run: statistics of {merged.samples} samples from {names}")
+            if not merged.know_sizes:
+                say(
+                    "warning      the statistics are of an earlier version and hold no sizes of "
+                    "tokens: static scales that a few huge tokens set are not noticed, measure anew"
+                )
             return merged
         started = time.monotonic()
         source = self.open(loaded, threads=threads, quiet=quiet)
@@ -221,7 +248,7 @@ class Samples:
 
 def folder_of_tokenizer(path: Path) -> Path:
     """The folder meant by --tokenizer, which may name the file in it."""
-    return path.parent if path.is_file() else path
+    return path.parent if path.is_file() else hub_snapshot(path)
 
 
 def _vocab_size(loaded: LoadedModel) -> int | None:

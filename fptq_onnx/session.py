@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+from fptq_onnx.downloaded_file import check_model_downloaded
 from fptq_onnx.errors import FptqError
+from fptq_onnx.external_data import needs_help
 from fptq_onnx.thread_count import check_threads
 
 CUSTOM_DOMAIN = "fptq"
+_FEW_ELEMENTS = 64
 _FATAL_ONLY = 4  # what goes wrong comes as an exception as well, and is told once
 
 
@@ -61,38 +66,77 @@ def open_session(
         options.log_severity_level = _FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    if CUSTOM_DOMAIN in opset_domains(path):
+    proto = _read_proto(path)
+    if CUSTOM_DOMAIN in {entry.domain for entry in proto.opset_import}:
         from fptq_onnx.runtime import register  # only then: the library may not be there
 
         register(options)
+    helped = needs_help(proto, path)
+    del proto
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = _helped(path, options) if helped else str(path)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except FptqError:
+        raise
     except Exception as error:  # ORT raises its own types, RuntimeError and ValueError
         raise FptqError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
 
 
+def _helped(path: Path, options: ort.SessionOptions) -> bytes:
+    """A model whose external data ONNX Runtime does not find by the names in its file."""
+    from fptq_onnx.model_load import load_model  # it is the exception, and reads the model again
+
+    loaded = load_model(path, allow_quantized=True)
+    place_data(options, loaded.data_folder)
+    serialized: bytes = ir.to_proto(loaded.model).SerializeToString()
+    return serialized
+
+
+def place_data(options: ort.SessionOptions, folder: Path) -> None:
+    """Say what the locations of external data are relative to, for a model that is no file."""
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder.resolve())
+    )
+
+
 def open_session_in_memory(
-    model: ir.Model, data_folder: Path, *, threads: int = 0
+    model: ir.Model, data_folder: Path, *, threads: int = 0, optimize: bool = True
 ) -> ort.InferenceSession:
     """A session over a model that is not in a file; its external data is read in place.
 
     Args:
-        model: serialized without its external weights.
+        model: serialized without its external weights, but for the small ones.
         data_folder: what the locations of its external tensors are relative to.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
+        optimize: let it rewrite the graph; a session that is only to be opened needs none of that.
 
     Raises:
         FptqError: ONNX Runtime cannot run the model, or it is over 2 GB without external data.
     """
     options = session_options(threads=threads)
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(data_folder.resolve())
-    )
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    place_data(options, data_folder)
     try:
-        serialized = ir.to_proto(model).SerializeToString()
+        proto = ir.to_proto(model)
+        _bring_small_in(proto.graph, data_folder)
+        serialized = proto.SerializeToString()
         return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # protobuf: EncodeError or ValueError; ORT: its own types
         raise FptqError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+
+def _bring_small_in(graph: onnx.GraphProto, folder: Path) -> None:
+    """Load small external tensors: shape inference looks at axes and sizes, and not into files."""
+    for tensor in graph.initializer:
+        if uses_external_data(tensor) and math.prod(tensor.dims) <= _FEW_ELEMENTS:
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _bring_small_in(attribute.g, folder)
 
 
 def opset_domains(path: Path) -> set[str]:
@@ -101,15 +145,25 @@ def opset_domains(path: Path) -> set[str]:
     Raises:
         FptqError: no such file, or it is not an ONNX model.
     """
+    return {entry.domain for entry in _read_proto(path).opset_import}
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    """A model without its external data.
+
+    Raises:
+        FptqError: no such file, or it is not an ONNX model.
+    """
     if not path.is_file():
         raise FptqError(f"no model file at {path}; give an .onnx file or a folder that holds one")
+    check_model_downloaded(path)
     try:
-        imports = onnx.load(path, load_external_data=False).opset_import
+        proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, or OSError
         raise FptqError(f"{path} is not an ONNX model file, or is cut short") from error
-    if not imports:
+    if not proto.opset_import:
         raise FptqError(f"{path} is not an ONNX model file: it imports no operator set")
-    return {entry.domain for entry in imports}
+    return proto
 
 
 def first_line(error: BaseException) -> str:

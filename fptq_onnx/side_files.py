@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 import shutil
+from codecs import BOM_UTF8
+from collections.abc import Iterable
 from pathlib import Path
 
+from fptq_onnx.downloaded_file import check_downloaded, read_head
 from fptq_onnx.genai_config import GENAI_CONFIG, point_genai_config
+from fptq_onnx.model_folder import SIDE_FILES, TEMPLATE_FOLDER, side_file
+from fptq_onnx.text_encoding import copy_text, encoding_of
 
-SIDE_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    GENAI_CONFIG,
-    "merges.txt",
-    "preprocessor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+__all__ = [
+    "SIDE_FILES",
+    "check_side_files",
+    "copy_files",
+    "copy_side_files",
+    "copy_tokenizer",
+    "side_files",
+]
+
+_OF_TOKENIZER = (
+    "tokenizer",
+    "special_tokens_map",
+    "added_tokens",
+    "chat_template",
+    TEMPLATE_FOLDER,
 )
+
+
+def side_files(folder: Path) -> list[str]:
+    """What there is of SIDE_FILES and of further chat templates, by their paths below a folder.
+
+    Args:
+        folder: of the model; see side_file for where else the files may be.
+    """
+    templates = side_file(folder, TEMPLATE_FOLDER).glob("*.jinja")
+    names = [name for name in SIDE_FILES if side_file(folder, name).is_file()]
+    return [*names, *sorted(f"{TEMPLATE_FOLDER}/{path.name}" for path in templates)]
+
+
+def copy_files(names: Iterable[str], source: Path, destination: Path) -> None:
+    """Copy side files of a model.
+
+    Args:
+        names: as `side_files` gives them.
+        source: the model's folder.
+        destination: an existing folder.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    for name in names:
+        (destination / name).parent.mkdir(exist_ok=True)
+        _copy(_place(source, name), destination / name)
 
 
 def copy_side_files(
     source: Path, destination: Path, model_file: str, library: Path | None = None
 ) -> tuple[str, ...]:
-    """Copy what is there of SIDE_FILES; point genai_config.json at what was written.
+    """Copy the side files; point genai_config.json at what was written.
 
     Args:
-        source: the folder of the original model.
+        source: the folder of the original model; see side_file for where else they may be.
         destination: the output folder.
         model_file: name of the written model in it.
         library: the custom-op library that it needs; copied along for onnxruntime-genai, which
@@ -39,19 +72,40 @@ def copy_side_files(
     Returns:
         Names of the files copied, without the library's.
     """
-    copied = []
-    for name in SIDE_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
-            copied.append(name)
+    copied = side_files(source)
+    copy_files(copied, source, destination)
     if GENAI_CONFIG in copied:
         point_genai_config(destination, model_file, library)
     return tuple(copied)
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy the tokenizer's files that `destination` has not got."""
-    for name in SIDE_FILES:
-        of_tokenizer = name.startswith("tokenizer") or name == "special_tokens_map.json"
-        if of_tokenizer and (source / name).is_file() and not (destination / name).exists():
-            shutil.copyfile(source / name, destination / name)
+    """Copy the tokenizer's files, chat templates included, that `destination` has not got.
+
+    generation_config.json names the tokens that end its chats, and so comes with them.
+    """
+    names = [n for n in side_files(source) if n.startswith((*_OF_TOKENIZER, "generation_config"))]
+    copy_files([name for name in names if not (destination / name).exists()], source, destination)
+
+
+def check_side_files(folder: Path) -> None:
+    """See before the work that what is to be copied was downloaded.
+
+    Raises:
+        FptqError: one of the files is a pointer or a web page, see check_downloaded.
+    """
+    for name in (*SIDE_FILES, *side_files(folder)):
+        check_downloaded(_place(folder, name))
+
+
+def _place(folder: Path, name: str) -> Path:
+    top, _, rest = name.partition("/")
+    return side_file(folder, top) / rest if rest else side_file(folder, top)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    marked = encoding_of(read_head(source)) != "utf-8-sig" or read_head(source)[:3] == BOM_UTF8
+    if marked and source.suffix != ".model":
+        copy_text(source, destination)
+    else:
+        shutil.copyfile(source, destination)

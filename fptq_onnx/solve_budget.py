@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fptq_onnx.bit_budget import check_budget, measure_harm, spend_budget
+from fptq_onnx.bit_budget import check_budget, measure_harm, one_form, spend_budget
 from fptq_onnx.calibration.data import Source, TokenWindows
 from fptq_onnx.calibration.stats import ActivationStats
 from fptq_onnx.calibration.whole_feeds import whole_feeds
@@ -79,7 +79,7 @@ def solve_budget(
         loaded, scan, first.plan, first.scales, store, source.windows[:_PROBE_WINDOWS],
         threads=threads, track=tracker("probing", quiet),
     )  # fmt: skip
-    wider = spend_budget(plan, stages, harm, first.ratios, budget)
+    wider = one_form(spend_budget(plan, stages, harm, first.ratios, budget), scan.shared)
     pairs = list(zip(plan.linears, wider.linears, strict=True))
     say(
         f"budget       {budget:g} bits on average: "

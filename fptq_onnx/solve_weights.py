@@ -24,23 +24,19 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.column_sites import column_divisors
 from fptq_onnx.graph.linears import LinearScan
 from fptq_onnx.graph.mapped_pages import forget_pages
+from fptq_onnx.graph.shared_weights import fixed_weights
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.model_load import LoadedModel
-from fptq_onnx.numerics.fold_scales import (
-    LAE,
-    NONE,
-    SEARCHED,
-    SMOOTHQUANT,
-    fold_scale,
-)
+from fptq_onnx.numerics.fold_scales import NONE, fold_scale
 from fptq_onnx.numerics.group_weights import half_scales
-from fptq_onnx.numerics.int8 import static_scale
-from fptq_onnx.numerics.log_equalization import equalized_absmax
-from fptq_onnx.passes.choose_schemes import UNSEEN, range_of
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.passes.choose_schemes import ONE_SCALE, range_of
+from fptq_onnx.plan import LinearPlan, Plan
 from fptq_onnx.routing_notes import RoutingNotes
-from fptq_onnx.stage_choice import STATIC_TOLERANCE, Judge, rounding_of
-from fptq_onnx.stage_rounding import float_weight, round_stage
+from fptq_onnx.shared_moments import SharedMoments
+from fptq_onnx.shared_rounding import SharedRounding
+from fptq_onnx.stage_choice import Judge, rounding_of
+from fptq_onnx.stage_decision import choose_formula, is_static, wants_static, with_scheme
+from fptq_onnx.stage_rounding import Seen, float_weight, round_stage
 from fptq_onnx.stage_sites import StageSite, stage_sites, without_cached_values
 from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
@@ -104,7 +100,10 @@ def solve_weights(
         FptqError: a weight or an activation holds NaN or infinity, or the model cannot be run.
     """
     streams = TwoStreams(loaded, scan.linears, feeds, folder, threads=threads)
-    sites = without_cached_values(stage_sites(streams.stages, scan.linears), feeds)
+    fixed = fixed_weights(scan, quantize=config.quantize)
+    sites = without_cached_values(stage_sites(streams.stages, scan.linears, fixed), feeds)
+    moments = SharedMoments(loaded, streams.stages, scan.shared, feeds, threads=threads)
+    shared = SharedRounding(scan.shared, config.weights, moments)
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}
@@ -121,28 +120,34 @@ def solve_weights(
         planned = [entries[linear.name] for linear in stage.linears]
         judge = Judge(view.sizes, view.sample, view.weights, planned, config.weights)
         if replay:
-            formula = planned[0].equalization
+            formula, left_out = planned[0].equalization, ""
         else:
-            formula = _formula(view, judge, planned, site, config)
+            formula, left_out = choose_formula(view, judge, planned, site, config)
         divisor = fold_scale(formula, view.sizes)
         if formula != NONE:
             site = _checked(site, divisor, view, planned[0])
             scales[site.name] = divisor
         fold_site = site.name if formula != NONE and isinstance(site, StageSite) else None
-        static = None if replay else _static(view, judge, formula, divisor, fold_site, config)
+        static = None if replay else is_static(view, judge, formula, divisor, fold_site, config)
+        if static is False and wants_static(view, fold_site, config):
+            left_out = left_out or ONE_SCALE
         decided = [
-            _scheme(
-                replace(entry, fold_site=fold_site, equalization=formula), view, divisor, static
+            with_scheme(
+                replace(entry, fold_site=fold_site, equalization=formula),
+                view, divisor, static, left_out,
             )
             for entry in planned
-        ]
+        ]  # fmt: skip
         if try_wider:
             ratios.append(_ratios(judge, formula, planned, unseen=view.unseen))
         entries.update({entry.name: entry for entry in decided})
         errors.update({one.name: LinearErrors(one.name, one.path) for one in stage.linears})
         quantized = {}
         if config.quantize:
-            quantized = round_stage(view, decided, divisor, config.weights, store, errors)
+            look = _look(view, config.weights)
+            quantized = round_stage(
+                stage, view.weights, decided, divisor, look, store, errors, shared
+            )
         outputs = {
             linear.name: view.outputs(
                 linear, weights[linear.name], quantized.get(linear.name), divisor,
@@ -151,15 +156,22 @@ def solve_weights(
             for linear in stage.linears
         }  # fmt: skip
         _leave(streams, stage, outputs)
-    _divide_columns(store, column_divisors(scan.linears, scales))
+    divide_columns(store, column_divisors(scan.linears, scales))
     ordered = tuple(entries[linear.name] for linear in scan.linears)
     return Solved(
         replace(plan, linears=ordered),
         scales,
         tuple(errors[linear.name] for linear in scan.linears),
         tuple(ratios),
-        routing.sentences,
+        (*routing.sentences, *shared.sentences),
     )
+
+
+def _look(view: StageView, method: str) -> Callable[..., Seen] | None:
+    """What a method needs of a stage's input; nothing where it sees no token."""
+    if method == "rtn" or view.unseen:
+        return None
+    return view.moments if method == "gptq" else view.mean_squares
 
 
 def _leave(
@@ -169,7 +181,7 @@ def _leave(
     forget_pages(value for linear in stage.linears for value in linear.weight.sources)
 
 
-def _divide_columns(store: WeightStore, divisors: Mapping[str, NDArray[np.float32]]) -> None:
+def divide_columns(store: WeightStore, divisors: Mapping[str, NDArray[np.float32]]) -> None:
     """Give linears the divisors [N] of the activation after them; their codes stay.
 
     The scales are rounded to float16 again, by 2**-11 of them at most.
@@ -179,30 +191,6 @@ def _divide_columns(store: WeightStore, divisors: Mapping[str, NDArray[np.float3
             found = store.get(name)
             scales = half_scales((found.scales / divisor).astype(np.float32))
             store.put(name, replace(found, scales=scales))
-
-
-def _formula(
-    view: StageView, judge: Judge, entries: list[LinearPlan], site: StageSite | str, config: Config
-) -> str:
-    """Which divisors to fold in front of a stage."""
-    if view.unseen or isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
-        return NONE
-    if config.equalization == "none":
-        return NONE
-    if config.equalization == "search":
-        formulas = [
-            formula for formula in SEARCHED if not site.overflow(fold_scale(formula, view.sizes))
-        ]
-        return min(formulas, key=judge.error)
-    if config.equalization == "smoothquant":
-        if site.columns is not None and site.columns.through_attention:
-            return NONE  # as its authors leave it
-        formula = SMOOTHQUANT
-    elif site.norm is None:
-        return NONE  # the paper folds into norms only
-    else:
-        formula = LAE if config.v0 < view.ranges.tensor_absmax <= config.v1 else NONE
-    return NONE if site.overflow(fold_scale(formula, view.sizes)) else formula
 
 
 def _checked(site: StageSite | str, divisor: Rows, view: StageView, entry: LinearPlan) -> StageSite:
@@ -230,44 +218,3 @@ def _ratios(
         return dict.fromkeys(forms, 1.0)
     base = judge.weight_error(formula)
     return {form: judge.weight_error(formula, form) / base if base > 0 else 1.0 for form in forms}
-
-
-def _static(
-    view: StageView,
-    judge: Judge,
-    formula: str,
-    divisor: NDArray[np.float32],
-    fold_site: str | None,
-    config: Config,
-) -> bool:
-    """Whether the stage's input gets one scale for all tokens."""
-    if view.unseen or (view.stage.routed and not view.ranges.tensor_absmax):
-        return False  # calibration saw no token here
-    if config.policy in ("static", "per_token", "float"):
-        return config.policy == "static"
-    if config.policy == "thresholds":
-        full = view.ranges.tensor_absmax
-        return full <= config.v0 or (full <= config.v1 and fold_site is not None)
-    scale = float(static_scale(equalized_absmax(view.ranges.absmax, divisor)))
-    return judge.error(formula, scale) <= STATIC_TOLERANCE * judge.error(formula)
-
-
-def _scheme(
-    entry: LinearPlan, view: StageView, divisor: NDArray[np.float32], static: bool | None
-) -> LinearPlan:
-    """The entry with its scheme and static scale; `static` None keeps those it has."""
-    if entry.scheme in (FLOAT, WEIGHT_ONLY):
-        return entry
-    absmax = equalized_absmax(view.ranges.absmax, divisor)
-    scale = float(static_scale(absmax))
-    if static is None:
-        if entry.scheme == PER_TOKEN:
-            return replace(entry, input_scale=None)
-        return entry if entry.input_scale is not None else replace(entry, input_scale=scale)
-    if view.unseen:
-        return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=UNSEEN)
-    reason = f"range {view.ranges.tensor_absmax:.4g}, {absmax:.4g} where it is rounded"
-    if not static:
-        return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=reason)
-    scheme = LAE_STATIC if entry.equalization == LAE else STATIC
-    return replace(entry, scheme=scheme, input_scale=scale, reason=reason)

@@ -22,6 +22,7 @@ from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.numerics.token_sizes import count_sizes, loses_tokens
 from fptq_onnx.plan import FLOAT, WEIGHT_ONLY, LinearPlan
 
 Rows = NDArray[np.float32]
@@ -31,17 +32,22 @@ Rounding = float | str | None  # a static scale, NOT_ROUNDED, or None: one scale
 
 # Columns of each weight that a candidate is judged by, spread over all of them.
 _COLUMNS = 256
-# One scale for all tokens is taken where it adds at most this share to the output error: it costs
-# nothing to find at run time.
-STATIC_TOLERANCE = 1.02
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some tokens of a stage's input, float32 [tokens, K], in both models."""
+    """Some tokens of a stage's input, float32 [tokens, K], in both models.
+
+    weights: [tokens] of `token_weights`; None where all are 1.
+    """
 
     x: Rows
     x_quantized: Rows
+    weights: NDArray[np.float32] | None = None
+
+    def sum(self, of_tokens: NDArray[np.float64]) -> float:
+        """The sum over tokens, each as it counts."""
+        return float(of_tokens.sum() if self.weights is None else of_tokens @ self.weights)
 
 
 def rounding_of(entry: LinearPlan) -> Rounding:
@@ -84,6 +90,7 @@ class Judge:
         """
         self._sizes, self._sample, self._method = sizes, sample, method
         self._linears = []
+        self._known: dict[tuple[str, Rounding], tuple[float, float]] = {}
         self._float_inputs = all(entry.scheme in (WEIGHT_ONLY, FLOAT) for entry in entries)
         for w, entry in zip(weights, entries, strict=True):
             if entry.scheme != FLOAT:
@@ -92,21 +99,51 @@ class Judge:
                 self._linears.append((part, sample.x @ part, entry))
 
     def error(self, formula: str, scale: Rounding = None) -> float:
-        """Squared output error.
+        """Squared output error, massive tokens counted as less (numerics/token_weights.py).
 
         Args:
             formula: of the divisors.
             scale: static, None for one per token, or NOT_ROUNDED.
         """
+        return self._judged(formula, scale)[0]
+
+    def token_error(self, formula: str, scale: Rounding = None) -> float:
+        """Output error of a token relative to its output, at most 1, on average over tokens.
+
+        It shows what no sum of squares does: that tokens are lost beside larger ones.
+
+        Args:
+            formula: of the divisors.
+            scale: as `error` takes it.
+        """
+        return self._judged(formula, scale)[1]
+
+    def loses_tokens(self, formula: str, full: float) -> bool:
+        """Whether one scale for magnitudes up to `full`, of the divided input, loses tokens."""
+        divided = self._sample.x_quantized / fold_scale(formula, self._sizes)
+        return loses_tokens(count_sizes(np.abs(divided).max(axis=1, initial=0)), full)
+
+    def _judged(self, formula: str, scale: Rounding) -> tuple[float, float]:
+        key = (formula, scale)
+        if key not in self._known:
+            self._known[key] = self._judge(formula, scale)
+        return self._known[key]
+
+    def _judge(self, formula: str, scale: Rounding) -> tuple[float, float]:
         divisor = fold_scale(formula, self._sizes)
         if scale is None and self._float_inputs:
             scale = NOT_ROUNDED
         x8 = fake_int8(self._sample.x_quantized, divisor, scale)
-        total = 0.0
+        total, relative = 0.0, []
         for part, want, entry in self._linears:
-            rounded = _rounded(part * divisor[:, None], x8, entry, self._method)
-            total += float(np.square(want - x8 @ rounded, dtype=np.float64).sum())
-        return total
+            rounded = self._rounded(part * divisor[:, None], x8, entry)
+            missed = np.square(want - x8 @ rounded, dtype=np.float64).sum(axis=1)
+            total += self._sample.sum(missed)
+            wanted = np.square(want, dtype=np.float64).sum(axis=1)
+            alive = wanted > 0
+            relative.append(np.minimum(np.sqrt(missed[alive] / wanted[alive]), 1))
+        every = np.concatenate(relative) if relative else np.zeros(0)
+        return total, float(every.mean()) if len(every) else 0.0
 
     def weight_error(self, formula: str, form: str = "") -> float:
         """The part of it that bits can take off: of the rounding of this stage's weights alone.
@@ -121,23 +158,29 @@ class Judge:
         total = 0.0
         for part, _, entry in self._linears:
             w = part * divisor[:, None]
-            rounded = _rounded(w, x8, wider_forms(entry).get(form, entry), self._method)
-            total += float(np.square(x8 @ (w - rounded), dtype=np.float64).sum())
+            rounded = self._rounded(w, x8, wider_forms(entry).get(form, entry))
+            total += self._sample.sum(np.square(x8 @ (w - rounded), dtype=np.float64).sum(axis=1))
         return total
 
+    def _rounded(self, w: Rows, x8: Rows, entry: LinearPlan) -> Rows:
+        return _rounded(w, x8, entry, self._method, self._sample.weights)
 
-def _rounded(w: Rows, x8: Rows, entry: LinearPlan, method: str) -> Rows:
+
+def _rounded(
+    w: Rows, x8: Rows, entry: LinearPlan, method: str, weights: NDArray[np.float32] | None
+) -> Rows:
     """The weight as it will be, near enough to compare divisors: GPTQ without its refinement."""
     block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
     if method == "rtn":
         return dequantize(quantize_rtn(w, block, symmetric=symmetric, bits=bits))
-    importance = np.square(x8, dtype=np.float64).mean(axis=0)
+    squares = np.square(x8, dtype=np.float64)
+    importance = (squares if weights is None else squares * weights[:, None]).mean(axis=0)
     # With fewer tokens than GPTQ has freedom for, it would be judged on what it was fitted to.
     if method == "mse" or len(x8) < 2 * w.shape[0] or not importance.any():
         return dequantize(quantize_mse(w, importance, block, symmetric=symmetric, bits=bits))
     moments = SecondMoments.empty(w.shape[0], with_float=False)
     try:
-        moments.add(x8)
+        moments.add(x8, weights=weights)
         found = quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(

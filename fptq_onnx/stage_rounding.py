@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fptq_onnx.calibration.segments import Stage
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear
 from fptq_onnx.linear_errors import LinearErrors
@@ -15,30 +16,36 @@ from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
 from fptq_onnx.numerics.second_moments import SecondMoments
 from fptq_onnx.plan import FLOAT, LinearPlan
+from fptq_onnx.shared_rounding import SharedRounding
 from fptq_onnx.stage_choice import Rounding, rounding_of
-from fptq_onnx.stage_view import StageView
 from fptq_onnx.weight_store import WeightStore
 
 Rows = NDArray[np.float32]
+Seen = SecondMoments | NDArray[np.float64]
 
 
 def round_stage(
-    view: StageView,
+    stage: Stage,
+    weights: Sequence[Rows],
     decided: Sequence[LinearPlan],
     divisor: NDArray[np.float32],
-    method: str,
+    look: Callable[[NDArray[np.float32], Rounding], Seen] | None,
     store: WeightStore,
     errors: Mapping[str, LinearErrors],
+    shared: SharedRounding,
 ) -> dict[str, tuple[Rows, Rows]]:
     """Round every linear of a stage but those in float.
 
     Args:
-        view: the stage.
-        decided: the plan of each of its linears, in their order.
-        divisor: [K] of its input.
-        method: "rtn", "mse" or "gptq"; "rtn" where no token is seen.
+        stage: which linears.
+        weights: float32 [K, N] of each, in their order.
+        decided: the plan of each, in the same order.
+        divisor: [K] of their input.
+        look: gives what a method needs of the divided and rounded input: second moments for GPTQ,
+            mean squares for the clip search. None rounds to nearest.
         store: receives the weights by name.
         errors: by name; receives those of the weights.
+        shared: rounds a weight once that several linears have.
 
     Returns:
         By name the divided weight as rounded, and what rounding left of what was aimed at; float32
@@ -47,14 +54,23 @@ def round_stage(
     Raises:
         FptqError: a weight cannot be rounded.
     """
-    seen: dict[Rounding, SecondMoments | NDArray[np.float64]] = {}
+    seen: dict[Rounding, Seen] = {}
     quantized: dict[str, tuple[Rows, Rows]] = {}
-    for linear, weight, entry in zip(view.stage.linears, view.weights, decided, strict=True):
+    for linear, weight, entry in zip(stage.linears, weights, decided, strict=True):
         if entry.scheme == FLOAT:
             continue
         rounding = rounding_of(entry)
-        if rounding not in seen and method != "rtn" and not view.unseen:
-            look = view.moments if method == "gptq" else view.mean_squares
+        if shared.applies(linear, divisor):
+            left = np.empty_like(weight)
+            if shared.reuse(linear, entry, store):
+                np.subtract(weight, dequantize(store.get(linear.name)), out=left)
+            else:
+                of_all = shared.moments(linear, rounding)
+                store.put(linear.name, _quantized(weight, of_all, entry, linear, left))
+            quantized[linear.name] = dequantize(store.get(linear.name)), left
+            errors[linear.name].count_weight(*quantized[linear.name])
+            continue
+        if look is not None and rounding not in seen:
             seen[rounding] = look(divisor, rounding)
         w = weight * divisor[:, None]
         left = np.empty_like(w)
@@ -82,7 +98,7 @@ def float_weight(linear: Linear) -> Rows:
 
 def _quantized(
     w: Rows,
-    seen: SecondMoments | NDArray[np.float64] | None,
+    seen: Seen | None,
     entry: LinearPlan,
     linear: Linear,
     left: Rows,

@@ -15,6 +15,7 @@ from fptq_onnx.decoder_io import is_cache_name
 from fptq_onnx.graph.column_sites import ColumnSite, find_column_sites
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears import Linear
+from fptq_onnx.graph.shared_weights import decline_fixed, fixed_column_site
 from fptq_onnx.passes.choose_schemes import fold_overflow
 
 
@@ -51,13 +52,15 @@ class StageSite:
 
 
 def stage_sites(
-    stages: Sequence[Stage], linears: Sequence[Linear]
+    stages: Sequence[Stage], linears: Sequence[Linear], fixed: Mapping[str, str] | None = None
 ) -> Mapping[str, StageSite | str]:
     """By the name of a stage's activation, its site or the reason there is none.
 
-    A site all of whose readers are not one stage (they read casts of the value) is left alone.
+    A site all of whose readers are not one stage (they read casts of the value) is left alone, and
+    one that would change a weight in `fixed` (shared_weights.py).
     """
-    norms = find_fold_sites(linears)
+    fixed = fixed or {}
+    norms = decline_fixed(find_fold_sites(linears), fixed)
     columns = find_column_sites(linears)
     by_name = {linear.name: linear for linear in linears}
     found: dict[str, StageSite | str] = {}
@@ -72,7 +75,8 @@ def stage_sites(
             whole = set(columns[name].linears) == readers
             source = by_name[columns[name].name]
             site = StageSite(source.name, None, source, columns[name])
-            found[stage.x] = site if whole else _SEVERAL
+            stays = fixed_column_site(columns[name], fixed)
+            found[stage.x] = (stays or site) if whole else _SEVERAL
         else:
             found[stage.x] = norm
     return found

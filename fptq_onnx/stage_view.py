@@ -6,7 +6,8 @@ looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from fptq_onnx.graph.linears import Linear
 from fptq_onnx.linear_errors import LinearErrors
 from fptq_onnx.numerics.fold_scales import ChannelSizes, weight_sizes
 from fptq_onnx.numerics.second_moments import SecondMoments
+from fptq_onnx.numerics.token_weights import token_weights
 from fptq_onnx.stage_choice import Rounding, Sample, fake_int8
 
 Rows = NDArray[np.float32]
@@ -32,6 +34,8 @@ _TOKENS_PER_LOCAL_ERROR = 4
 
 class StageView:
     """What the choices of one stage look at.
+
+    Tokens that are massive count as less (numerics/token_weights.py) in sizes, sample and moments.
 
     paired: whether row i of the input is the same token in both models.
     unseen: whether a router sent no token here; all that is known then are the weights.
@@ -68,23 +72,36 @@ class StageView:
             )
         share = min(1.0, _SAMPLE_TOKENS / max(1, sum(batches)))
         squares = np.zeros(stage.linears[0].k)
+        weight_squares = weight_sizes(weights)[1] ** 2
+        energies: list[NDArray[np.float64]] = []  # of tokens' outputs, were channels uncorrelated
         picked = [np.zeros((0, len(squares)), np.float32)]
         picked_quantized = picked.copy()
         broken = ""
         for x, x_quantized in self.pairs():
+            square = np.square(x, dtype=np.float64)
+            energies.append(square @ weight_squares)
             if len(x) == 0:
                 continue
-            squares += np.square(x, dtype=np.float64).sum(axis=0)
+            squares += square.sum(axis=0)
             if not np.isfinite(x_quantized).all():
                 broken = "once the linears before it are quantized: keep some of them in float"
-            some = np.linspace(0, len(x) - 1, max(1, round(share * len(x)))).astype(int)
+            some = _picked(len(x), share)
             picked.append(x[some])
             picked_quantized.append(x_quantized[some])
         if not np.isfinite(squares).all():
             broken = "check that the model runs well in float on this data"
         if broken:
             raise FptqError(f"NaN or infinity in the input of {self._where}: {broken}")
-        self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized))
+        self._token_weights = _by_batch(energies)
+        few = None
+        if self._token_weights is not None:
+            squares = np.zeros(len(squares))
+            for (x, _), counted in zip(self.pairs(), self._token_weights, strict=True):
+                squares += counted @ np.square(x, dtype=np.float64)
+            few = np.concatenate(
+                [counted[_picked(len(counted), share)] for counted in self._token_weights]
+            )
+        self.sample = Sample(np.concatenate(picked), np.concatenate(picked_quantized), few)
         sizes = (ranges.absmax, np.sqrt(squares / max(1, sum(batches))), *weight_sizes(weights))
         # Channels that one column makes have one divisor: the formulas see them alike.
         self.sizes = ChannelSizes(*(columns.tied(x) for x in sizes) if columns else sizes)
@@ -104,6 +121,10 @@ class StageView:
         else:
             yield from ((rows, rows) for rows in self.streams.rows(self.stage, self._seen))
 
+    def _counted(self) -> Iterable[NDArray[np.float32] | None]:
+        """What the tokens of each batch count; None where all count 1."""
+        return repeat(None) if self._token_weights is None else self._token_weights
+
     @property
     def _where(self) -> str:
         linear = self.stage.linears[0]
@@ -112,17 +133,17 @@ class StageView:
     def moments(self, divisor: NDArray[np.float32], scale: Rounding) -> SecondMoments:
         """Of the divided input, in int8 and in the float model."""
         found = SecondMoments.empty(len(divisor))
-        for x, x_quantized in self.pairs():
-            found.add(fake_int8(x_quantized, divisor, scale), x / divisor)
+        for (x, x_quantized), counted in zip(self.pairs(), self._counted(), strict=False):
+            found.add(fake_int8(x_quantized, divisor, scale), x / divisor, counted)
         return found
 
     def mean_squares(self, divisor: NDArray[np.float32], scale: Rounding) -> NDArray[np.float64]:
         """E[x8_k^2] [K], the part of the moments that a clip search needs."""
         total, tokens = np.zeros(len(divisor)), 0
-        for _, x_quantized in self.pairs():
-            x8 = fake_int8(x_quantized, divisor, scale)
-            total += np.square(x8, dtype=np.float64).sum(axis=0)
-            tokens += len(x8)
+        for (_, x_quantized), counted in zip(self.pairs(), self._counted(), strict=False):
+            squares = np.square(fake_int8(x_quantized, divisor, scale), dtype=np.float64)
+            total += squares.sum(axis=0) if counted is None else counted @ squares
+            tokens += len(squares)
         return total / tokens
 
     def outputs(
@@ -170,3 +191,17 @@ class StageView:
                 errors.output_local.add(exact, (x8[few] * divisor) @ w - x8[few] @ left)
             errors.output_total.add(want, got)
             yield (want if self.paired else float_rows @ w) + bias, got + bias
+
+
+def _picked(tokens: int, share: float) -> NDArray[np.intp]:
+    """Which tokens of a batch are in the sample: some of all of it, none of an empty one."""
+    wanted = max(1, round(share * tokens)) if tokens else 0
+    return np.linspace(0, tokens - 1, wanted).astype(int)
+
+
+def _by_batch(energies: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float32]] | None:
+    """What each token counts, batch by batch; None where all count 1."""
+    found = token_weights(np.concatenate([*energies, np.zeros(0)]))
+    if (found == 1).all():
+        return None
+    return np.split(found, np.cumsum([len(batch) for batch in energies])[:-1])

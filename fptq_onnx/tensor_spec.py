@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fptq_onnx.errors import FptqError
+
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
     import onnxruntime as ort
 
@@ -19,6 +23,20 @@ _ORT_DTYPES = {
     "tensor(bool)": "bool",
     "tensor(string)": "str",
     **{f"tensor({sign}int{n})": f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)},
+}
+
+# What is no tensor, as ONNX and as onnxruntime call it.
+_OTHER_TYPES = {
+    "sequence_type": "a sequence",
+    "optional_type": "optional",
+    "map_type": "a map",
+    "sparse_tensor_type": "sparse",
+}
+_ORT_TYPES = {
+    "seq": "a sequence",
+    "optional": "optional",
+    "map": "a map",
+    "sparse_tensor": "sparse",
 }
 
 FLOAT_DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
@@ -55,14 +73,49 @@ class TensorSpec:
         return f"{self.name} {self.dtype} [{axes}]"
 
 
+def check_tensors(graph: onnx.GraphProto, file: Path) -> None:
+    """Refuse inputs and outputs that are no dense tensors.
+
+    Args:
+        graph: as it is in the file; onnx_ir does not read every type.
+        file: for the message.
+
+    Raises:
+        FptqError: a sequence, an optional, a map or a sparse tensor is fed or given.
+    """
+    for role, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            kind = _OTHER_TYPES.get(value.type.WhichOneof("value") or "")
+            if kind is not None:
+                raise FptqError(not_a_tensor(f"{file} has", role, value.name, kind))
+
+
+def not_a_tensor(whose: str, role: str, name: str, kind: str) -> str:
+    """What to say of an input or output that is no tensor."""
+    advice = (
+        "export the model so that it takes tensors, one for each entry"
+        if role == "input"
+        else "export the model so that it gives tensors, or leave this output out"
+    )
+    return f"{whose} the {role} {name!r}, which is {kind} and not a tensor: {advice}"
+
+
 def session_inputs(session: ort.InferenceSession) -> list[TensorSpec]:
-    """Specs of what the session must be fed, in its order."""
-    return [_from_node_arg(arg) for arg in session.get_inputs()]
+    """Specs of what the session must be fed, in its order.
+
+    Raises:
+        FptqError: one is no tensor.
+    """
+    return [_from_node_arg(arg, "input") for arg in session.get_inputs()]
 
 
 def session_outputs(session: ort.InferenceSession) -> list[TensorSpec]:
-    """Specs of what the session computes, in its order."""
-    return [_from_node_arg(arg) for arg in session.get_outputs()]
+    """Specs of what the session computes, in its order.
+
+    Raises:
+        FptqError: one is no tensor.
+    """
+    return [_from_node_arg(arg, "output") for arg in session.get_outputs()]
 
 
 def graph_inputs(graph: ir.Graph) -> list[TensorSpec]:
@@ -94,7 +147,10 @@ def specs_of_values(values: Iterable[ir.Value]) -> list[TensorSpec]:
     return specs
 
 
-def _from_node_arg(arg: ort.NodeArg) -> TensorSpec:
+def _from_node_arg(arg: ort.NodeArg, role: str) -> TensorSpec:
+    kind = _ORT_TYPES.get(arg.type.split("(")[0])
+    if kind is not None:
+        raise FptqError(not_a_tensor("the model has", role, arg.name, kind))
     # onnxruntime gives [] both for a scalar and for an unknown rank: nothing is known then.
     shape = tuple(arg.shape) if arg.shape else None
     return TensorSpec(arg.name, _ORT_DTYPES.get(arg.type, ""), shape)

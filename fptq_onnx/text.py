@@ -1,7 +1,8 @@
-"""Text to windows of tokens: documents, the tokenizer, and the cut.
+"""Text to windows of tokens: documents, their tokens, and the cut.
 
-A window is what calibration and evaluation feed: documents' tokens, each document headed by the
-beginning-of-sequence id where the model has one, joined and cut to equal lengths.
+A window is what calibration and evaluation feed: documents' tokens, each document with what the
+tokenizer puts around a text (a beginning-of-sequence id, or nothing), joined and cut to equal
+lengths.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
+from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_configs import SpecialIds, read_special_ids
+from fptq_onnx.model_configs import read_special_ids
+from fptq_onnx.text_encoding import text_encoding
+from fptq_onnx.text_tokenizer import TextTokenizer, load_tokenizer
 
 __all__ = [
-    "SpecialIds",
-    "check_vocabulary",
     "cut_windows",
     "first_tokens",
     "first_windows",
     "load_tokenizer",
     "read_documents",
-    "read_special_ids",
 ]
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
@@ -39,64 +39,6 @@ _CUT_MARGIN = 16  # tokens dropped where a document was cut: a merge could reach
 _CHARS_PER_TOKEN = 8  # generous: English BPE gives 3 to 5
 
 
-def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The model's tokenizer. Encode with `add_special_tokens=False`: the caller puts BOS.
-
-    Raises:
-        FptqError: no tokenizer.json, or one that cannot be read.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FptqError(
-            f"no tokenizer.json in {folder}, and text cannot be read without it; copy the model's "
-            "there, or name it with --tokenizer"
-        )
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise FptqError(f"cannot read {path}: {error}") from error
-    # Both may be stored in the file, and either would change what a text's tokens are.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: tokenizers.Tokenizer, vocab_size: int | None, what: str) -> None:
-    """Refuse a tokenizer that can give ids the model has no embedding for.
-
-    Args:
-        tokenizer: the tokenizer.
-        vocab_size: ids the model knows; None skips the check.
-        what: the model, for the message.
-
-    Raises:
-        FptqError: the tokenizer's largest id is not below vocab_size.
-    """
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if vocab_size is not None and largest >= vocab_size:
-        raise FptqError(
-            f"the tokenizer has ids up to {largest} but {what} knows only {vocab_size}; "
-            "put the model's own tokenizer.json beside it"
-        )
-
-
-def check_bos(bos: int | None, vocab_size: int | None) -> None:
-    """Refuse a beginning-of-sequence id that the model has no embedding for.
-
-    Args:
-        bos: the id; None skips the check.
-        vocab_size: ids the model knows; None skips the check.
-
-    Raises:
-        FptqError: bos is not below vocab_size.
-    """
-    if bos is not None and vocab_size is not None and bos >= vocab_size:
-        raise FptqError(
-            f"the beginning-of-sequence token {bos} is beyond the model's {vocab_size} tokens: "
-            "correct bos_token_id in the config.json (or genai_config.json) beside it"
-        )
-
-
 def read_documents(
     path: Path, *, text_field: str = "text", max_chars: int | None = None
 ) -> tuple[list[str], bool]:
@@ -104,7 +46,7 @@ def read_documents(
 
     Args:
         path: .txt, documents separated by lines `<|endoftext|>` (the whole is one document if there
-            is no such line); or .jsonl, one JSON object a line. UTF-8.
+            is no such line); or .jsonl, one JSON object a line. UTF-8, or UTF-16 with its mark.
         text_field: the field of a .jsonl object that holds the text.
         max_chars: read about so many characters at most.
 
@@ -115,8 +57,8 @@ def read_documents(
         FptqError: unreadable, not UTF-8, a .jsonl line that is not an object with the field.
     """
     try:
-        # utf-8-sig drops the byte-order mark that some editors put.
-        with path.open(encoding="utf-8-sig") as file:
+        check_downloaded(path, web_pages=False)
+        with path.open(encoding=text_encoding(path)) as file:
             if path.suffix.lower() == ".jsonl":
                 documents, more = _read_jsonl(file, path, text_field, max_chars)
             else:
@@ -124,8 +66,10 @@ def read_documents(
                 documents, more = _SEPARATOR.split(text), bool(file.read(1))
     except OSError as error:
         raise FptqError(f"cannot read the text {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise FptqError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except UnicodeError as error:
+        raise FptqError(
+            f"{path} is not UTF-8 text ({getattr(error, 'reason', error)}); save it as UTF-8"
+        ) from error
     return [stripped for document in documents if (stripped := document.strip())], more
 
 
@@ -156,14 +100,9 @@ def _read_jsonl(
 
 
 def first_tokens(
-    path: Path,
-    tokenizer: tokenizers.Tokenizer,
-    count: int | None,
-    *,
-    bos: int | None,
-    text_field: str = "text",
+    path: Path, tokenizer: TextTokenizer, count: int | None, *, text_field: str = "text"
 ) -> NDArray[np.int64]:
-    """The first tokens of a text, BOS in front of each document.
+    """The first tokens of a text, each document with what the tokenizer puts around a text.
 
     No more of the text is read and tokenized than is needed, however large the file.
 
@@ -171,36 +110,33 @@ def first_tokens(
         path: .txt or .jsonl.
         tokenizer: the model's.
         count: tokens wanted, at least 1; None for all.
-        bos: id in front of each document, or None.
         text_field: see `read_documents`.
 
     Returns:
         int64 [n], n <= count; n < count only where the text has no more.
 
     Raises:
-        FptqError: see `read_documents`.
+        FptqError: see `read_documents`; or a token that the model does not know.
     """
     if count is None:
         documents, _ = read_documents(path, text_field=text_field)
-        return np.asarray(_encode(documents, tokenizer, bos, None), np.int64)
+        return np.asarray(_encode(documents, tokenizer, None), np.int64)
     max_chars = count * _CHARS_PER_TOKEN + 1024
+    margin = _CUT_MARGIN + len(tokenizer.suffix)
     while True:
         documents, more = read_documents(path, text_field=text_field, max_chars=max_chars)
-        ids = _encode(documents, tokenizer, bos, count + _CUT_MARGIN)
+        ids = _encode(documents, tokenizer, count + margin)
         if more:
-            ids = ids[: max(len(ids) - _CUT_MARGIN, 0)]
+            ids = ids[: max(len(ids) - margin, 0)]
         if len(ids) >= count or not more:
             return np.asarray(ids[:count], np.int64)
         max_chars *= 4
 
 
-def _encode(
-    documents: list[str], tokenizer: tokenizers.Tokenizer, bos: int | None, enough: int | None
-) -> list[int]:
-    head = [] if bos is None else [bos]
+def _encode(documents: list[str], tokenizer: TextTokenizer, enough: int | None) -> list[int]:
     ids: list[int] = []
     for document in documents:
-        ids += head + tokenizer.encode(document, add_special_tokens=False).ids
+        ids += tokenizer.encode(document)
         if enough is not None and len(ids) >= enough:
             break
     return ids
@@ -244,13 +180,11 @@ def first_windows(
             configuration files.
 
     Raises:
-        FptqError: no tokenizer, one too large for the model, or a text that cannot be read or is
-            empty.
+        FptqError: no tokenizer, one of another model, or a text that cannot be read, is empty, or
+            has a token that the model does not know.
     """
-    tokenizer = load_tokenizer(folder)
-    special = read_special_ids(folder)
-    check_vocabulary(tokenizer, vocab_size or special.vocab_size, "the model")
-    ids = first_tokens(path, tokenizer, count * length, bos=special.bos, text_field=text_field)
+    tokenizer = TextTokenizer.open(folder, vocab_size or read_special_ids(folder).vocab_size)
+    ids = first_tokens(path, tokenizer, count * length, text_field=text_field)
     if not len(ids):
         raise FptqError(f"the text {path} is empty")
     return cut_windows(ids, length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,20 @@ class Verification:
             perplexity = f"perplexity {c.perplexity_reference:.4g} -> {c.perplexity:.4g}, "
             return (
                 f"check        {'' if self.kind == RANDOM else perplexity}"
-                f"KL {c.kl:.3g} nats, top-1 agreement {c.top1:.1%}, largest logit difference "
+                f"KL {c.kl:.3g} nats (median {c.kl_median:.3g}, worst token {c.kl_max:.3g}), "
+                f"top-1 agreement {c.top1:.1%}, largest logit difference "
                 f"{c.max_rel_diff:.2g} of the largest logit, {what}"
             )
         if self.divided:
             what += f"; {len(self.divided)} cache outputs hold divided values and are not compared"
-        worst = min(self.outputs, key=lambda item: float(item["sqnr_db"]))
+        # By what becomes of its tokens, then by the sum over all, which large tokens decide.
+        worst = max(
+            self.outputs, key=lambda item: (item["token_error_median"], -float(item["sqnr_db"]))
+        )
         return (
-            f"check        worst output {worst['name']}: SQNR {worst['sqnr_db']:.1f} dB, largest "
+            f"check        worst output {worst['name']}: SQNR {worst['sqnr_db']:.1f} dB, error of "
+            f"a token {worst['token_error_mean']:.2g} of it on average (median "
+            f"{worst['token_error_median']:.2g}, worst {worst['token_error_worst']:.2g}), largest "
             f"difference {worst['max_rel_diff']:.2g} of the largest value, {what}"
         )
 
@@ -89,6 +95,7 @@ def verify(
     count: int,
     *,
     threads: int,
+    quiet: bool = True,
     divided: Collection[str] = (),
 ) -> Verification:
     """Check a written model, and run it beside the original.
@@ -99,6 +106,7 @@ def verify(
         samples: what calibration used; its held-out part where it has one.
         count: samples to compare on.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
+        quiet: show no progress where the samples have yet to be written.
         divided: outputs that differ by what was folded, see `divided_outputs`.
 
     Raises:
@@ -108,9 +116,9 @@ def verify(
     load_model(written, allow_quantized=True)  # checks that all data is there
     _check(written, loaded.file)
     forget_pages(loaded.model.graph.initializers.values())  # sessions map the files for themselves
-    reference = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
+    reference = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
     candidate = open_session(written, threads=threads or None)
-    source = samples.open(loaded)
+    source = samples.open(loaded, threads=threads, quiet=quiet)
     if isinstance(source, TokenWindows):
         graph = loaded.model.graph
         io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
@@ -122,15 +130,8 @@ def verify(
     names = [output.name for output in reference.get_outputs()]
     comparable = [name for name in names if name not in divided]
     differences = compare_outputs(reference, candidate, feeds, comparable)
-    outputs = tuple(
-        {
-            "name": item.name,
-            "sqnr_db": item.sqnr_db,
-            "max_abs_diff": item.max_abs_diff,
-            "max_rel_diff": item.max_rel_diff,
-        }
-        for item in differences
-    )
+    outputs = tuple({key: value for key, value in asdict(item).items() if key != "elements"}
+                    for item in differences)  # fmt: skip
     left_out = tuple(name for name in names if name in divided) if comparable else ()
     return Verification(None, outputs, len(feeds), held_out=False, divided=left_out)
 

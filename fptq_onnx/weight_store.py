@@ -20,6 +20,7 @@ class WeightStore:
         self._folder = folder
         self._index: dict[str, int] = {}
         self._half: dict[str, bool] = {}
+        self._named: list[list[str]] = []  # who has the weights of an index
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
@@ -30,7 +31,7 @@ class WeightStore:
         Raises:
             OSError: the disk is full or not writable.
         """
-        index = self._index.setdefault(name, len(self._index))
+        index = self._own_index(name)
         self._half[name] = are_half(weights.scales)
         codes = weights.codes
         packed = codes
@@ -47,6 +48,31 @@ class WeightStore:
             arrays["zero_points"] = weights.zero_points
         with open(self._folder / f"{index}.npz", "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+    def _own_index(self, name: str) -> int:
+        """Where a linear's weights go: a place that no other linear has."""
+        index = self._index.get(name)
+        if index is None or len(self._named[index]) > 1:
+            if index is not None:
+                self._named[index].remove(name)
+            index = len(self._named)
+            self._named.append([name])
+            self._index[name] = index
+        return index
+
+    def share(self, name: str, other: str) -> None:
+        """Let a linear that has none yet have the weights of another; they are kept once."""
+        self._index[name] = self._index[other]
+        self._half[name] = self._half[other]
+        self._named[self._index[name]].append(name)
+
+    def first(self, name: str) -> str:
+        """The first of the linears that have the same weights, which may be this one."""
+        return self._named[self._index[name]][0]
+
+    def is_shared(self, name: str) -> bool:
+        """Whether another linear has the same weights."""
+        return len(self._named[self._index[name]]) > 1
 
     def has_half_scales(self, name: str) -> bool:
         """Whether float16 holds all scales of one linear exactly, without reading them."""

@@ -43,6 +43,7 @@ class WindowSums:
         max_abs: largest absolute finite logit of the reference.
         positions: positions with logits.
         predictions: tokens that the likelihoods are summed over.
+        kl_of_positions: KL of each position, float64 [positions], nats.
     """
 
     nll_reference: float
@@ -54,6 +55,7 @@ class WindowSums:
     max_abs: float
     positions: int
     predictions: int
+    kl_of_positions: NDArray[np.float64]
 
 
 def window_nll(logits: NDArray[np.float32], window: NDArray[np.int64]) -> WindowNll:
@@ -81,11 +83,13 @@ def window_sums(
     """
     nll_reference = nll = kl_sum = kl_max = difference = largest = 0.0
     agreed = 0
+    every = [np.zeros(0)]
     for start, reference in _blocks(expected):
         candidate = actual[start : start + len(reference)]
         log_p, log_q = log_softmax(reference), log_softmax(candidate)
         kl = _kl(log_p, log_q)
         kl_sum += float(kl.sum())
+        every.append(kl)
         kl_max = max(kl_max, float(kl.max()))
         nll_reference -= float(_picked(log_p, window[1:], start).sum())
         nll -= float(_picked(log_q, window[1:], start).sum())
@@ -102,6 +106,7 @@ def window_sums(
         max_abs=largest,
         positions=len(expected),
         predictions=len(window) - 1,
+        kl_of_positions=np.concatenate(every),
     )
 
 

@@ -38,6 +38,27 @@ def lazy_initializer(
     return value
 
 
+def weight_initializer(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    make: Callable[[], NDArray[np.generic]],
+) -> ir.Value:
+    """As lazy_initializer, or the one of that name: linears with one weight read one initializer.
+
+    Raises:
+        ValueError: the one of that name has another type or shape.
+    """
+    known = graph.initializers.get(name)
+    if known is None:
+        return lazy_initializer(graph, name, dtype, shape, make)
+    tensor = known.const_value
+    if tensor is None or (tensor.dtype, tuple(tensor.shape.numpy())) != (dtype, tuple(shape)):
+        raise ValueError(f"{name} is there already in another form")
+    return known
+
+
 def constant_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Register a small initializer, or return the one of that name."""
     if name in graph.initializers:
@@ -90,11 +111,11 @@ def remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
         graph.remove(node, safe=True)
 
 
-def follow_with(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
+def follow_with(graph: ir.Graph | ir.Function, value: ir.Value, node: ir.Node) -> None:
     """Let a node that reads `value` take its place for all other readers, and its name.
 
     Args:
-        graph: the main graph.
+        graph: what holds the node that makes `value`.
         value: what a node of the graph makes; renamed.
         node: new, with one output of the same type.
     """

@@ -4,6 +4,10 @@
     v0 < max|x| <= v1         lae_static   equalize, then one int8 scale; needs a fold site
     max|x| > v1, or no site   per_token    one int8 scale per row, found at run time
     matched by --ignore       float        left alone
+    a router, or a gate       float        unless --w8 or --quantize-routers asks for it (gates.py)
+
+A static scale that would round most tokens away, since a few are far larger, is not taken: the
+input is then per_token, whatever the policy.
 
 Sizes are decided per activation: linears that read the same value get the same scheme.
 """
@@ -19,15 +23,29 @@ from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.fold_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.gates import find_gates
 from fptq_onnx.graph.linears import Linear, LinearScan
+from fptq_onnx.graph.shared_weights import decline_fixed, fixed_weights
 from fptq_onnx.linear_selector import select
 from fptq_onnx.numerics.fold_scales import LAE
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
-from fptq_onnx.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.numerics.token_sizes import loses_tokens
+from fptq_onnx.plan import (
+    FLOAT,
+    LAE_STATIC,
+    PER_TOKEN,
+    STATIC,
+    STAYS,
+    WEIGHT_ONLY,
+    LinearPlan,
+    Plan,
+)
 
 UNSEEN = "no token of the calibration samples reaches it"
+MASSIVE = "a few tokens are far larger than the rest"
+ONE_SCALE = "one scale for all tokens"
 _SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "float": WEIGHT_ONLY}
 
 
@@ -48,11 +66,18 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     """
     ignored = select(scan, "--ignore", config.ignore)
     wide = select(scan, "--w8", config.w8)
-    sites = find_fold_sites(scan.linears)
+    fixed = fixed_weights(scan, quantize=config.quantize)
+    sites = decline_fixed(find_fold_sites(scan.linears), fixed)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
+    kept = {
+        name: f"{STAYS}{how}"
+        for name, how in ({} if config.quantize_routers else find_gates(scan.linears)).items()
+        if name not in wide
+    }
+    kept |= {name: f"kept in float by --ignore {which!r}" for name, which in ignored.items()}
     entries = [
-        _entry(linear, ranges, sites[linear.name], ignored.get(linear.name), config)
-        if linear.name in ignored or not stats.ranges[linear.x.name or ""].unseen
+        _entry(linear, ranges, sites[linear.name], kept.get(linear.name), config)
+        if linear.name in kept or not stats.ranges[linear.x.name or ""].unseen
         else _unseen(linear, config)
         for linear in scan.linears
     ]
@@ -123,7 +148,7 @@ def _entry(
     linear: Linear,
     ranges: Mapping[str, ChannelRange],
     site: FoldSite | str,
-    ignored_by: str | None,
+    kept: str | None,
     config: Config,
 ) -> LinearPlan:
     absmax = ranges[linear.name].tensor_absmax
@@ -140,12 +165,18 @@ def _entry(
         block_size=config.block_size,
         symmetric=config.symmetric,
     )
-    if ignored_by is not None:
-        return replace(entry, scheme=FLOAT, reason=f"kept in float by --ignore {ignored_by!r}")
+    if kept is not None:
+        return replace(entry, scheme=FLOAT, reason=kept)
+    massive = loses_tokens(ranges[linear.name].sizes, absmax)
+    left_out = f"; {MASSIVE}, so {ONE_SCALE} is left out"
     if config.policy in _SAME_FOR_ALL:
         same = _SAME_FOR_ALL[config.policy]
+        if same == STATIC and massive:
+            return replace(entry, reason=f"--policy {config.policy}{left_out}")
         static = float(static_scale(absmax)) if same == STATIC else None
         return replace(entry, scheme=same, reason=f"--policy {config.policy}", input_scale=static)
+    if absmax <= config.v0 and massive:
+        return replace(entry, reason=f"range {absmax:.4g} <= v0 = {config.v0:g}{left_out}")
     if absmax <= config.v0:
         return replace(
             entry,
@@ -180,6 +211,19 @@ def _unseen(linear: Linear, config: Config) -> LinearPlan:
         fold_site=None, input_scale=None, block_size=config.block_size,
         symmetric=config.symmetric,
     )  # fmt: skip
+
+
+def massive_notes(plan: Plan) -> tuple[str, ...]:
+    """A sentence for users where the plan leaves out what the options ask for; or none."""
+    rows = [entry for entry in plan.linears if MASSIVE in entry.reason]
+    if not rows:
+        return ()
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    what = " or ".join(dict.fromkeys(row.reason.split(f"{MASSIVE}, so ")[1] for row in rows))
+    return (
+        f"in the input of {rows[0].path}{more} {MASSIVE}: {what} where it would round the others "
+        f"away, and each token gets its own scale",
+    )
 
 
 def fold_overflow(site: FoldSite, scale: np.ndarray) -> str:

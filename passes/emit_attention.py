@@ -18,6 +18,7 @@ OP_TYPE = "GroupQueryAttention"
 VERSION = 1
 _INPUTS, _OUTPUTS = 9, 3
 _PAST = (3, 4)
+_RANKS = (3, 4, 4)  # of what is attended to, and of the new caches
 _KEPT = {"num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved"}
 # Attributes of the stock operator that change nothing when they have these values.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -55,6 +56,9 @@ def emit_attention(model: ir.Model) -> tuple[int, tuple[str, ...]]:
         for name in set(node.attributes) - _KEPT:
             del node.attributes[name]
         node.domain = DOMAIN
+        for output, rank in zip(node.outputs, _RANKS, strict=True):
+            if output.shape is None:  # the stock op would say it; Scan needs to know
+                output.shape, output.dtype = ir.Shape([None] * rank), ir.DataType.FLOAT
         taken += 1
     if taken:
         model.graph.opset_imports[DOMAIN] = VERSION

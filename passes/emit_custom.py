@@ -23,7 +23,12 @@ from fptq_onnx.numerics.panels import (
     panel_count,
     step_count,
 )
-from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
+from fptq_onnx.passes._replace import (
+    current_input,
+    lazy_initializer,
+    replace_linear,
+    weight_initializer,
+)
 from fptq_onnx.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
@@ -57,9 +62,9 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
-    name, k, n = entry.name, linear.k, linear.n
+    name, k, n = store.first(entry.name), linear.k, linear.n
     panels, groups = panel_count(n), group_count(k, entry.block_size)
-    packed = lazy_initializer(
+    packed = weight_initializer(
         graph,
         f"{name}.W{entry.weight_bits}",
         ir.DataType.UINT8,
@@ -68,7 +73,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     )
     group_shape = (panels, groups, PANEL_COLUMNS)
     scale_type = ir.DataType.FLOAT16 if store.has_half_scales(name) else ir.DataType.FLOAT
-    scales = lazy_initializer(
+    scales = weight_initializer(
         graph,
         f"{name}.scales",
         scale_type,
@@ -78,7 +83,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     inputs: list[ir.Value | None] = [current_input(linear), packed, scales]
     if not entry.symmetric:
         inputs.append(
-            lazy_initializer(
+            weight_initializer(
                 graph,
                 f"{name}.zero_points",
                 ir.DataType.UINT8,
@@ -89,12 +94,16 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     if linear.bias is not None:
         load_bias = linear.bias.load
         bias = lazy_initializer(
-            graph, f"{name}.bias", ir.DataType.FLOAT, (n,), lambda: load_bias().astype(np.float32)
+            graph,
+            f"{entry.name}.bias",
+            ir.DataType.FLOAT,
+            (n,),
+            lambda: load_bias().astype(np.float32),
         )
         if entry.symmetric:
             # Empty rather than left out: ONNX Runtime before 1.23 crashes on a node of a custom
             # domain that skips an input before the last one.
-            absent = f"{name}.zero_points"
+            absent = f"{entry.name}.zero_points"
             inputs.append(
                 lazy_initializer(
                     graph, absent, ir.DataType.UINT8, (0,), lambda: np.zeros(0, np.uint8)

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count, group_length
-from fptq_onnx.passes._replace import current_input, lazy_initializer, replace_linear
+from fptq_onnx.passes._replace import (
+    current_input,
+    lazy_initializer,
+    replace_linear,
+    weight_initializer,
+)
 from fptq_onnx.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
@@ -51,7 +56,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     node = matmul_nbits_node(
         graph,
         current_input(linear),
-        entry.name,
+        store.first(entry.name),
         lambda: store.get(entry.name),
         k=linear.k,
         n=linear.n,
@@ -87,7 +92,7 @@ def matmul_nbits_node(
     Args:
         graph: receives `name`.W4 or .W8, .scales and .zero_points.
         x: the activation.
-        name: of the linear.
+        name: of the linear, or of the first with the same weight.
         get: reads the weights; called when the model is written.
         k: input channels.
         n: output channels.
@@ -101,14 +106,14 @@ def matmul_nbits_node(
     blocks = group_count(k, block)
     inputs: list[ir.Value | None] = [
         x,
-        lazy_initializer(
+        weight_initializer(
             graph,
             f"{name}.W{bits}",
             ir.DataType.UINT8,
             (n, blocks, block * bits // 8),
             lambda: pack_blocks(get(), block),
         ),
-        lazy_initializer(
+        weight_initializer(
             graph,
             f"{name}.scales",
             dtype,
@@ -118,7 +123,7 @@ def matmul_nbits_node(
     ]
     if not symmetric:
         inputs.append(
-            lazy_initializer(
+            weight_initializer(
                 graph,
                 f"{name}.zero_points",
                 ir.DataType.UINT8,

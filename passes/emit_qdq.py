@@ -34,12 +34,18 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
-from fptq_onnx.passes._replace import constant_initializer, current_input, lazy_initializer
+from fptq_onnx.passes._replace import (
+    constant_initializer,
+    current_input,
+    lazy_initializer,
+    weight_initializer,
+)
 from fptq_onnx.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.weight_store import WeightStore
 
 MINIMUM_OPSET = 21
 MINIMUM_IR_VERSION = 10
+WEIGHT_SUFFIX = ".W_dq"  # of the node that makes a weight of its codes
 
 # ONNX Runtime fuses 8-bit linears to integer products only where nothing else reads their rounded
 # input, and it makes one node of equal ones. A scale of the whole tensor has no axis, so any one
@@ -195,9 +201,12 @@ def _dequantized_weight(
     graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
 ) -> ir.Value:
     """DequantizeLinear of the weight, in the orientation the node reads."""
-    name, dtype = entry.name, linear.weight.dtype
+    name, dtype = store.first(entry.name), linear.weight.dtype
     trans_b = linear.nodes[0].attributes.get("transB")
     transposed = linear.nodes[0].op_type == "Gemm" and trans_b is not None and bool(trans_b.value)
+    if transposed and store.is_shared(entry.name):  # others may read it as [K, N]
+        linear.nodes[0].attributes["transB"] = ir.AttrInt64("transB", 0)
+        transposed = False
     k, n = linear.k, linear.n
     groups = group_count(k, entry.block_size)
     per_channel = entry.block_size == PER_CHANNEL
@@ -210,14 +219,14 @@ def _dequantized_weight(
 
     code_type = _CODE_TYPES[entry.weight_bits, entry.symmetric]
     group_shape = (n,) if per_channel else oriented((groups, n))
-    codes = lazy_initializer(
+    codes = weight_initializer(
         graph,
         f"{name}.W{entry.weight_bits}",
         code_type,
         oriented((k, n)),
         lambda: orient(_codes(store.get(name))),
     )
-    scales = lazy_initializer(
+    scales = weight_initializer(
         graph,
         f"{name}.scales",
         dtype,
@@ -227,7 +236,7 @@ def _dequantized_weight(
     inputs = [codes, scales]
     if not entry.symmetric:
         inputs.append(
-            lazy_initializer(
+            weight_initializer(
                 graph,
                 f"{name}.zero_points",
                 code_type,
@@ -239,9 +248,9 @@ def _dequantized_weight(
     attributes = (
         {"axis": 1 - k_axis} if per_channel else {"axis": k_axis, "block_size": entry.block_size}
     )
-    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.W_dq")
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{entry.name}{WEIGHT_SUFFIX}")
     output = node.outputs[0]
-    output.name, output.dtype, output.shape = f"{name}.W_dq_out", dtype, codes.shape
+    output.name, output.dtype, output.shape = f"{entry.name}{WEIGHT_SUFFIX}_out", dtype, codes.shape
     graph.insert_before(linear.nodes[0], node)
     return output
 

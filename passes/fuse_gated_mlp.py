@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.graph.elementwise import (
     Array,
@@ -21,7 +22,7 @@ from fptq_onnx.graph.elementwise import (
     silu,
 )
 from fptq_onnx.numerics.gated import GELU_TANH, SILU
-from fptq_onnx.passes._replace import lazy_initializer
+from fptq_onnx.passes._replace import weight_initializer
 from fptq_onnx.passes.emit_custom import DOMAIN
 
 _POINTS: Array = np.linspace(-12, 12, 961)
@@ -56,6 +57,8 @@ def fuse_gated_mlp(model: ir.Model) -> tuple[int, tuple[str, ...]]:
             continue
         _fuse(model.graph, node, multiply, piece, gate, function)
         fused += 1
+    if fused:
+        common_passes.RemoveUnusedNodesPass()(model)
     return fused, tuple(declined)
 
 
@@ -118,15 +121,19 @@ def _fuse(
 
 
 def _swapped(graph: ir.Graph, value: ir.Value | None) -> ir.Value | None:
-    """A constant input with its halves exchanged: the op wants the gate first."""
+    """A constant input with its halves exchanged: the op wants the gate first.
+
+    One for all nodes that read the constant; RemoveUnusedNodes takes the constant away after them.
+    """
     if value is None or value.const_value is None or value.const_value.size == 0:
         return value
-    tensor, name = value.const_value, value.name
-    assert name is not None
+    tensor = value.const_value
     shape = tensor.shape.numpy()
     half = shape[0] // 2
-    del graph.initializers[name]
-    value.name = f"{name}.unswapped"
-    return lazy_initializer(
-        graph, name, tensor.dtype, shape, lambda: np.roll(tensor.numpy(), half, axis=0)
+    return weight_initializer(
+        graph,
+        f"{value.name}.gate_first",
+        tensor.dtype,
+        shape,
+        lambda: np.roll(tensor.numpy(), half, axis=0),
     )

@@ -22,6 +22,7 @@ from fptq_onnx.passes.emit_custom import DOMAIN
 
 # The op reads lists of this length at most (native/ops/linear_attributes.cc).
 _LONGEST_LIST = 64
+Joined = dict[tuple[int, ...], tuple[ir.Value, list[ir.Value | None]]]  # by ids of the parts
 LINEARS = "fptq.linears"  # metadata of a node: the names of the linears in it, as JSON
 
 
@@ -39,13 +40,27 @@ def fuse_shared_inputs(model: ir.Model) -> int:
         if node.domain == DOMAIN:
             groups.setdefault(_key(node), []).append(node)
     fused = 0
-    for nodes in groups.values():
+    joined: Joined = {}
+    for nodes in _without_others_parts(list(groups.values())):
         for start in range(0, len(nodes), _LONGEST_LIST):
             some = nodes[start : start + _LONGEST_LIST]
             if len(some) > 1:
-                _fuse(model.graph, some)
+                _fuse(model.graph, some, joined)
                 fused += 1
     return fused
+
+
+def _without_others_parts(groups: list[list[ir.Node]]) -> list[list[ir.Node]]:
+    """The groups without nodes whose weight another group has in other company.
+
+    In one op with others a weight would be stored with them, and again elsewhere.
+    """
+    company: dict[int, set[tuple[int, ...]]] = {}
+    for nodes in groups:
+        together = tuple(id(node.inputs[1]) for node in nodes)
+        for weight in together:
+            company.setdefault(weight, set()).add(together)
+    return [[node for node in nodes if len(company[id(node.inputs[1])]) == 1] for nodes in groups]
 
 
 def _key(node: ir.Node) -> tuple[object, ...]:
@@ -66,13 +81,13 @@ def _constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:
     return value.const_value
 
 
-def _fuse(graph: ir.Graph, nodes: list[ir.Node]) -> None:
+def _fuse(graph: ir.Graph, nodes: list[ir.Node], joined: Joined) -> None:
     first = nodes[0]
     columns = [n for node in nodes for n in node.attributes["N"].as_ints()]
-    inputs = [first.inputs[0], *(_joined(graph, nodes, index) for index in (1, 2))]
+    inputs = [first.inputs[0], *(_joined(graph, nodes, index, joined) for index in (1, 2))]
     biases = [_constant(node, 4) for node in nodes]
     if _constant(first, 3) is not None:
-        inputs.append(_joined(graph, nodes, 3))
+        inputs.append(_joined(graph, nodes, 3, joined))
     elif any(bias is not None for bias in biases):
         inputs.append(_absent(graph, nodes))
     if any(bias is not None for bias in biases):
@@ -115,11 +130,20 @@ def _replace_initializer(
     name = old.name
     del graph.initializers[name]
     old.name = f"{name}.part"
+    graph.register_initializer(old)  # others may read it; removed with its last reader
     return lazy_initializer(graph, name, dtype, shape, make)
 
 
-def _joined(graph: ir.Graph, nodes: list[ir.Node], index: int) -> ir.Value:
-    """Input `index` of all nodes, one after the other along the panels."""
+def _joined(graph: ir.Graph, nodes: list[ir.Node], index: int, joined: Joined) -> ir.Value:
+    """Input `index` of all nodes, one after the other along the panels; one for equal lists."""
+    key = tuple(id(node.inputs[index]) for node in nodes)
+    if key not in joined:
+        # The parts are kept beside it: an id is only its own while they live.
+        joined[key] = _join(graph, nodes, index), [node.inputs[index] for node in nodes]
+    return joined[key][0]
+
+
+def _join(graph: ir.Graph, nodes: list[ir.Node], index: int) -> ir.Value:
     tensors = [tensor for node in nodes if (tensor := _constant(node, index)) is not None]
     types = {tensor.dtype for tensor in tensors}
     dtype = types.pop() if len(types) == 1 else ir.DataType.FLOAT

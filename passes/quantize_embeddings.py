@@ -4,13 +4,15 @@
     4 bits                   com.microsoft::GatherBlockQuantized
 
 Rows are rounded in groups of channels like weights, symmetric: nearest of 8 bits, clip search of 4.
-A head that shares the table has codes of its own by now; a table that anything else still reads
-stays as it is.
+The table may be a head's weight [D, V] behind a Transpose, as onnxruntime-genai's builder writes
+tied embeddings, or behind Reshape, Cast and Identity. A head that shares the table has codes of its
+own by now; a table that anything else still reads stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +32,24 @@ _BLOCKS_8 = (128, 64, 32)
 _BLOCK_4 = 32
 _INT4_IR_VERSION = 10
 _KEEPS_INDICES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+# What a table is read through: the same numbers in another shape, order or type.
+_FORMS = ("Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+SCALES = "fptq.scales"  # key in meta of an initializer: part of a quantized table
 _TABLE_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A table of token embeddings [V, D].
+
+    constant: the table as it is looked up.
+    lookups: the Gathers.
+    obstacle: why it has to keep its floats; '' where nothing is in the way.
+    """
+
+    constant: Constant
+    lookups: tuple[ir.Node, ...]
+    obstacle: str
 
 
 def quantize_embeddings(
@@ -49,24 +68,16 @@ def quantize_embeddings(
     Raises:
         FptqError: a table holds NaN or infinity.
     """
-    # By type too: a table that is looked up both as stored and behind a Cast has two.
-    lookups: dict[tuple[str, ir.DataType], list[ir.Node]] = {}
-    tables: dict[tuple[str, ir.DataType], Constant] = {}
-    for node in list(model.graph):
-        table = _table_of(node)
-        if table is not None:
-            lookups.setdefault((table.name, table.dtype), []).append(node)
-            tables[table.name, table.dtype] = table
     done, declined = [], []
-    for found, table in tables.items():
-        name, reason = table.name, _obstacle(table, lookups[found])
-        if reason:
-            declined.append(f"the embedding {name} keeps its floats: {reason}")
+    for found in find_embeddings(model):
+        name, table = found.constant.name, found.constant
+        if found.obstacle:
+            declined.append(f"the embedding {name} keeps its floats: {found.obstacle}")
             continue
         done.append(name)
         if _key(name, bits) not in store:
             store.put(_key(name, bits), _rounded(table, bits))
-        for node in lookups[found]:
+        for node in found.lookups:
             (_eight if bits == 8 else _four)(model.graph, node, table, store)
     if done and bits == 4:
         model.graph.opset_imports["com.microsoft"] = 1
@@ -76,13 +87,52 @@ def quantize_embeddings(
     return tuple(done), tuple(declined)
 
 
+def find_embeddings(model: ir.Model, leaving: Collection[int] = ()) -> list[Embedding]:
+    """The tables of token embeddings, in graph order of their first lookup.
+
+    Args:
+        model: any; not changed.
+        leaving: ids of nodes that will not read a table any more: linears to be quantized.
+    """
+    # By type and form too: a table that is looked up both as stored and behind a Cast is two.
+    lookups: dict[tuple[object, ...], list[ir.Node]] = {}
+    tables: dict[tuple[object, ...], Constant] = {}
+    for node in model.graph:
+        table = _table_of(node)
+        if table is not None:
+            key = (table.name, table.dtype, _form(node.inputs[0]))
+            lookups.setdefault(key, []).append(node)
+            tables[key] = table
+    return [
+        Embedding(table, tuple(lookups[key]), _obstacle(table, lookups[key], leaving))
+        for key, table in tables.items()
+    ]
+
+
+def _form(value: ir.Value | None) -> tuple[object, ...]:
+    """In what form a table is read: its transposes and reshapes, from the lookup back."""
+    steps: list[object] = []
+    while value is not None and (node := value.producer()) is not None and node.inputs:
+        if node.op_type == "Transpose":
+            perm, before = node.attributes.get("perm"), constant_of(node.inputs[0])
+            rank = 2 if before is None else len(before.shape)
+            steps.append(tuple(range(rank))[::-1] if perm is None else tuple(perm.as_ints()))
+        elif node.op_type not in ("Cast", "Identity"):
+            shaped = constant_of(value)
+            steps.append(() if shaped is None else ("shape", *shaped.shape))
+        value = node.inputs[0]
+    return tuple(steps)
+
+
 def _table_of(node: ir.Node) -> Constant | None:
     """The table of a Gather of token embeddings."""
     if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
         return None
     axis = node.attributes.get("axis")
     table = constant_of(node.inputs[0])
-    if table is None or len(table.sources) != 1 or (axis is not None and axis.as_int() != 0):
+    if table is None or len(table.sources) != 1:
+        return None
+    if axis is not None and axis.as_int() not in (0, -2):
         return None
     if len(table.shape) != 2 or table.dtype not in _TABLE_TYPES:
         return None
@@ -90,13 +140,17 @@ def _table_of(node: ir.Node) -> Constant | None:
         return None
     if all(reader is not node for reader in _readers(table.sources[0])):  # behind arithmetic
         return None
-    return table if _are_tokens(node.inputs[1]) else None
+    return table if are_tokens(node.inputs[1]) else None
 
 
-def _obstacle(table: Constant, lookups: Sequence[ir.Node]) -> str:
+def _obstacle(table: Constant, lookups: Sequence[ir.Node], leaving: Collection[int]) -> str:
     """Why a table has to stay; ''."""
     source = table.sources[0]
-    others = {reader.name for reader in _readers(source) if reader not in lookups}
+    others = {
+        reader.name
+        for reader in _readers(source)
+        if reader not in lookups and id(reader) not in leaving
+    }
     if others or source.is_graph_output():
         what = ", ".join(sorted(filter(None, others))) or "the model's output"
         return f"{what} reads it too"
@@ -106,17 +160,17 @@ def _obstacle(table: Constant, lookups: Sequence[ir.Node]) -> str:
 
 
 def _readers(source: ir.Value) -> list[ir.Node]:
-    """What reads a table, also behind a Cast of how it is stored."""
+    """What reads a table, also behind another form of it."""
     found: list[ir.Node] = []
     for use in source.uses():
-        if use.node.op_type in ("Cast", "Identity") and not use.node.outputs[0].is_graph_output():
+        if use.node.op_type in _FORMS and not use.node.outputs[0].is_graph_output():
             found += _readers(use.node.outputs[0])
         else:
             found.append(use.node)
     return found
 
 
-def _are_tokens(indices: ir.Value | None) -> bool:
+def are_tokens(indices: ir.Value | None) -> bool:
     """Whether indices are given to the model, not computed (as positions are)."""
     while indices is not None and not indices.is_graph_input():
         node = indices.producer()
@@ -215,7 +269,9 @@ def _tensor(
     def shaped() -> NDArray[np.generic]:
         return np.ascontiguousarray(make()).reshape(shape).astype(dtype.numpy(), copy=False)
 
-    return lazy_initializer(graph, name, dtype, shape, shaped)
+    value = lazy_initializer(graph, name, dtype, shape, shaped)
+    value.meta[SCALES] = True
+    return value
 
 
 def _replace(node: ir.Node, nodes: Sequence[ir.Node]) -> None:

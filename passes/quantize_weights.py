@@ -33,10 +33,17 @@ def quantize_weights(
     Raises:
         FptqError: a weight holds NaN or infinity.
     """
-    linears = find_linears(model).by_name()
+    scan = find_linears(model)
+    linears = scan.by_name()
+    done: dict[tuple[object, ...], str] = {}
     entries = [entry for entry in plan.linears if entry.scheme != FLOAT]
     for entry in track(entries, len(entries)):
         linear = linears[entry.name]
+        form = (entry.block_size, entry.symmetric, entry.weight_bits)
+        first = done.setdefault((scan.shared.get(entry.name, entry.name), *form), entry.name)
+        if first != entry.name:
+            store.share(entry.name, first)
+            continue
         try:
             weights = quantize_rtn(
                 linear.weight.load(),

@@ -3,10 +3,12 @@
     x (input of linears)  ->  Reshape [-1, K] (-> Cast float)  ->  ReduceMin    [K]
                                                                ->  ReduceMax    [K]
                                                                ->  ReduceSum    scalar
+                                                               ->  ReduceMin    [tokens]
+                                                               ->  ReduceMax    [tokens]
 
 The reductions run inside the graph, so no activation ever leaves it. Minimum and maximum give each
-channel's absmax and the tensor's range exactly. The sum is only there to notice NaN and infinity:
-max and min may skip a NaN, a sum cannot.
+channel's absmax and the tensor's range exactly, and the size of each token. The sum is only there
+to notice NaN and infinity: max and min may skip a NaN, a sum cannot.
 """
 
 from __future__ import annotations
@@ -25,12 +27,19 @@ _AXES_BECAME_AN_INPUT = 18  # opset in which ReduceMin and ReduceMax changed
 
 @dataclass(frozen=True)
 class Tap:
-    """The three outputs that observe one activation."""
+    """The outputs that observe one activation: of its channels, of all, and of its tokens."""
 
     activation: str
     low: str
     high: str
     total: str
+    bottom: str
+    top: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all outputs."""
+        return (self.low, self.high, self.total, self.bottom, self.top)
 
 
 def tap_activations(
@@ -52,11 +61,10 @@ def tap_activations(
     for output in [output for output in graph.outputs if output.name not in kept]:
         graph.outputs.remove(output)
     opset = graph.opset_imports.get("", 0)
-    axes = ir.Value(name="fptq_tap_axes", const_value=ir.tensor(np.array([0], np.int64)))
-    axes.const_value.name = axes.name  # type: ignore[union-attr]
-    axes.shape, axes.dtype = ir.Shape([1]), ir.DataType.INT64
+    axes = (_axis(0), _axis(1))
     if opset >= _AXES_BECAME_AN_INPUT:
-        graph.register_initializer(axes)
+        for axis in axes:
+            graph.register_initializer(axis)
     taps: list[Tap] = []
     seen: set[int] = set()
     for linear in linears:
@@ -67,7 +75,16 @@ def tap_activations(
     return tuple(taps)
 
 
-def _tap(graph: ir.Graph, linear: Linear, index: int, axes: ir.Value, opset: int) -> Tap:
+def _axis(number: int) -> ir.Value:
+    axis = ir.Value(name=f"fptq_tap_axis_{number}", const_value=ir.tensor(np.array([number])))
+    axis.const_value.name = axis.name  # type: ignore[union-attr]
+    axis.shape, axis.dtype = ir.Shape([1]), ir.DataType.INT64
+    return axis
+
+
+def _tap(
+    graph: ir.Graph, linear: Linear, index: int, axes: tuple[ir.Value, ir.Value], opset: int
+) -> Tap:
     prefix = f"fptq_tap_{index}"
     shape = ir.Value(name=f"{prefix}_shape")
     shape.const_value = ir.tensor(np.array([-1, linear.k], np.int64), name=shape.name)
@@ -78,14 +95,20 @@ def _tap(graph: ir.Graph, linear: Linear, index: int, axes: ir.Value, opset: int
         to = {"to": ir.DataType.FLOAT}
         nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], to, name=f"{prefix}_float"))
     rows = nodes[-1].outputs[0]
-    outputs = {kind: ir.Value(name=f"{prefix}_{kind}") for kind in ("low", "high", "total")}
-    for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
+    kinds = ("low", "high", "total", "bottom", "top")
+    outputs = {kind: ir.Value(name=f"{prefix}_{kind}") for kind in kinds}
+    for kind, op, axis in (
+        ("low", "ReduceMin", 0),
+        ("high", "ReduceMax", 0),
+        ("bottom", "ReduceMin", 1),
+        ("top", "ReduceMax", 1),
+    ):
         as_input = opset >= _AXES_BECAME_AN_INPUT
         nodes.append(
             ir.node(
                 op,
-                [rows, axes] if as_input else [rows],
-                {"keepdims": 0} if as_input else {"keepdims": 0, "axes": [0]},
+                [rows, axes[axis]] if as_input else [rows],
+                {"keepdims": 0} if as_input else {"keepdims": 0, "axes": [axis]},
                 outputs=[outputs[kind]],
                 name=f"{prefix}_{kind}",
             )
@@ -95,7 +118,8 @@ def _tap(graph: ir.Graph, linear: Linear, index: int, axes: ir.Value, opset: int
     )
     for kind, value in outputs.items():
         value.dtype = ir.DataType.FLOAT
-        value.shape = ir.Shape([]) if kind == "total" else ir.Shape([linear.k])
+        of_tokens = ir.Shape([None] if kind in ("bottom", "top") else [linear.k])
+        value.shape = ir.Shape([]) if kind == "total" else of_tokens
     graph.extend(nodes)
     graph.outputs.extend(outputs.values())
     return Tap(
@@ -103,4 +127,6 @@ def _tap(graph: ir.Graph, linear: Linear, index: int, axes: ir.Value, opset: int
         low=outputs["low"].name or "",
         high=outputs["high"].name or "",
         total=outputs["total"].name or "",
+        bottom=outputs["bottom"].name or "",
+        top=outputs["top"].name or "",
     )

@@ -14,6 +14,7 @@ from tiny_graphs import build, weight
 from fptq_onnx.bit_budget import (
     average_bits,
     check_budget,
+    one_form,
     planned_bits,
     spend_budget,
     wider_forms,
@@ -178,3 +179,17 @@ def test_greedy_is_near_the_best_of_all(rng: np.random.Generator) -> None:
         )
         assert left(found) <= best + 0.6 * max(harm)
         assert left(found) < 0.75 * sum(harm)
+
+
+def test_one_weight_has_one_form() -> None:
+    """Two forms of one weight would be stored both: the wider one serves all its uses."""
+    entries = [replace(entry(), name=name) for name in "abcd"]
+    entries[1] = replace(entries[1], symmetric=False)
+    entries[2] = wider_forms(entries[2])["8 bits"]
+    entries[3] = replace(entries[3], scheme=FLOAT)
+    plan = Plan(15, 150, tuple(entries))
+    shared = {"a": "a", "b": "a", "c": "a", "d": "a"}
+    found = one_form(plan, shared).linears
+    assert [each.weight_bits for each in found] == [8, 8, 8, 4]
+    assert {each.block_size for each in found[:3]} == {-1} and found[3] == entries[3]
+    assert one_form(plan, {}) == plan

@@ -110,10 +110,24 @@ def test_nan_activations_name_the_linear(copy, tmp_path):
     name = "model.layers.2.post_attention_layernorm.weight"
     value = model.graph.initializers[name]
     gain = value.const_value.numpy().copy()
-    gain[3] = np.nan
+    gain[:] = 3e38  # finite, and what it gives is not
     value.const_value = ir.tensor(gain, name=name)
     ir.save(model, copy / "model.onnx")
     refused("convert", copy, "-o", tmp_path / "o", *RANDOM_FEW, saying="layers.2.mlp")
+
+
+def test_nan_in_a_weight_names_the_weight(copy, tmp_path):
+    model = ir.load(copy / "model.onnx")
+    name = "model.layers.2.post_attention_layernorm.weight"
+    value = model.graph.initializers[name]
+    gain = value.const_value.numpy().copy()
+    gain[3] = np.nan
+    value.const_value = ir.tensor(gain, name=name)
+    ir.save(model, copy / "model.onnx")
+    for words in (["convert", "-o", tmp_path / "o"], ["inspect"], ["inspect", "--errors"]):
+        refused(words[0], copy, *words[1:], *RANDOM_FEW, saying=f"the weight '{name}' (of Skip")
+    refused("convert", copy, "-o", tmp_path / "o", "--recipe", "fp16", saying=f"'{name}'")
+    assert not (tmp_path / "o").exists()
 
 
 def test_output_exists(tmp_path):

@@ -7,7 +7,7 @@ from command_line import MODEL
 
 from fptq_onnx.continuations import encode_pair, score_continuation, score_continuations
 from fptq_onnx.errors import FptqError
-from fptq_onnx.text import load_tokenizer
+from fptq_onnx.text_tokenizer import TextTokenizer
 
 # softmax([ln 3, 0]) = [3/4, 1/4]: after 0 comes 0; after 1 comes 1.
 LEANING = [[math.log(3), 0.0], [0.0, math.log(3)]]
@@ -56,14 +56,14 @@ def test_nothing_to_score_and_tokens_without_a_logit() -> None:
 
 
 def test_the_continuation_is_the_suffix_of_the_whole() -> None:
-    tokenizer = load_tokenizer(MODEL)
-    whole = tokenizer.encode("Tom had a red ball", add_special_tokens=False).ids
-    context, word = encode_pair(tokenizer, "Tom had a red", " ball", 1)
+    tokenizer = TextTokenizer.open(MODEL, None)
+    whole = tokenizer.tokenizer.encode("Tom had a red ball", add_special_tokens=False).ids
+    context, word = encode_pair(tokenizer, "Tom had a red", " ball")
     assert [1, *whole] == [*context, *word]
-    assert tokenizer.decode(word) == " ball" and context[0] == 1
+    assert tokenizer.tokenizer.decode(word) == " ball" and context[0] == 1
     # White space at the end of the context is the continuation's: the split does not matter.
-    assert encode_pair(tokenizer, "Tom had a red ", "ball", 1) == (context, word)
-    assert encode_pair(tokenizer, "Tom had a red", " ball", None) == (context[1:], word)
+    assert encode_pair(tokenizer, "Tom had a red ", "ball") == (context, word)
+    assert encode_pair(tokenizer.alone(), "Tom had a red", " ball") == (context[1:], word)
 
 
 def test_choices_that_share_what_is_fed_are_fed_once(monkeypatch: pytest.MonkeyPatch) -> None:

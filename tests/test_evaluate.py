@@ -14,6 +14,7 @@ from fptq_onnx import window_sums
 from fptq_onnx.decoder import Decoder, open_decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluate import compare, compare_outputs, perplexity
+from fptq_onnx.output_difference import token_errors
 from fptq_onnx.text import first_windows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ def test_by_hand() -> None:
     assert result.perplexity == pytest.approx(1 / math.sqrt(0.75 * 0.25), **near)
     assert result.kl == pytest.approx(2 * row / 3, **near)
     assert result.kl_max == pytest.approx(row, **near)
+    assert result.kl_median == pytest.approx(row, **near)  # of row, row and 0
     assert result.max_abs_diff == pytest.approx(math.log(3), **near)
     assert result.max_rel_diff == math.inf  # the reference's logits are all 0
     assert (result.positions, result.predictions) == (3, 2)
@@ -142,6 +144,21 @@ def test_differences_of_plain_outputs_by_hand() -> None:
     assert y.sqnr_db == pytest.approx(10 * math.log10(89 / 22.25), rel=1e-12)
     assert (z.max_abs_diff, z.max_rel_diff, z.sqnr_db) == (0.0, 0.0, math.inf)
     assert [d.name for d in compare_outputs(scaled(1), scaled(1), samples, ["z"])] == ["z"]
+
+
+def test_errors_of_tokens_by_hand() -> None:
+    """Rows of the last axis: one huge and exact, one lost, one at half, one without a reference."""
+    a = np.array([[[3000, 4000], [3, 4]], [[0, -2], [0, 0]]], np.float32)
+    b = np.array([[[3000, 4000], [0, 0]], [[0, -3], [1, 1]]], np.float32)
+    np.testing.assert_allclose(token_errors(a, b), [0, 1, 0.5], rtol=1e-12)
+    assert token_errors(np.float32(2), np.float32(3)).tolist() == [0.5]
+    assert token_errors(np.zeros((2, 0)), np.zeros((2, 0))).shape == (0,)
+    masked = np.array([[1, -np.inf]], np.float32)
+    assert token_errors(masked, masked).tolist() == [0]
+    samples = [{"x": np.array([3, -4], np.float32)}, {"x": np.array([8], np.float32)}]
+    y, z = compare_outputs(scaled(1.0), scaled(1.5), samples)
+    assert (y.token_error_mean, y.token_error_median, y.token_error_worst) == (0.5, 0.5, 0.5)
+    assert (z.token_error_mean, z.token_error_median, z.token_error_worst) == (0, 0, 0)
 
 
 def test_plain_outputs_with_nan_or_nothing_at_all() -> None:

@@ -157,7 +157,7 @@ def test_a_graph_of_fixed_length(tmp_path: Path, rng: np.random.Generator) -> No
     settings = EvalSettings(text, tasks=("perplexity", "lastword"), max_windows=4)
     result = evaluate_model(fixed, settings, reference=loose, threads=1, quiet=True)
     figures, words = result.perplexity, result.lastword
-    assert result.window == 24 and result.bos is None
+    assert result.window == 24 and result.prefix == (1,)
     assert figures is not None and figures.kl is not None and words is not None
     assert figures.windows == 4 and figures.kl.value == 0
     assert words.shortened == 1 and words.perplexity == words.perplexity_reference

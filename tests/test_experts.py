@@ -53,7 +53,7 @@ def test_the_default_recipe_converts_and_says_how(rng: np.random.Generator, tmp_
     errors = {item.name: item.output_local.decibels for item in done.errors}
     nearest = converted(rng, tmp_path / "rtn", Config(weights="rtn"), measure_errors=True)
     for item in nearest.errors:
-        assert errors[item.name] > item.output_local.decibels - 1, item.name
+        assert errors[item.name] >= item.output_local.decibels - 1, item.name  # the router: inf
 
 
 def test_streams_that_route_differently_go_on_with_their_own_rows(

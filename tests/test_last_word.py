@@ -7,17 +7,17 @@ from command_line import MODEL
 from fptq_onnx.continuations import Score
 from fptq_onnx.errors import FptqError
 from fptq_onnx.last_word import Passage, last_word_figures, score_passages, split_passages
-from fptq_onnx.text import load_tokenizer
+from fptq_onnx.text_tokenizer import TextTokenizer
 
 
 def test_a_passage_is_cut_at_its_last_space() -> None:
-    tokenizer = load_tokenizer(MODEL)
-    first, second = split_passages(["Tom had a\nred ball", "the  end"], tokenizer, 1)
-    assert tokenizer.decode(first.context[1:]) == "Tom had a\nred"
-    assert tokenizer.decode(first.word) == " ball"
-    assert tokenizer.decode(second.word) == "  end"
+    tokenizer = TextTokenizer.open(MODEL, None)
+    first, second = split_passages(["Tom had a\nred ball", "the  end"], tokenizer)
+    assert tokenizer.tokenizer.decode(first.context[1:]) == "Tom had a\nred"
+    assert tokenizer.tokenizer.decode(first.word) == " ball"
+    assert tokenizer.tokenizer.decode(second.word) == "  end"
     with pytest.raises(FptqError, match="passage 2 is one word"):
-        split_passages(["two words", "one"], tokenizer, 1)
+        split_passages(["two words", "one"], tokenizer)
 
 
 def test_figures_by_hand() -> None:

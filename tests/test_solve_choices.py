@@ -13,6 +13,7 @@ from tiny_graphs import run
 from walks import Setting
 
 from fptq_onnx import solve_weights as module
+from fptq_onnx import stage_decision
 from fptq_onnx.config import Config
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import find_linears
@@ -66,7 +67,7 @@ def test_the_least_error_and_static_within_the_tolerance(
 def test_the_tolerance_decides(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, tolerance: float, schemes: set[str]
 ) -> None:
-    monkeypatch.setattr(module, "STATIC_TOLERANCE", tolerance)
+    monkeypatch.setattr(stage_decision, "STATIC_TOLERANCE", tolerance)
     solved, _ = setting.solve(Config(block_size=32))
     assert {row.scheme for row in solved.plan.linears} <= schemes
 

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,9 @@ from tokenizers import Tokenizer
 
 from fptq_onnx import text
 from fptq_onnx.errors import FptqError
-from fptq_onnx.text import (
-    SpecialIds,
-    check_vocabulary,
-    cut_windows,
-    first_tokens,
-    first_windows,
-    load_tokenizer,
-    read_documents,
-    read_special_ids,
-)
+from fptq_onnx.model_configs import SpecialIds, read_special_ids
+from fptq_onnx.text import cut_windows, first_tokens, first_windows, read_documents
+from fptq_onnx.text_tokenizer import TextTokenizer, check_vocabulary, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "models" / "tinystories-7m"
@@ -25,8 +19,8 @@ SHARED = Path(os.environ.get("FPTQ_SHARED_DATA", REPOSITORY.parent / "shared" / 
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer(DEMO)
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer.open(DEMO, None)
 
 
 def write(path: Path, content: str) -> Path:
@@ -81,52 +75,60 @@ def test_not_utf8(tmp_path: Path) -> None:
         read_documents(path)
 
 
-def test_bos_heads_each_document_and_nothing_else(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_what_the_tokenizer_puts_around_a_text_is_around_each_document(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
     path = write(tmp_path / "a.txt", "Once upon\n<|endoftext|>\na time")
-    one = tokenizer.encode("Once upon", add_special_tokens=False).ids
-    two = tokenizer.encode("a time", add_special_tokens=False).ids
-    assert 1 not in one + two  # the tokenizer's own template would put it there
-    assert first_tokens(path, tokenizer, 100, bos=1).tolist() == [1, *one, 1, *two]
-    assert first_tokens(path, tokenizer, 100, bos=None).tolist() == one + two
-    assert first_tokens(path, tokenizer, None, bos=1).tolist() == [1, *one, 1, *two]
+    plain = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    one = plain.encode("Once upon", add_special_tokens=False).ids
+    two = plain.encode("a time", add_special_tokens=False).ids
+    assert 1 not in one + two
+    assert first_tokens(path, tokenizer, 100).tolist() == [1, *one, 1, *two]
+    assert first_tokens(path, tokenizer.alone(), 100).tolist() == one + two
+    assert first_tokens(path, tokenizer, None).tolist() == [1, *one, 1, *two]
+    several = replace(tokenizer, prefix=(7, 8), suffix=(9,))
+    whole = [7, 8, *one, 9, 7, 8, *two, 9]
+    assert first_tokens(path, several, None).tolist() == whole
+    for count in range(1, len(whole) + 1):
+        assert first_tokens(path, several, count).tolist() == whole[:count]
 
 
 @pytest.mark.parametrize("separator", ["\n<|endoftext|>\n", " "])
 def test_reading_less_gives_the_same_tokens(
-    tmp_path: Path, tokenizer: Tokenizer, separator: str
+    tmp_path: Path, tokenizer: TextTokenizer, separator: str
 ) -> None:
     # With " " the whole is one document, which a bounded read must cut somewhere. Runs of blanks
     # take many characters a token, so that the first guess of how much to read falls short.
     stories = ["Tim had a big red ball." + " " * 60 + f"He threw it {n} times." for n in range(400)]
     path = write(tmp_path / "a.txt", separator.join(stories))
-    whole = first_tokens(path, tokenizer, 10**6, bos=1)
+    whole = first_tokens(path, tokenizer, 10**6)
     assert len(whole) > 4000
     for count in (1, 100, 1500, 4000):
-        np.testing.assert_array_equal(first_tokens(path, tokenizer, count, bos=1), whole[:count])
+        np.testing.assert_array_equal(first_tokens(path, tokenizer, count), whole[:count])
 
 
 def test_no_token_comes_from_where_a_read_was_cut(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first read is then of 1024 characters. Blanks in front, which are no part of a document,
     # move its end to every place in a word.
     monkeypatch.setattr(text, "_CHARS_PER_TOKEN", 0)
     story = (DEMO / "heldout.txt").read_text("utf-8")
-    whole = first_tokens(DEMO / "heldout.txt", tokenizer, 10**4, bos=1)
+    whole = first_tokens(DEMO / "heldout.txt", tokenizer, 10**4)
     for blanks in range(8):
         path = write(tmp_path / f"{blanks}.txt", " " * blanks + story)
         for count in range(220, 300):
-            ids = first_tokens(path, tokenizer, count, bos=1)
+            ids = first_tokens(path, tokenizer, count)
             np.testing.assert_array_equal(ids, whole[:count])
 
 
-def test_a_large_text_is_not_read_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_large_text_is_not_read_whole(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     # Not UTF-8 after the first 200 kB: reading on would raise.
     path = tmp_path / "a.txt"
     path.write_bytes(b"A dog ran to the park. " * 9000 + b"\xff" * 10)
-    assert len(first_tokens(path, tokenizer, 512, bos=1)) == 512
+    assert len(first_tokens(path, tokenizer, 512)) == 512
     with pytest.raises(FptqError, match="UTF-8"):
-        first_tokens(path, tokenizer, 10**6, bos=1)
+        first_tokens(path, tokenizer, 10**6)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +163,13 @@ def test_special_ids_in_order_of_trust(tmp_path: Path) -> None:
     assert read_special_ids(tmp_path) == SpecialIds()
     dump(tmp_path, "tokenizer_config.json", named)
     dump(tmp_path, "generation_config.json", {"bos_token_id": 5, "eos_token_id": [6, 9]})
-    assert read_special_ids(tmp_path) == SpecialIds(5, (6, 9), None, None)
+    assert read_special_ids(tmp_path) == SpecialIds(5, (6, 9, 8), None, None)
     config = {"bos_token_id": None, "eos_token_id": 4, "vocab_size": 99, "n_positions": 64}
     dump(tmp_path, "config.json", config)
-    assert read_special_ids(tmp_path) == SpecialIds(5, (4,), 99, 64)
+    assert read_special_ids(tmp_path) == SpecialIds(5, (4, 6, 9, 8), 99, 64)
     model = {"bos_token_id": 0, "eos_token_id": [1, 2], "vocab_size": 50, "context_length": 32}
     dump(tmp_path, "genai_config.json", {"model": model})
-    assert read_special_ids(tmp_path) == SpecialIds(0, (1, 2), 50, 32)
+    assert read_special_ids(tmp_path) == SpecialIds(0, (1, 2, 4, 6, 9, 8), 50, 32)
 
 
 def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
@@ -176,16 +178,18 @@ def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
         read_special_ids(tmp_path)
 
 
-def test_no_tokenizer_a_broken_one_and_a_foreign_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_no_tokenizer_a_broken_one_and_a_foreign_one(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
     with pytest.raises(FptqError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)
     write(tmp_path / "tokenizer.json", "{}")
     with pytest.raises(FptqError, match="cannot read"):
         load_tokenizer(tmp_path)
-    check_vocabulary(tokenizer, 2048, "the model")
-    check_vocabulary(tokenizer, None, "the model")
-    with pytest.raises(FptqError, match="ids up to 2047 but the model knows only 2047"):
-        check_vocabulary(tokenizer, 2047, "the model")
+    for known in (None, 2048, 2047, 1900):
+        check_vocabulary(tokenizer.tokenizer, known, "the model")
+    with pytest.raises(FptqError, match="ids up to 2047 but the model knows only 1000"):
+        check_vocabulary(tokenizer.tokenizer, 1000, "the model")
 
 
 def test_an_empty_text_is_refused(tmp_path: Path) -> None:

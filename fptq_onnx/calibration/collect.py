@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear, find_linears
 from fptq_onnx.model_fingerprint import fingerprint
 from fptq_onnx.model_load import LoadedModel
+from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.passes.tap_activations import Tap, tap_activations
 from fptq_onnx.session import open_session_in_memory
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
@@ -53,8 +55,8 @@ def collect(
         io = find_io(loaded.file, graph_inputs(clone.graph), graph_outputs(clone.graph))
     keep = () if io is None else tuple(tensor.present for tensor in io.cache)
     taps = tap_activations(clone, linears, keep)
-    session = open_session_in_memory(clone, loaded.folder, threads=threads)
-    names = [name for tap in taps for name in (tap.low, tap.high, tap.total)]
+    session = open_session_in_memory(clone, loaded.data_folder, threads=threads)
+    names = [name for tap in taps for name in tap.names]
     runs: Iterable[Observed]
     if isinstance(source, TokenWindows):
         runs = _token_runs(Decoder(session, io), source, names)
@@ -78,6 +80,7 @@ def collect(
 def _observe(tap: Tap, observed: Observed, linears: Sequence[Linear], sample: int) -> ChannelRange:
     low, high = observed[tap.low].astype(np.float32), observed[tap.high].astype(np.float32)
     channel = ChannelRange(low, high)
+    sizes = np.maximum(-observed[tap.bottom].astype(np.float32), observed[tap.top])
     finite = np.isfinite(low).all() and np.isfinite(high).all()
     if not (np.isfinite(observed[tap.total]).all() and (finite or channel.unseen)):
         linear = next(item for item in linears if item.x.name == tap.activation)
@@ -85,7 +88,7 @@ def _observe(tap: Tap, observed: Observed, linears: Sequence[Linear], sample: in
             f"NaN or infinity in the input of {linear.path} ({linear.name}) on sample {sample}: "
             f"check that the model runs well in float on this data"
         )
-    return channel
+    return replace(channel, sizes=count_sizes(sizes))
 
 
 def _token_runs(decoder: Decoder, source: TokenWindows, names: Sequence[str]) -> Iterator[Observed]:
@@ -122,9 +125,15 @@ def _chunks(
 
 
 def _merge(left: Observed, right: Observed) -> Observed:
-    """Two observations as one. Names end in _low, _high or _total, as the taps name them."""
-    merge = {"low": np.minimum, "high": np.maximum, "total": np.add}
+    """Two observations as one. The end of a name says of what, as the taps name them."""
+    merge: dict[str, Callable[..., NDArray[np.generic]]] = {
+        "low": np.minimum, "high": np.maximum, "total": np.add, "bottom": _both, "top": _both,
+    }  # fmt: skip
     return {name: merge[name.rsplit("_", 1)[1]](left[name], right[name]) for name in left}
+
+
+def _both(left: NDArray[np.generic], right: NDArray[np.generic]) -> NDArray[np.generic]:
+    return np.concatenate([left, right])
 
 
 def _feed_runs(

@@ -7,7 +7,7 @@ model as prefill and decode steps, or `Feeds`, complete inputs by name for any m
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,10 @@ from fptq_onnx.calibration.random_floats import random_floats
 from fptq_onnx.decoder_io import find_input_ids
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
+from fptq_onnx.model_folder import side_file
 from fptq_onnx.tensor_spec import FLOAT_DTYPES, TensorSpec
-from fptq_onnx.text import (
-    TEXT_SUFFIXES,
-    check_bos,
-    check_vocabulary,
-    cut_windows,
-    first_tokens,
-    load_tokenizer,
-)
+from fptq_onnx.text import TEXT_SUFFIXES, cut_windows, first_tokens
+from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer, load_tokenizer, prefix_of
 
 __all__ = ["GENERATED", "RANDOM", "Feeds", "Source", "TokenWindows", "open_source"]
 
@@ -97,7 +92,7 @@ def open_source(
             sequence length where the graph has a fixed one.
         seed: of the random tokens, and of the choice of windows from a text.
         text_field: field of a .jsonl object that holds the text.
-        tokenizer_folder: holds the tokenizer (and names its BOS) where the model's folder has none.
+        tokenizer_folder: holds the tokenizer where the model's folder has none.
 
     Returns:
         TokenWindows for random tokens and text, Feeds otherwise; "random" for a model without
@@ -105,8 +100,8 @@ def open_source(
 
     Raises:
         FptqError: nothing there or nothing in it, text for a model that is no language model,
-            no tokenizer or the wrong one, a BOS beyond the vocabulary, or arrays that do not fit
-            the inputs.
+            no tokenizer or the wrong one, a token beyond the vocabulary, or arrays that do not
+            fit the inputs.
         ValueError: max_samples or max_seq_len below 1.
     """
     if max_samples < 1 or max_seq_len < 1:
@@ -133,11 +128,8 @@ def open_source(
     ):
         rng = np.random.default_rng(seed)
         return random_floats(inputs, max_samples, VERIFICATION_WINDOWS, rng)
-    special = read_special_ids(model_folder)
-    if tokenizer_folder is not None and special.bos is None:
-        special = replace(special, bos=read_special_ids(tokenizer_folder).bos)
+    special = read_special_ids(model_folder, tokenizer_folder)
     vocab_size = vocab_size or special.vocab_size
-    check_bos(special.bos, vocab_size)
     length, exact = _window_length(inputs, model_folder, special, max_seq_len)
     wanted = _Wanted(
         folder=tokenizer_folder or model_folder,
@@ -197,7 +189,7 @@ def _decode_steps(length: int) -> int:
 
 def _random_windows(wanted: _Wanted) -> TokenWindows:
     known = wanted.vocab_size
-    if (wanted.folder / "tokenizer.json").is_file():
+    if side_file(wanted.folder, TOKENIZER_FILE).is_file():
         # Logits are often padded past the tokenizer's last id; those embeddings were never trained.
         vocabulary = load_tokenizer(wanted.folder).get_vocab(with_added_tokens=True)
         size = max(vocabulary.values(), default=0) + 1
@@ -209,18 +201,17 @@ def _random_windows(wanted: _Wanted) -> TokenWindows:
         )
     shape = (wanted.samples + VERIFICATION_WINDOWS, wanted.length)
     windows = list(wanted.rng.integers(0, known, shape, np.int64))
-    if wanted.special.bos is not None:
-        for window in windows:
-            window[0] = wanted.special.bos
+    prefix = prefix_of(wanted.folder, wanted.special, wanted.vocab_size)[: wanted.length]
+    for window in windows:
+        window[: len(prefix)] = prefix
     cut = wanted.samples
     return TokenWindows(windows[:cut], _decode_steps(wanted.length), windows[cut:])
 
 
 def _text_windows(path: Path, wanted: _Wanted, text_field: str) -> TokenWindows:
-    tokenizer = load_tokenizer(wanted.folder)
-    check_vocabulary(tokenizer, wanted.vocab_size, "the model")
+    tokenizer = TextTokenizer.open(wanted.folder, wanted.vocab_size)
     count = (_POOL * wanted.samples + VERIFICATION_WINDOWS) * wanted.length
-    ids = first_tokens(path, tokenizer, count, bos=wanted.special.bos, text_field=text_field)
+    ids = first_tokens(path, tokenizer, count, text_field=text_field)
     if not len(ids):
         raise FptqError(f"the calibration text {path} is empty")
     pool = cut_windows(ids, wanted.length)

@@ -13,10 +13,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from fptq_onnx.downloaded_file import check_downloaded
 from fptq_onnx.errors import FptqError
 from fptq_onnx.tensor_spec import TensorSpec
 
 _BFLOAT16_IN_FILES = np.dtype("V2")  # what NumPy's files call a type it does not know
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 Sample = dict[str, NDArray[Any]]
 
 
@@ -88,7 +90,8 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
         where: what the sample is, for messages.
 
     Returns:
-        The arrays, by name; bfloat16 as float32 where the model wants that, which changes no value.
+        The arrays, by name; bfloat16 as float32, and integers of another width, where the model
+        wants that, which changes no value.
 
     Raises:
         FptqError: a name too many or too few, or the wrong dtype, rank or fixed dimension.
@@ -104,6 +107,7 @@ def check_sample(sample: Any, inputs: Sequence[TensorSpec], where: str) -> Sampl
             )
         if spec.dtype == "float32":
             arrays[spec.name] = _widened(arrays[spec.name])
+        arrays[spec.name] = _as_integers(arrays[spec.name], spec)
         _check_array(arrays[spec.name], spec, where)
     expected = {spec.name for spec in inputs}
     for name in arrays:
@@ -120,6 +124,21 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == _BFLOAT16_IN_FILES:
         array = array.view(ml_dtypes.bfloat16)
     return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+
+
+def _as_integers(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Integers of another width as the model takes them, if each value stays what it is.
+
+    NumPy 1 makes int32 of Python's integers on Windows, where others make int64.
+    """
+    if array.dtype.name == spec.dtype or array.dtype.kind not in "iub" or not array.size:
+        return array
+    if spec.dtype not in _INTEGERS:
+        return array
+    wanted = np.iinfo(spec.dtype)
+    if int(array.min()) < wanted.min or int(array.max()) > wanted.max:
+        return array
+    return array.astype(spec.dtype)
 
 
 def _check_array(array: NDArray[Any], spec: TensorSpec, where: str) -> None:
@@ -183,6 +202,7 @@ class _NpzSamples:
 
 
 def _load(path: Path, inputs: Sequence[TensorSpec]) -> Sample:
+    check_downloaded(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):

@@ -20,7 +20,6 @@ _BATCH = 64
 # A window with more than this share of tokens that are among the few before them is a loop. Text
 # of single bytes has about a third.
 _LOOP, _BEFORE = 0.75, 4
-_GIVEN = 2  # tokens each sequence begins with; the second is random, so that no two are alike
 
 Tracker = Callable[[Iterable[int], int], Iterator[int]]
 
@@ -30,7 +29,7 @@ def write_windows(
     starts: Sequence[NDArray[np.int64]],
     rng: np.random.Generator,
     *,
-    bos: int | None = None,
+    prefix: Sequence[int] = (),
     eos: Collection[int] = (),
     known: int | None = None,
     track: Tracker = lambda items, _: iter(items),
@@ -39,9 +38,11 @@ def write_windows(
 
     Args:
         decoder: has a KV cache.
-        starts: int64 [n] each, all of one length; what follows the first two tokens is replaced.
+        starts: int64 [n] each, all of one length. They begin with `prefix`; the token after it
+            stays too, so that no two are alike, and what follows is replaced. Without a prefix the
+            first two tokens stay.
         rng: draws the tokens.
-        bos: follows an end of text, where there is one.
+        prefix: ids that a text begins with; they follow an end of text that the model wrote.
         eos: ids that end a text.
         known: ids of the vocabulary; logits beyond it (padding) are never drawn.
         track: wraps the steps to show progress.
@@ -55,23 +56,29 @@ def write_windows(
     length = len(starts[0])
     size = decoder.io.fixed_batch or min(_BATCH, len(starts))
     batches = [list(starts[begin : begin + size]) for begin in range(0, len(starts), size)]
-    steps = max(length - _GIVEN, 0)
+    given = max(len(prefix), 1) + 1
+    steps = max(length - given, 0)
     progress = track(range(len(batches) * steps), len(batches) * steps)
     windows: list[NDArray[np.int64]] = []
     for batch in batches:
         # A graph with a fixed batch is fed whole ones.
         padded = [batch[index % len(batch)] for index in range(size)] if steps else batch
-        ids = np.stack(padded)[:, :_GIVEN]
+        ids = np.stack(padded)[:, :given]
         written, cache = [ids], None
+        # Tokens of the prefix that a row still has to get, counted down.
+        waiting = np.zeros(len(ids), np.int64)
         for _ in range(steps):
             next(progress)
             step = decoder.forward(written[-1], cache)
             assert step.logits is not None
             cache = step.cache
             tokens = _draw(step.logits[:, -1, :known], rng)
-            if bos is not None:
-                ended = np.isin(written[-1][:, -1], list(eos))
-                tokens = np.where(ended, bos, tokens)
+            if prefix:
+                put = waiting > 0
+                tokens = np.where(put, np.asarray(prefix)[-waiting], tokens)
+                # An end that is part of the prefix ends nothing (BOS and EOS are often one token).
+                ended = np.isin(tokens, list(eos)) & ~put
+                waiting = np.where(ended, len(prefix), waiting - put)
             written.append(tokens[:, None])
         windows += list(np.concatenate(written, axis=1)[: len(batch)])
     return windows

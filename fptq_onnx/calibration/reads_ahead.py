@@ -38,7 +38,7 @@ def reads_both_sides(
     """
     if is_masked_model(read_config(loaded.folder, "config.json")):
         return True
-    session = open_session_in_memory(loaded.model, loaded.folder, threads=threads)
+    session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
     return reads_ahead(session, logits, sample)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from fptq_onnx.calibration.fixed_values import is_fixed
 from fptq_onnx.calibration.node_reads import node_reads
 from fptq_onnx.calibration.routed_values import routed_values
 from fptq_onnx.graph.linears import Linear
@@ -153,11 +154,12 @@ def _ancestors(
     while pending:
         value = pending.pop()
         node = value.producer()
+        if value is not x and is_fixed(value):
+            continue  # made anew in every segment that reads it, as initializers are there
         if value.is_graph_input() or (node is not None and (id(value) in ends or id(node) in done)):
             outside[id(value)] = value
             continue
-        # A Constant stays one for every segment that reads it, as initializers do.
-        if node is None or id(node) in seen or node.op_type == "Constant":
+        if node is None or id(node) in seen:
             continue
         seen.add(id(node))
         nodes.append(node)

@@ -1,7 +1,7 @@
-"""What calibration learns: the range of every channel of every linear's input.
+"""What calibration learns: the range of every channel of every linear's input, and tokens' sizes.
 
-Statistics are minima and maxima, so merging is exact and order does not matter: runs on different
-data, or on different machines, combine into the same numbers as one run over everything.
+Statistics are minima, maxima and counts, so merging is exact and order does not matter: runs on
+different data, or on different machines, combine into the same numbers as one run over everything.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.numerics.token_sizes import BINS
 
 _FORMAT = "fptq-stats-1"
 
@@ -25,10 +26,14 @@ class ChannelRange:
     """Smallest and largest value seen per channel, float32 [K] each.
 
     Infinity and -infinity where no token was seen, as the minimum and maximum of nothing.
+
+    sizes: counts of the tokens' sizes, see numerics/token_sizes.py; None where they are not known,
+        as in files that earlier versions wrote.
     """
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    sizes: NDArray[np.int64] | None = None
 
     @property
     def absmax(self) -> NDArray[np.float32]:
@@ -47,7 +52,12 @@ class ChannelRange:
 
     def merged(self, other: ChannelRange) -> ChannelRange:
         """The range over both sets of data."""
-        return ChannelRange(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+        known = self.sizes is not None and other.sizes is not None
+        return ChannelRange(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.sizes + other.sizes if known else None,  # type: ignore[operator]
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,11 @@ class ActivationStats:
     samples: int = 0
     source: str = ""
     model: str = ""
+
+    @property
+    def know_sizes(self) -> bool:
+        """Whether the sizes of tokens are known of all activations; earlier versions kept none."""
+        return all(channel.sizes is not None for channel in self.ranges.values())
 
     def merged(self, other: ActivationStats) -> ActivationStats:
         """Statistics over both sets of data; activations of either are kept.
@@ -103,11 +118,15 @@ class ActivationStats:
             "samples": self.samples,
             "source": self.source,
             "model": self.model,
+            "sizes": [channel.sizes is not None for channel in self.ranges.values()],
         }
         arrays: dict[str, NDArray[np.generic]] = {"about": np.array(json.dumps(about))}
         for index, name in enumerate(names):
             arrays[f"low_{index}"] = self.ranges[name].low
             arrays[f"high_{index}"] = self.ranges[name].high
+            sizes = self.ranges[name].sizes
+            if sizes is not None:
+                arrays[f"sizes_{index}"] = sizes
         partial = path.with_name(path.name + ".partial")
         try:
             with open(partial, "wb") as file:
@@ -134,10 +153,12 @@ class ActivationStats:
                 about = json.loads(str(data["about"]))
                 if about["format"] != _FORMAT:
                     raise KeyError(about["format"])
+                with_sizes = about.get("sizes", [False] * len(about["activations"]))
                 ranges = {
                     name: ChannelRange(
                         data[f"low_{index}"].astype(np.float32),
                         data[f"high_{index}"].astype(np.float32),
+                        _sizes(data[f"sizes_{index}"]) if with_sizes[index] else None,
                     )
                     for index, name in enumerate(about["activations"])
                 }
@@ -148,3 +169,9 @@ class ActivationStats:
             raise FptqError(
                 f"{path} is not a statistics file of fptq-onnx (or it is damaged): make it again"
             ) from error
+
+
+def _sizes(counts: NDArray[np.generic]) -> NDArray[np.int64]:
+    if counts.shape != (BINS,):
+        raise ValueError("the counts of token sizes have another number of bins")
+    return counts.astype(np.int64)

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.segments import Stage, find_stages, needed_later, segment_model
-from fptq_onnx.calibration.value_store import ValueStore
+from fptq_onnx.calibration.value_store import Held, ValueStore
+from fptq_onnx.calibration.value_types import ValueType, is_array
 from fptq_onnx.calibration.whole_feeds import Feed
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears import Linear
@@ -55,7 +55,7 @@ class TwoStreams:
         self._store = ValueStore(folder)
         self._threads = threads
         self._needed = needed_later(self.stages) | {stage.x for stage in self.stages}
-        self._dtypes: dict[str, np.dtype[np.generic]] = {}
+        self._types: dict[str, ValueType] = {}
 
     def enter(self, stage: Stage) -> None:
         """Run what lies before a stage, for both streams.
@@ -69,29 +69,30 @@ class TwoStreams:
         model = segment_model(self._loaded.model, segment)
         for value in model.graph.inputs:
             name = (value.name or "").removesuffix("__cut")
-            if value.type is None and name in self._dtypes:
-                value.type = ir.TensorType(ir.DataType.from_numpy(self._dtypes[name]))
+            if value.name != name and name in self._types:
+                self._types[name].tell(value)
         wanted = {value.name for value in model.graph.inputs}
-        session = open_session_in_memory(model, self._loaded.folder, threads=self._threads)
+        session = open_session_in_memory(model, self._loaded.data_folder, threads=self._threads)
         for batch, feed in enumerate(self._feeds):
             given = {name: value for name, value in feed.items() if name in wanted}
             for stream in (_BOTH,) if segment.common else (FLOAT, QUANTIZED):
                 values = dict(given)
                 for name in segment.inputs:
                     if f"{name}__cut" in wanted:
-                        array = self._get(stream, name, batch)
-                        values[f"{name}__cut"] = ort.OrtValue.ortvalue_from_numpy(array)
-                for name, array in zip(
+                        held = self._get(stream, name, batch)
+                        if isinstance(held, np.ndarray):
+                            held = ort.OrtValue.ortvalue_from_numpy(held)
+                        values[f"{name}__cut"] = held
+                for name, made in zip(
                     segment.outputs, _run(session, segment.outputs, values), strict=True
                 ):
-                    self._dtypes[name] = array.dtype
-                    self._store.put(stream, name, batch, array)
+                    self._put(stream, name, batch, made)
 
     def rows(self, stage: Stage, stream: str) -> Iterator[Rows]:
         """The activation of a stage, batch by batch, float32 [tokens, K]."""
         k = stage.linears[0].k
         for batch in range(len(self._feeds)):
-            array = self._get(stream, stage.x, batch)
+            array = self._array(stream, stage.x, batch)
             yield np.ascontiguousarray(array, np.float32).reshape(-1, k)
 
     def leave(self, stage: Stage, outputs: Mapping[str, Iterator[tuple[Rows, Rows]]]) -> None:
@@ -105,19 +106,29 @@ class TwoStreams:
         for linear in stage.linears:
             name = linear.output.name or ""
             dtype = linear.weight.dtype.numpy()
-            self._dtypes[name] = dtype
             for batch, pair in enumerate(outputs[linear.name]):
                 if name not in self._needed:
                     continue  # still taken: whoever makes them measures errors on the way
                 for stream, rows in zip((FLOAT, QUANTIZED), pair, strict=True):
-                    x = self._get(stream, stage.x, batch)
+                    x = self._array(stream, stage.x, batch)
                     shaped = rows.reshape(*x.shape[:-1], linear.n).astype(dtype)
-                    self._store.put(stream, name, batch, shaped)
+                    self._put(stream, name, batch, shaped)
         for name in stage.segment.last_uses:
             for stream in (_BOTH, FLOAT, QUANTIZED):
                 self._store.drop(stream, name)
 
-    def _get(self, stream: str, name: str, batch: int) -> NDArray[np.generic]:
+    def _put(self, stream: str, name: str, batch: int, held: Held) -> None:
+        seen = ValueType.of(held)
+        self._types[name] = self._types[name].common(seen) if name in self._types else seen
+        self._store.put(stream, name, batch, held)
+
+    def _array(self, stream: str, name: str, batch: int) -> NDArray[np.generic]:
+        held = self._get(stream, name, batch)
+        if not isinstance(held, np.ndarray):
+            raise FptqError(f"{name}, the input of a linear, is no tensor of numbers")
+        return held
+
+    def _get(self, stream: str, name: str, batch: int) -> Held:
         if name in self._feeds[batch]:  # a linear may read an input of the model
             given: NDArray[np.generic] = self._feeds[batch][name].numpy()
             return given
@@ -128,10 +139,10 @@ class TwoStreams:
 
 def _run(
     session: ort.InferenceSession, names: Sequence[str], values: Mapping[str, ort.OrtValue]
-) -> list[NDArray[np.generic]]:
+) -> list[Held]:
     try:
         fetched = session.run_with_ort_values(list(names), dict(values))
-        return [value.numpy() for value in fetched]  # refuses bfloat16 and what is no tensor
+        return [value.numpy() if is_array(value) else value for value in fetched]
     except Exception as error:  # onnxruntime raises its own types and bare RuntimeError
         raise FptqError(
             f"ONNX Runtime cannot run a part of the model: {first_line(error)}"

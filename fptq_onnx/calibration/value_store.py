@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 BUDGET = 1 << 30  # bytes kept in memory
+
+# ONNX Runtime's own value holds what NumPy has no array for: a sequence of tensors.
+Held: TypeAlias = NDArray[Any] | ort.OrtValue
 
 
 class ValueStore:
@@ -19,15 +23,15 @@ class ValueStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._budget = budget
-        self._arrays: dict[tuple[str, str], dict[int, NDArray[Any] | Path]] = {}
+        self._arrays: dict[tuple[str, str], dict[int, Held | Path]] = {}
         self._held = 0
         self._files = 0
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._arrays
 
-    def put(self, stream: str, name: str, batch: int, array: NDArray[Any]) -> None:
-        """Keep an array, in the place of any that was there.
+    def put(self, stream: str, name: str, batch: int, array: Held) -> None:
+        """Keep a value, in the place of any that was there; what is no array stays in memory.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -35,6 +39,9 @@ class ValueStore:
         batches = self._arrays.setdefault((stream, name), {})
         if batch in batches:
             self._forget(batches.pop(batch))
+        if not isinstance(array, np.ndarray):
+            batches[batch] = array
+            return
         if self._held + array.nbytes <= self._budget:
             self._held += array.nbytes
             batches[batch] = array
@@ -44,8 +51,8 @@ class ValueStore:
         np.save(path, array, allow_pickle=False)
         batches[batch] = path
 
-    def get(self, stream: str, name: str, batch: int) -> NDArray[Any]:
-        """The array; read-only."""
+    def get(self, stream: str, name: str, batch: int) -> Held:
+        """The value; read-only."""
         found = self._arrays[stream, name][batch]
         if isinstance(found, Path):
             loaded: NDArray[Any] = np.load(found, allow_pickle=False)
@@ -57,8 +64,8 @@ class ValueStore:
         for found in self._arrays.pop((stream, name), {}).values():
             self._forget(found)
 
-    def _forget(self, found: NDArray[Any] | Path) -> None:
+    def _forget(self, found: Held | Path) -> None:
         if isinstance(found, Path):
             found.unlink()
-        else:
+        elif isinstance(found, np.ndarray):
             self._held -= found.nbytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from fptq_onnx.exporting.run_worker import run_worker
 from fptq_onnx.model_load import load_model
 from fptq_onnx.output_folder import atomic_folder, check_output
 from fptq_onnx.report import human_bytes
-from fptq_onnx.side_files import SIDE_FILES
+from fptq_onnx.side_files import copy_files, side_files
 
 EXPORT_FILE = "export.json"
 
@@ -117,6 +116,4 @@ def export_model(
 
 def copy_of_source(source: Path, folder: Path) -> None:
     """Tokenizer and configs as the model came with them; exporters write them anew, or not."""
-    for name in SIDE_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_files(side_files(source), source, folder)

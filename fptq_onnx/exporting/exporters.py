@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.install_advice import install_advice
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,6 @@ def find_exporter(name: str) -> Exporter:
     if missing:
         raise FptqError(
             f"exporting needs {' and '.join(missing)}, not installed here: "
-            "pip install 'fptq-onnx[export]'"
+            f"{install_advice('export')}"
         )
     return exporter

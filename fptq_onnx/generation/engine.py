@@ -88,14 +88,14 @@ class Engine:
         """Refuse what could never be generated, without running anything.
 
         Raises:
-            FptqError: an empty prompt, one that fills the context, or max_tokens below 1.
+            FptqError: an empty prompt, one that fills the context, or max_tokens below 0.
         """
         if not request.prompt:
             raise FptqError(
                 "the prompt is empty and the model has no beginning token; give a prompt"
             )
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise FptqError(f"--max-tokens must be at least 1, got {request.max_tokens}")
+        if request.max_tokens is not None and request.max_tokens < 0:
+            raise FptqError(f"--max-tokens must not be negative, got {request.max_tokens}")
         limit = self._context_length
         if limit is not None and len(request.prompt) >= limit:
             raise FptqError(
@@ -256,6 +256,9 @@ class Engine:
     def _take(self, row: _Row, token: int) -> Delta:
         """Give a sequence its next token."""
         generation, stream = row.generation, row.stream
+        if not row.max_tokens:  # asked for none: the prompt was fed, and counted
+            generation.finish_reason = "length"
+            return Delta(generation, None, "", "length")
         text = ""
         given: int | None = token
         if token in self._eos and not generation.request.ignore_eos:

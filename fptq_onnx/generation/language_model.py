@@ -14,7 +14,7 @@ from fptq_onnx.generation.chat_template import ChatTemplate, load_chat_template
 from fptq_onnx.generation.engine import Engine
 from fptq_onnx.generation.open_rows import DEFAULT_LENGTH, GenerationModel, open_generation_model
 from fptq_onnx.model_configs import SpecialIds, find_model_file, read_special_ids
-from fptq_onnx.text import check_bos, check_vocabulary, load_tokenizer
+from fptq_onnx.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class LanguageModel:
 
     Attributes:
         model: the session.
-        tokenizer: the model's.
-        special: BOS, EOS and the context length.
+        texts: the tokenizer, and what it puts around a text.
+        special: the ids that end a text, and the context length.
         template: for conversations; None for a model that is not made for them.
     """
 
     model: GenerationModel
-    tokenizer: tokenizers.Tokenizer
+    texts: TextTokenizer
     special: SpecialIds
     template: ChatTemplate | None
 
@@ -50,14 +50,18 @@ class LanguageModel:
                 `open_generation_model`.
         """
         folder = find_model_file(path).parent
-        texts = tokenizer_folder or folder
-        tokenizer, special = load_tokenizer(texts), read_special_ids(folder)
-        template = load_chat_template(texts)
+        of_texts = tokenizer_folder or folder
+        special = read_special_ids(folder, of_texts)
+        # What is wrong with these files should not cost the time to open the model.
+        texts, template = TextTokenizer.open(of_texts, None), load_chat_template(of_texts)
         model = open_generation_model(path, threads=threads)
-        vocabulary = model.decoder.io.vocab_size or special.vocab_size
-        check_vocabulary(tokenizer, vocabulary, "the model")
-        check_bos(special.bos, vocabulary)
-        return cls(model, tokenizer, special, template)
+        texts = texts.of_model(model.decoder.io.vocab_size or special.vocab_size)
+        return cls(model, texts, special, template)
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The model's tokenizer."""
+        return self.texts.tokenizer
 
     def engine(self, *, max_rows: int = 1, max_length: int | None = None) -> Engine:
         """A new engine on this model; several may be in use at a time.
@@ -79,30 +83,37 @@ class LanguageModel:
         )  # fmt: skip
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, with BOS in front where the model has one."""
-        ids = self._ids(text)
-        return (*(() if self.special.bos is None else (self.special.bos,)), *ids)
+        """Ids of a text, with what the tokenizer puts around one.
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        Raises:
+            FptqError: the text is not valid Unicode, or has a token that the model does not know.
+        """
+        _check_prompt(text)
+        return tuple(self.texts.encode(text))
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], **variables: Any
+    ) -> tuple[int, ...]:
         """Ids of a conversation, up to where the answer begins.
 
         Args:
             messages: each {"role": ..., "content": ...}.
+            variables: tools, documents and others; see `ChatTemplate.render`.
 
         Raises:
-            FptqError: the model has no chat template, or that refuses the messages.
+            FptqError: the model has no chat template, or that refuses the messages; or see
+                `encode`.
         """
         if self.template is None:
             raise FptqError("the model has no chat template: give text to go on from")
         # The template writes BOS itself; the tokenizer knows special tokens by their text.
-        return tuple(self._ids(self.template.render(messages)))
+        text = self.template.render(messages, **variables)
+        _check_prompt(text)
+        return tuple(self.texts.ids(text))
 
-    def _ids(self, text: str) -> list[int]:
-        # `encode` alone would keep the interpreter's lock: seconds for a text of a megabyte, in
-        # which a server could answer nobody.
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # bytes of a command line that are no text
-            raise FptqError("the prompt is not valid UTF-8; give it as text") from None
-        ids: list[int] = self.tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
-        return ids
+
+def _check_prompt(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that are no text
+        raise FptqError("the prompt is not valid UTF-8; give it as text") from None

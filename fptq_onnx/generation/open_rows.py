@@ -18,7 +18,7 @@ from fptq_onnx.generation.separate_rows import SeparateRows
 from fptq_onnx.generation.shared_rows import SharedRows, can_share
 from fptq_onnx.model_load import load_model
 from fptq_onnx.passes.keep_last_logits import keep_last_logits
-from fptq_onnx.session import CUSTOM_DOMAIN, first_line
+from fptq_onnx.session import CUSTOM_DOMAIN, first_line, place_data
 from fptq_onnx.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.thread_count import check_threads
 
@@ -102,11 +102,8 @@ def open_generation_model(
     if loaded.file.stat().st_size <= _LARGEST_COPY:
         cut = keep_last_logits(model, io.logits.name)
     try:
-        if cut:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path",
-                str(loaded.folder.resolve()),
-            )
+        if cut or loaded.data_base is not None:
+            place_data(options, loaded.data_folder)
             source: str | bytes = ir.to_proto(model).SerializeToString()
         else:
             source = str(loaded.file)

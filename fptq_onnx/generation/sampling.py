@@ -14,7 +14,7 @@ from fptq_onnx.errors import FptqError
 # The API's; NumPy takes no negative ones, so the sampler counts them from the other end of 64 bits.
 SEEDS = range(-(1 << 63), 1 << 63)
 
-# Bounds of temperature and repetition penalty: beyond them float32 has no numbers for logits.
+# Bounds of the repetition penalty: beyond them float32 has no numbers for logits.
 _LEAST, _MOST = 0.001, 1000.0
 
 
@@ -25,7 +25,8 @@ class SamplingSettings:
     Attributes:
         temperature: logits are divided by it; 0 is greedy, whatever top_k and top_p say.
         top_k: only so many of the most likely tokens can be drawn; 0 for all.
-        top_p: only the most likely tokens that together have this probability; 1 for all.
+        top_p: only the most likely tokens that together have this probability; 1 for all, 0 for
+            the most likely one.
         repetition_penalty: above 1 makes tokens of the prompt and of the text so far less likely
             (Keskar et al., 2019, arXiv:1909.05858: divides their positive logits, multiplies their
             negative ones); 1 for none. It holds for greedy choice, too.
@@ -44,14 +45,12 @@ class SamplingSettings:
         Raises:
             FptqError: a number out of its range.
         """
-        if self.temperature != 0 and not _LEAST <= self.temperature <= _MOST:
-            raise FptqError(
-                f"the temperature must be 0, or from {_LEAST} to {_MOST:g}, got {self.temperature}"
-            )
+        if not 0 <= self.temperature <= _MOST:
+            raise FptqError(f"the temperature must be from 0 to {_MOST:g}, got {self.temperature}")
         if self.top_k < 0:
             raise FptqError(f"top-k must be at least 0 (0 for all tokens), got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise FptqError(f"top-p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.top_p <= 1:
+            raise FptqError(f"top-p must be from 0 to 1, got {self.top_p}")
         if not _LEAST <= self.repetition_penalty <= _MOST:
             raise FptqError(
                 f"the repetition penalty must be from {_LEAST} to {_MOST:g}, "
@@ -123,12 +122,13 @@ def likely_tokens(
         kept = np.argpartition(logits, -count)[-count:]
     kept = kept[np.argsort(-logits[kept], kind="stable")].astype(np.int64)
     scaled = logits[kept].astype(np.float64)
-    scaled = (scaled - scaled[0]) / settings.temperature
+    with np.errstate(over="ignore"):  # far below the best one: minus infinity is as good
+        scaled = (scaled - scaled[0]) / settings.temperature
     probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     if settings.top_p < 1:
         before = np.cumsum(probabilities) - probabilities
-        enough = int((before < settings.top_p).sum())  # the first one has nothing before it
+        enough = max(1, int((before < settings.top_p).sum()))  # 0 takes the first one alone
         kept, probabilities = kept[:enough], probabilities[:enough]
         probabilities = probabilities / probabilities.sum()
     return kept, probabilities

@@ -28,7 +28,7 @@ class Request:
 
     Attributes:
         prompt: ids, at least one, with BOS where the model wants it.
-        max_tokens: tokens at most, at least 1; None for as many as the context holds.
+        max_tokens: tokens at most, 0 for none; None for as many as the context holds.
         sampling: how they are chosen.
         stop: strings that end the text, none empty; they are not given out.
         ignore_eos: go on after the model ended its text (for measuring speed).

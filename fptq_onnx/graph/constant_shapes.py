@@ -1,4 +1,4 @@
-"""The shape a constant has after Reshape, Squeeze or Unsqueeze."""
+"""The shape a constant has after Reshape, Flatten, Squeeze or Unsqueeze."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def new_shape(
         axes = {axis % len(source) for axis in given} if given is not None else None
         kept = [d for i, d in enumerate(source) if (i not in axes if axes is not None else d != 1)]
         return tuple(kept)
+    if node.op_type == "Flatten":
+        axis = node.attributes.get("axis")
+        at = 1 if axis is None else axis.as_int() % max(1, len(source))
+        return (int(np.prod(source[:at])), int(np.prod(source[at:])))
     if given is None:
         return None
     if node.op_type == "Unsqueeze":

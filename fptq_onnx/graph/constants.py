@@ -177,7 +177,7 @@ def _reduce(op: Callable[..., Array]) -> _Rule:
 
 
 def _reshaped(node: ir.Node, operands: list[Constant], index: int) -> Constant | None:
-    """Reshape, Squeeze and Unsqueeze: the same elements in another shape."""
+    """Reshape, Flatten, Squeeze and Unsqueeze: the same elements in another shape."""
     source = operands[0]
     given = [int(item) for item in np.atleast_1d(operands[1].load())] if operands[1:] else None
     shape = new_shape(node, source.shape, given)
@@ -265,6 +265,7 @@ _RULES: dict[str, _Rule] = {
     "Cast": _cast,
     "Transpose": _transpose,
     "Reshape": _reshaped,
+    "Flatten": _reshaped,
     "Squeeze": _reshaped,
     "Unsqueeze": _reshaped,
     "Split": _split,

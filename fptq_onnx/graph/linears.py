@@ -15,6 +15,7 @@ import ast
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from fptq_onnx.graph.axes import least_rank
 from fptq_onnx.graph.constants import Array, Constant, constant_of
 from fptq_onnx.graph.held_weights import held_weights
 from fptq_onnx.graph.run_time_weights import why_computed
+from fptq_onnx.graph.shared_weights import shared_weights
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 MATMUL_LIKE = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
@@ -87,6 +89,11 @@ class LinearScan:
         """The sentence users read."""
         total = len(self.linears) + len(self.others)
         return f"{len(self.linears)} of {total} MatMul-like nodes are linears"
+
+    @cached_property
+    def shared(self) -> dict[str, str]:
+        """See shared_weights. The first look reads weights of equal shape."""
+        return shared_weights(self.linears)
 
     def by_name(self) -> dict[str, Linear]:
         """The linears keyed by node name."""

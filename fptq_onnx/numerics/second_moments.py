@@ -32,23 +32,30 @@ class SecondMoments:
         xx = np.zeros((channels, channels), dtype)
         return SecondMoments(xx, np.zeros_like(xx) if with_float else None)
 
-    def add(self, x8: NDArray[np.float32], x: NDArray[np.float32] | None = None) -> None:
+    def add(
+        self,
+        x8: NDArray[np.float32],
+        x: NDArray[np.float32] | None = None,
+        weights: NDArray[np.float32] | None = None,
+    ) -> None:
         """Add tokens.
 
         Args:
             x8: float32 [tokens, K], the input as the quantized linear sees it, dequantized.
             x: the same tokens in the float model; needed where x_float is kept.
+            weights: [tokens], what each token counts; all 1 where None.
 
         Raises:
             ValueError: a value is not finite, or x is missing.
         """
         if not np.isfinite(x8).all() or (x is not None and not np.isfinite(x).all()):
             raise ValueError("the activations hold NaN or infinity")
+        left = x8 if weights is None else x8 * weights[:, None]
         if self.x_float is not None:
             if x is None:
                 raise ValueError("the float input is missing")
-            self.x_float += x8.T @ x
-        self.xx += x8.T @ x8
+            self.x_float += left.T @ x
+        self.xx += left.T @ x8
         self.tokens += len(x8)
 
     def merged(self, other: SecondMoments) -> SecondMoments:

@@ -12,6 +12,7 @@ from fptq_onnx.decoder_advice import NoDecoderError
 from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_configs import read_config
+from fptq_onnx.model_folder import hub_repository, hub_snapshot, model_name
 from fptq_onnx.model_load import LoadedModel, load_model
 from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.output_folder import REPORT_FILE
@@ -42,8 +43,8 @@ class ConvertedModel:
 
         A folder named after its target is one of several: the one above has the model's name.
         """
-        path = self.path.resolve()
-        given = path.parent.name if path.name in TARGETS else path.name
+        path = self.path.absolute() if hub_repository(self.path) else self.path.resolve()
+        given = model_name(path.parent if path.name in TARGETS else path)
         return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in given)
 
     @property
@@ -74,7 +75,9 @@ def open_converted(path: Path) -> ConvertedModel:
     Raises:
         FptqError: not such a folder, or a damaged one.
     """
-    if not path.is_dir():
+    if path.is_dir():
+        path = hub_snapshot(path)
+    else:
         raise FptqError(f"no folder {path}: give one that `fptq-onnx convert` wrote")
     if (path / REPORT_FILE).is_file():
         return ConvertedModel(path, _load(path), None, read_config(path, REPORT_FILE))

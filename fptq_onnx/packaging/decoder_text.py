@@ -9,11 +9,12 @@ shared_cache                        past and present may be one buffer
 context_length N
 vocabulary N                        ids are below it
 end ID..                            tokens that end a text
+beyond ID TOKEN                     a token of the tokenizer that the model has not, for messages
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from fptq_onnx.decoder_io import DecoderIO
 from fptq_onnx.errors import FptqError
@@ -32,8 +33,20 @@ def decoder_text(
     context_length: int | None,
     vocabulary: int | None,
     end: Collection[int],
+    beyond: Mapping[int, str] | None = None,
 ) -> str:
     """The lines.
+
+    Args:
+        io: the model's inputs and outputs.
+        graph: file name of the model.
+        portable: file name of its portable form, None without one.
+        library: path of the library, None where the graph needs none.
+        shared_cache: past and present may be one buffer.
+        context_length: tokens at most, None where nothing says.
+        vocabulary: ids the model knows, None where nothing says.
+        end: ids that end a text.
+        beyond: texts of the tokenizer's ids that the model has not.
 
     Raises:
         FptqError: the model cannot be fed by such a description.
@@ -65,8 +78,14 @@ def decoder_text(
         rows.append(("vocabulary", vocabulary))
     if end:
         rows.append(("end", *sorted(end)))
+    rows += [("beyond", token, _one_word(text)) for token, text in sorted((beyond or {}).items())]
     for row in rows:
         for word in map(str, row):
             if not word or any(character.isspace() for character in word):
                 raise FptqError(f"the runner cannot feed a tensor of the name {word!r}: rename it")
     return "".join(" ".join(map(str, row)) + "\n" for row in rows)
+
+
+def _one_word(text: str) -> str:
+    """A token's text with its blanks written as in a string of C."""
+    return "".join(f"\\u{ord(one):04x}" if one.isspace() else one for one in text) or "\\u0000"

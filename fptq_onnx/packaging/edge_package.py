@@ -28,6 +28,7 @@ from fptq_onnx.packaging.package_parts import (
 )
 from fptq_onnx.packaging.smoke_tokens import smoke_prompt, smoke_tokens
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
+from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer
 
 SMOKE_FILE = "smoke_tokens.txt"
 
@@ -58,6 +59,9 @@ def write_edge_package(
     io = converted.decoder_io()
     special = read_special_ids(converted.main.folder)
     has_portable = write_graphs(converted, model, fallback=fallback)
+    vocabulary, texts = io.vocab_size or special.vocab_size, None
+    if (converted.main.folder / TOKENIZER_FILE).is_file():
+        texts = TextTokenizer.open(converted.main.folder, vocabulary)
     text = decoder_text(
         io,
         graph=MODEL_FILE,
@@ -65,12 +69,13 @@ def write_edge_package(
         library=f"../lib/{copied.name}" if copied is not None else None,
         shared_cache=can_share(graph, io),
         context_length=special.context_length,
-        vocabulary=io.vocab_size or special.vocab_size,
+        vocabulary=vocabulary,
         end=special.eos,
+        beyond=texts.beyond() if texts is not None else None,
     )
     (model / DECODER_FILE).write_text(text, encoding="utf-8")
     copy_tokenizer_and_report(converted, model)
-    prompt = smoke_prompt(converted.main.folder, io.vocab_size or special.vocab_size)
+    prompt = smoke_prompt(converted.main.folder, vocabulary)
     tokens = smoke_tokens(model / MODEL_FILE, prompt)
     if has_portable:
         smoke_tokens(model / PORTABLE_FILE, prompt)  # that it runs; its rounding is another
@@ -84,6 +89,8 @@ def write_edge_package(
     values["runtime"] = oldest_runtime(converted.main.model, portable=has_portable)
     if has_portable:
         values["portable"] = PORTABLE_FILE
+    if texts is not None and texts.prefix:
+        values["prefix"] = " ".join(map(str, texts.prefix))
     if target != "linux-x86_64":
         values["cross"] = target
     write_readme(folder, "edge", values)

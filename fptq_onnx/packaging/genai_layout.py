@@ -27,7 +27,7 @@ def make_genai_config(
 
     Args:
         io: the model's inputs and outputs.
-        special: BOS, EOS and sizes.
+        special: ids and sizes that the model's files name.
         config: transformers' config.json, {} where there is none.
         shared_cache: past and present may be one buffer.
 
@@ -51,7 +51,7 @@ def make_genai_config(
         spec = getattr(io, role)
         if spec is not None:
             inputs[role] = spec.name
-    eos = list(special.eos)
+    eos = known_ends(special, vocabulary)
     query_heads = config.get("num_attention_heads")
     query_heads = query_heads if isinstance(query_heads, int) else heads
     model: dict[str, Any] = {
@@ -77,7 +77,7 @@ def make_genai_config(
     }
     if eos:  # without one it goes on until max_length
         model["eos_token_id"] = eos if len(eos) > 1 else eos[0]
-    if special.bos is not None:
+    if special.bos is not None and special.bos < vocabulary:
         model["bos_token_id"] = special.bos
     search = {
         "do_sample": False,
@@ -85,6 +85,11 @@ def make_genai_config(
         "past_present_share_buffer": shared_cache,
     }
     return {"model": model, "search": search}
+
+
+def known_ends(special: SpecialIds, vocabulary: int | None) -> list[int]:
+    """Ids that end a text, without those that onnxruntime-genai refuses: beyond the vocabulary."""
+    return [end for end in special.eos if vocabulary is None or end < vocabulary]
 
 
 def _cannot(why: str) -> FptqError:

@@ -14,10 +14,10 @@ from typing import Any
 
 from fptq_onnx.genai_config import GENAI_CONFIG, pointed_config
 from fptq_onnx.generation.shared_rows import can_share
-from fptq_onnx.model_configs import read_config, read_special_ids
+from fptq_onnx.model_configs import SpecialIds, read_config, read_special_ids
 from fptq_onnx.model_save import MODEL_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
-from fptq_onnx.packaging.genai_layout import make_genai_config
+from fptq_onnx.packaging.genai_layout import known_ends, make_genai_config
 from fptq_onnx.packaging.library_file import copy_library
 from fptq_onnx.packaging.manifest import write_manifest
 from fptq_onnx.packaging.package_parts import (
@@ -28,6 +28,7 @@ from fptq_onnx.packaging.package_parts import (
     write_readme,
 )
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE, write_graphs
+from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer
 
 PORTABLE_CONFIG = "genai_config.portable.json"
 
@@ -57,9 +58,10 @@ def write_genai_package(
         _write_config(folder / PORTABLE_CONFIG, config, PORTABLE_FILE, None)
     _write_config(folder / GENAI_CONFIG, config, MODEL_FILE, copied)
     values = {"name": converted.name, "target": target}
-    bos = read_special_ids(converted.main.folder).bos
-    if bos is not None:
-        values["bos"] = str(bos)
+    if (converted.main.folder / TOKENIZER_FILE).is_file():
+        prefix = TextTokenizer.open(converted.main.folder, None).prefix
+        if prefix:
+            values["prefix"] = json.dumps(prefix)
     if has_portable:
         values["portable"] = PORTABLE_CONFIG
     write_readme(folder, "genai", values)
@@ -72,13 +74,22 @@ def write_genai_package(
 def _config(converted: ConvertedModel) -> dict[str, Any]:
     """The model's own genai_config.json, or one made from its inputs and outputs."""
     given = read_config(converted.main.folder, GENAI_CONFIG)
+    special = read_special_ids(converted.main.folder)
     if pointed_config(given, MODEL_FILE, None) is not None:
-        return given
+        return _with_ends(given, special)
     graph = converted.main.model.graph
     io = converted.decoder_io()
-    special = read_special_ids(converted.main.folder)
     config = read_config(converted.main.folder, "config.json")
     return make_genai_config(io, special, config, shared_cache=can_share(graph, io))
+
+
+def _with_ends(given: dict[str, Any], special: SpecialIds) -> dict[str, Any]:
+    """The same configuration with every token that ends a text, not only its own."""
+    model = given["model"]
+    ends = known_ends(special, special.vocab_size)
+    if not ends:
+        return given
+    return {**given, "model": {**model, "eos_token_id": ends if len(ends) > 1 else ends[0]}}
 
 
 def _write_config(

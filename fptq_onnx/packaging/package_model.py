@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.model_folder import hub_repository
 from fptq_onnx.output_folder import atomic_folder, check_output, explain_write_error
 from fptq_onnx.packaging.archive import check_suffix, write_archive
 from fptq_onnx.packaging.check_package import check_package
@@ -117,4 +118,6 @@ def _archive(converted: ConvertedModel, place: Path, target: str, options: Packa
 
 def _default(converted: ConvertedModel, kind: str, target: str) -> Path:
     end = f"{target}.tar.gz" if kind == "edge" else kind
-    return converted.path.resolve().parent / f"{converted.name}-{end}"
+    hub = hub_repository(converted.path) is not None  # no place to write
+    place = Path.cwd() if hub else converted.path.resolve().parent
+    return place / f"{converted.name}-{end}"

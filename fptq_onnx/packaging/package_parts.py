@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from fptq_onnx.packaging.library_file import needed_glibc
 from fptq_onnx.packaging.oldest_runtime import oldest_runtime
 from fptq_onnx.packaging.write_graphs import PORTABLE_FILE
 from fptq_onnx.session import open_session
-from fptq_onnx.side_files import SIDE_FILES
+from fptq_onnx.side_files import copy_files, side_files
 
 LICENCE_FILE = "LICENSE"
 README_FILE = "README.md"
@@ -30,10 +29,10 @@ def copy_tokenizer_and_report(converted: ConvertedModel, folder: Path) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    for name in (*SIDE_FILES, REPORT_FILE):
-        source = converted.main.folder / name
-        if name != GENAI_CONFIG and source.is_file():
-            shutil.copyfile(source, folder / name)
+    source = converted.main.folder
+    names = [name for name in side_files(source) if name != GENAI_CONFIG]
+    names += [REPORT_FILE] if (source / REPORT_FILE).is_file() else []
+    copy_files(names, source, folder)
 
 
 def write_licence(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Serve a model repository of `package --for triton` by KServe's server, over the V2 protocol.
 
-    pip install 'fptq-onnx[kserve]'
+    pip install '.[kserve]'          (in a checkout of fptq-onnx)
     python -m fptq_onnx.packaging.serve_repository one-triton/models
 
 For machines without Triton: models, tensors and the library are what config.pbtxt says. Requests
@@ -21,10 +21,11 @@ from typing import Any
 import onnxruntime as ort
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.install_advice import install_advice
 from fptq_onnx.packaging.triton_config import CONFIG_FILE
 from fptq_onnx.session import first_line
 
-_MISSING = "needs KServe and Triton's client: pip install 'fptq-onnx[kserve]'"
+_MISSING = f"needs KServe and Triton's client: {install_advice('kserve')}"
 
 
 def load_repository(folder: Path) -> list[Any]:

@@ -11,7 +11,7 @@ from fptq_onnx.decoder import open_decoder
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generate import generate
 from fptq_onnx.model_configs import read_special_ids
-from fptq_onnx.text import load_tokenizer
+from fptq_onnx.text_tokenizer import TOKENIZER_FILE, TextTokenizer, prefix_of
 
 _TEXT = "Once upon a time"
 _WITHOUT_TOKENIZER = (3, 1, 4, 1, 5)
@@ -19,20 +19,20 @@ _COUNT = 8
 
 
 def smoke_prompt(folder: Path, vocabulary: int | None) -> tuple[int, ...]:
-    """Ids of a few words, or of nothing in particular where the folder has no tokenizer.
+    """Ids of a few words as `run` feeds them; of nothing in particular without a tokenizer.
 
     Args:
         folder: of the model.
         vocabulary: ids the model knows, None if it does not say.
+
+    Raises:
+        FptqError: the tokenizer cannot be read or is of another model; or see `prefix_of`.
     """
-    bos = read_special_ids(folder).bos
-    start = () if bos is None else (bos,)
-    ids: Sequence[int] = _WITHOUT_TOKENIZER
-    if (folder / "tokenizer.json").is_file():
-        ids = load_tokenizer(folder).encode(_TEXT, add_special_tokens=False).ids
+    if (folder / TOKENIZER_FILE).is_file():
+        return tuple(TextTokenizer.open(folder, vocabulary).encode(_TEXT))
     limit = vocabulary or 2
-    known = ids if all(token < limit for token in ids) else [t % limit for t in _WITHOUT_TOKENIZER]
-    return (*start, *known)
+    start = prefix_of(folder, read_special_ids(folder), vocabulary)
+    return (*start, *(token % limit for token in _WITHOUT_TOKENIZER))
 
 
 def smoke_tokens(model: Path, prompt: Sequence[int]) -> list[int]:

@@ -138,14 +138,20 @@ class _Endpoints:
         self._check_name(fields.get("model"))
         asked, prompt = read_completion(fields)
         if isinstance(prompt, str):
-            ids = self._service.model.encode(prompt)
+            try:
+                ids = self._service.model.encode(prompt)
+            except FptqError as error:
+                raise wrong("prompt", str(error)) from error
             if not ids:
                 raise wrong("prompt", "the prompt is empty and the model has no beginning token")
         else:
             ids = prompt
             size = self._service.vocabulary
             if not all(0 <= token < size for token in ids):
-                raise wrong("prompt", f"token ids must be from 0 to {size - 1}")
+                unknown = next(token for token in ids if not 0 <= token < size)
+                name = self._service.model.tokenizer.id_to_token(unknown) if unknown > 0 else None
+                which = "" if name is None else f": {unknown} is {name!r}, which the model has not"
+                raise wrong("prompt", f"token ids must be from 0 to {size - 1}{which}")
         return asked, _for_engine(asked, ids)
 
     def _read_chat(self, body: bytes) -> tuple[Asked, engine.Request]:

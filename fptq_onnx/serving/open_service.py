@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.model_configs import find_model_file
+from fptq_onnx.model_folder import model_name
 from fptq_onnx.samples import folder_of_tokenizer
 from fptq_onnx.serving.app import create_app
 from fptq_onnx.serving.service import Service
@@ -47,7 +48,7 @@ def open_service(
             f"--max-length {limit} is more than the model's context of {context} tokens: "
             "lower it, or leave it out for all of that"
         )
-    return Service(model, name or find_model_file(path).resolve().parent.name, settings)
+    return Service(model, name or model_name(find_model_file(path)), settings)
 
 
 def open_app(

@@ -9,13 +9,13 @@ from typing import Any
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.sampling import SEEDS, SamplingSettings
-from fptq_onnx.generation.sequence import check_stops
 from fptq_onnx.serving.api_error import ApiError, wrong
 from fptq_onnx.serving.read_messages import read_messages
 
 _MAX_STOPS = 16
 # 64 bits, as most programs that read JSON have.
 _COUNTS = range(1 << 63)
+_ALL_OR_COUNT = range(-1, 1 << 63)  # of top_k: -1 is other servers' word for all tokens
 # Fields that say nothing about the answer's text.
 _IGNORED = {
     "metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user",
@@ -44,7 +44,7 @@ class Asked:
 
     Attributes:
         sampling: how tokens are chosen.
-        max_tokens: tokens at most; None for what the context holds.
+        max_tokens: tokens at most, 0 for none; None for what the context holds.
         stop: strings that end the text.
         stream: piece by piece.
         include_usage: a last piece with the counts.
@@ -133,14 +133,14 @@ def _asked(fields: Mapping[str, Any], *, default_tokens: int | None) -> Asked:
         sampling = SamplingSettings(
             temperature=temperature,
             top_p=_number(fields, "top_p", 1.0),
-            top_k=_integer(fields, "top_k", _COUNTS) or 0,
+            top_k=max(0, _integer(fields, "top_k", _ALL_OR_COUNT) or 0),
             repetition_penalty=_number(fields, "repetition_penalty", 1.0),
             seed=_integer(fields, "seed", SEEDS),
         )
     except FptqError as error:
         raise ApiError(400, str(error), code="invalid_value") from error
     names = ("max_completion_tokens", "max_tokens")
-    limits = [_integer(fields, name, _COUNTS[1:]) for name in names]
+    limits = [_integer(fields, name, _COUNTS) for name in names]
     given = {limit for limit in limits if limit is not None}
     if len(given) > 1:
         raise wrong("max_tokens", "max_tokens and max_completion_tokens contradict each other")
@@ -186,10 +186,7 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
         raise wrong("stop", "stop must be a text, or a list of texts")
-    try:
-        check_stops(stops)
-    except FptqError as error:
-        raise wrong("stop", str(error)) from error
+    stops = [one for one in stops if one]  # an empty one is how some clients say that there is none
     if len(stops) > _MAX_STOPS:
         raise wrong("stop", f"stop has {len(stops)} texts: {_MAX_STOPS} at most")
     return tuple(stops)

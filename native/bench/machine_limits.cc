@@ -1,10 +1,10 @@
-// What this machine can do at most, printed as JSON: the integer multiply-adds of each instruction the
-// kernels use on one thread, in GOPS (a multiply-add is two), and reading from memory, in GB/s, by as
-// many threads at once as the first argument says (one without it). A second argument, "read", leaves the
-// instructions out.
+// What this machine can do at most, printed as JSON: the integer multiply-adds of each instruction
+// the kernels use on one thread, in GOPS (a multiply-add is two), and reading from memory, in GB/s,
+// by as many threads at once as the first argument says (one without it). A second argument,
+// "read", leaves the instructions out.
 //
-// Every loop is assembly, so that it measures the machine and not the compiler; each runs only where
-// the CPU has the instruction.
+// Every loop is assembly, so that it measures the machine and not the compiler; each runs only
+// where the CPU has the instruction.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -40,10 +40,12 @@ constexpr long kLoops = 4000000;
 #if defined(__x86_64__)
 
 #define REPEAT_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define REPEAT_24(X) REPEAT_12(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
+#define REPEAT_24(X) \
+  REPEAT_12(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 #define DOT_512(i) "vpdpbusd %%zmm31, %%zmm30, %%zmm" #i "\n"
 #define DOT_256(i) "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm" #i "\n"
-#define PAIR(i, t) "vpmaddubsw %%ymm15, %%ymm14, %%ymm" #t "\n vpaddw %%ymm" #t ", %%ymm" #i ", %%ymm" #i "\n"
+#define PAIR(i, t) \
+  "vpmaddubsw %%ymm15, %%ymm14, %%ymm" #t "\n vpaddw %%ymm" #t ", %%ymm" #i ", %%ymm" #i "\n"
 // The clobbers are the sixteen registers every x86-64 compiler knows; the rest nobody here uses.
 #define LOOP(body)                                                                            \
   [] {                                                                                        \
@@ -138,9 +140,9 @@ int main(int argc, char** argv) {
     print("avxvnni", best_rate(kLoops * 12.0 * 64, LOOP(REPEAT_12(DOT_256))));
   }
   if (all && (features & fptq::kAvx2)) {
-    print("avx2", best_rate(kLoops * 8.0 * 64,
-                            LOOP(PAIR(0, 8) PAIR(1, 9) PAIR(2, 10) PAIR(3, 11) PAIR(4, 8)
-                                     PAIR(5, 9) PAIR(6, 10) PAIR(7, 11))));
+    print("avx2",
+          best_rate(kLoops * 8.0 * 64, LOOP(PAIR(0, 8) PAIR(1, 9) PAIR(2, 10) PAIR(3, 11) PAIR(4, 8)
+                                                PAIR(5, 9) PAIR(6, 10) PAIR(7, 11))));
   }
   if (features & fptq::kAvx2) print("read", read_rate(threads));
 #endif

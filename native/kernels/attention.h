@@ -5,13 +5,14 @@
 
 namespace fptq {
 
-// Keys are worked on this many at a time; so many columns a matrix product has at least.
+// Keys are processed in blocks of kAttentionKeys. Matrix products have a multiple of
+// kAttentionLanes columns; rows are padded to that.
 constexpr int64_t kAttentionKeys = 64;
 constexpr int64_t kAttentionLanes = 16;
 
-// One vector of a head with its rotary embedding: output = scale * rotated(input).
+// RoPE of one vector of a head: output = scale * rotated(input).
 // fptq_onnx/numerics/attention.py defines it.
-struct RotateArgs {
+struct RopeArgs {
   const float* input;
   float* output;     // may be the input
   const float* cos;  // [rotary / 2] of the position, or null: not rotated
@@ -22,9 +23,9 @@ struct RotateArgs {
   const float* channels;  // [size], factors of the result, or null
 };
 
-// Codes of keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127, and 127
-// for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
-struct EncodeArgs {
+// Quantizes keys or values for the cache: round(x * reciprocal), half to even, from -128 to 127,
+// and 127 for NaN, as ONNX Runtime does it; fptq_onnx/numerics/cache_codes.py defines it.
+struct QuantizeKvArgs {
   const float* input;
   const float* reciprocals;  // [count], one over the scale of each channel
   int8_t* output;
@@ -34,13 +35,13 @@ struct EncodeArgs {
 // Causal attention of the query heads that share one key and value head, for a range of positions.
 // Row r is head r % group of position r / group, and sees the first `seen + r / group` keys.
 struct AttentionTask {
-  const float* q;      // [rows, size], rotated and scaled
-  const void* k;       // [at least the keys of the last row, size]: floats, or int8 codes
-  const void* v;       // the same
+  const float* q;  // [rows, size], rotated and scaled
+  const void* k;   // [at least the keys of the last row, size]: floats, or int8 codes
+  const void* v;   // the same
   // [size], scales of the codes of v, or null: floats. (Those of k are factors of q.)
   const float* v_scales;
-  float* output;       // row r at (r / group) * output_stride + (r % group) * size
-  float* scratch;      // attention_scratch(rows, size) floats, aligned to 64 bytes
+  float* output;   // row r at (r / group) * output_stride + (r % group) * size
+  float* scratch;  // attention_scratch(rows, size) floats, aligned to 64 bytes
   int64_t rows, group, size, seen;
   int64_t output_stride;
 };
@@ -51,17 +52,18 @@ constexpr int64_t attention_padded(int64_t size) {
 
 // Keys as floats and transposed, values with padded rows, and a sum for every row.
 constexpr int64_t attention_scratch(int64_t rows, int64_t size) {
-  return 2 * kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows + 32;
+  return 2 * kAttentionKeys * size + (kAttentionKeys + rows) * attention_padded(size) + 2 * rows +
+         32;
 }
 
-void rotate_scalar(const RotateArgs& args);
-void rotate_avx2(const RotateArgs& args);
-void rotate_avx512(const RotateArgs& args);
-void rotate_neon(const RotateArgs& args);
-void encode_scalar(const EncodeArgs& args);
-void encode_avx2(const EncodeArgs& args);
-void encode_avx512(const EncodeArgs& args);
-void encode_neon(const EncodeArgs& args);
+void rope_scalar(const RopeArgs& args);
+void rope_avx2(const RopeArgs& args);
+void rope_avx512(const RopeArgs& args);
+void rope_neon(const RopeArgs& args);
+void quantize_kv_scalar(const QuantizeKvArgs& args);
+void quantize_kv_avx2(const QuantizeKvArgs& args);
+void quantize_kv_avx512(const QuantizeKvArgs& args);
+void quantize_kv_neon(const QuantizeKvArgs& args);
 void attention_scalar(const AttentionTask& task);
 void attention_avx2(const AttentionTask& task);
 void attention_avx512(const AttentionTask& task);

@@ -24,8 +24,8 @@ inline Floats load_floats(const int8_t* codes) {
 
 void attention_avx512(const AttentionTask& task) { attend(task); }
 
-void rotate_avx512(const RotateArgs& args) { rotated(args); }
+void rope_avx512(const RopeArgs& args) { apply_rope(args); }
 
-void encode_avx512(const EncodeArgs& args) { encoded(args); }
+void quantize_kv_avx512(const QuantizeKvArgs& args) { quantize_values(args); }
 
 }  // namespace fptq

@@ -26,8 +26,8 @@ inline Floats load_floats(const int8_t* codes) {
 
 void attention_neon(const AttentionTask& task) { attend(task); }
 
-void rotate_neon(const RotateArgs& args) { rotated(args); }
+void rope_neon(const RopeArgs& args) { apply_rope(args); }
 
-void encode_neon(const EncodeArgs& args) { encoded(args); }
+void quantize_kv_neon(const QuantizeKvArgs& args) { quantize_values(args); }
 
 }  // namespace fptq

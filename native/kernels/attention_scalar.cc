@@ -21,8 +21,8 @@ inline Floats load_floats(const int8_t* codes) {
 
 void attention_scalar(const AttentionTask& task) { attend(task); }
 
-void rotate_scalar(const RotateArgs& args) { rotated(args); }
+void rope_scalar(const RopeArgs& args) { apply_rope(args); }
 
-void encode_scalar(const EncodeArgs& args) { encoded(args); }
+void quantize_kv_scalar(const QuantizeKvArgs& args) { quantize_values(args); }
 
 }  // namespace fptq

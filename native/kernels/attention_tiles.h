@@ -1,9 +1,9 @@
 // Attention by tiles of up to 6 rows, written with the compiler's vector extensions for vectors of
-// kLanes floats, which the file that includes this defines before. In an unnamed namespace: each file is
-// compiled for its own instruction set and has its own copies, which no linker merges.
+// kLanes floats, which the file that includes this defines before. In an unnamed namespace: each
+// file is compiled for its own instruction set and has its own copies, which no linker merges.
 //
-// Softmax is computed on the way (Milakov and Gimelshein, arXiv 1805.02867): for every block of keys the
-// sums so far are scaled to the new maximum. No row looks at blocks after its last key.
+// Online softmax (Milakov and Gimelshein, arXiv 1805.02867): with every block of keys the sums so
+// far are scaled to the new maximum. No row looks at blocks after its last key.
 #pragma once
 
 #include <cstring>
@@ -15,9 +15,9 @@ namespace fptq {
 namespace {
 
 constexpr int kRows = 6;
-// So few rows do not earn the transposing of keys back.
+// For up to so many rows, transposing the keys costs more than it saves.
 constexpr int kFew = 3;
-// Up to so many rows memory is the limit.
+// For up to so many rows memory is the limit, and the next keys are prefetched.
 constexpr int64_t kFetchRows = 16;
 constexpr float kNothing = -__builtin_inff();
 // Registers of a row in a tile: 24 sums where there are 32 registers, 12 where there are 16.
@@ -71,7 +71,8 @@ void product_columns(const float* a, int64_t a_stride, const T* b, int64_t b_str
   }
 }
 
-// [R, kAttentionKeys] = q x keys as they lie in the cache; columns without a key are left as they are.
+// [R, kAttentionKeys] = q x keys as they lie in the cache; columns without a key are left as they
+// are.
 template <int R, class T>
 void scores_of_few(const float* q, const T* k, int64_t keys, int64_t size, float* scores) {
   for (int64_t key = 0; key < keys; ++key, k += size) {
@@ -85,21 +86,22 @@ void scores_of_few(const float* q, const T* k, int64_t keys, int64_t size, float
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       float score = across(sum[r], [](Floats a, Floats b) { return a + b; });
-      for (int64_t rest = d; rest < size; ++rest) score += q[r * size + rest] * static_cast<float>(k[rest]);
+      for (int64_t rest = d; rest < size; ++rest)
+        score += q[r * size + rest] * static_cast<float>(k[rest]);
       scores[r * kAttentionKeys + key] = score;
     }
   }
 }
 
-// Fetches what comes next from memory; the rows of few queries are done before the hardware notices.
+// Prefetches what comes next; few rows are done before the hardware prefetcher has noticed.
 inline void fetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // A block of keys and what is kept between blocks.
 struct Block {
-  const float* keys;    // transposed, or as they lie in the cache for few rows
-  const float* values;  // [.., value_stride]
+  const float* keys;        // transposed, or as they lie in the cache for few rows
+  const float* values;      // [.., value_stride]
   const int8_t* key_codes;  // as they lie in the cache, for few rows; or null
   const int8_t* value_codes;
   int64_t value_stride;
@@ -154,8 +156,8 @@ void meet(const AttentionTask& task, const Block& block, int64_t first) {
     }
     const Floats change = {before - largest};
     factor[r] = before == largest ? 1.0f : exponential(change)[0];
-    block.totals[first + r] =
-        block.totals[first + r] * factor[r] + across(total, [](Floats a, Floats b) { return a + b; });
+    block.totals[first + r] = block.totals[first + r] * factor[r] +
+                              across(total, [](Floats a, Floats b) { return a + b; });
   }
   if constexpr (R <= kFew) {
     if (block.value_codes != nullptr) {
@@ -203,13 +205,15 @@ void find_block(const AttentionTask& task, int64_t all, float* keys, float* valu
     widen(own, count, values);
     return;
   }
-  fill(values, kAttentionKeys * padded, 0.0f);  // whole registers of a row must not read what follows
+  // Whole registers of a row must not read what follows.
+  fill(values, kAttentionKeys * padded, 0.0f);
   for (int64_t key = 0; key < block.count; ++key) {
     float* to = values + key * padded;
     if (codes) {
       widen(own + key * task.size, task.size, to);
     } else {
-      std::memcpy(to, v + key * task.size * element, static_cast<size_t>(task.size) * sizeof(float));
+      std::memcpy(to, v + key * task.size * element,
+                  static_cast<size_t>(task.size) * sizeof(float));
     }
   }
 }
@@ -253,7 +257,7 @@ void attend(const AttentionTask& task) {
   }
 }
 
-void rotated(const RotateArgs& args) {
+void apply_rope(const RopeArgs& args) {
   const int64_t half = args.cos == nullptr ? 0 : args.rotary / 2;
   if (args.interleaved) {
     for (int64_t i = 0; i < half; ++i) {
@@ -273,7 +277,7 @@ void rotated(const RotateArgs& args) {
   for (int64_t i = 0; i < args.size; ++i) args.output[i] *= args.channels[i];
 }
 
-void encoded(const EncodeArgs& args) {
+void quantize_values(const QuantizeKvArgs& args) {
   constexpr float kMagic = 12582912.0f;  // see exponential()
   for (int64_t i = 0; i < args.count; ++i) {
     float x = args.input[i] * args.reciprocals[i];

@@ -1,5 +1,5 @@
-// Vectors of kLanes floats for attention_tiles.h, in the compiler's own vector extensions. In an unnamed
-// namespace, see there.
+// Vectors of kLanes floats for attention_tiles.h, in the compiler's own vector extensions. In an
+// unnamed namespace, see there.
 #pragma once
 
 #include <cstring>
@@ -34,13 +34,15 @@ inline __attribute__((always_inline)) void store(float* to, V v) {
 }
 
 // What lies in a cache, as floats.
-inline __attribute__((always_inline)) Floats load_floats(const float* from) { return load<Floats>(from); }
+inline __attribute__((always_inline)) Floats load_floats(const float* from) {
+  return load<Floats>(from);
+}
 // As many codes as a register has floats. Each file that includes this defines it with its own
 // instructions: GCC 12 makes dozens of them from vector types.
 inline Floats load_floats(const int8_t* codes);
 
-// e^x for x <= 0: 0 below -87, NaN for NaN; relative error below 2^-22. Cephes' reduction by ln 2 in two
-// parts and a Taylor polynomial, as in gate_scalar.cc.
+// e^x for x <= 0: 0 below -87, NaN for NaN; relative error below 2^-22. Cephes' reduction by ln 2
+// in two parts and a Taylor polynomial, as in swiglu_scalar.cc.
 inline __attribute__((always_inline)) Floats exponential(Floats x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
   const Floats shifted = x * 1.44269504f + kMagic;
@@ -62,11 +64,11 @@ inline __attribute__((always_inline)) Floats exponential(Floats x) {
   return x < -87.0f ? zero : p * power;
 }
 
-// The elements of v exchanged with those `step` away.
-template <int step>
+// The elements of v exchanged with those `distance` away.
+template <int distance>
 inline __attribute__((always_inline)) Floats exchanged(Floats v) {
   Ints index;
-  for (int i = 0; i < kLanes; ++i) index[i] = i ^ step;
+  for (int i = 0; i < kLanes; ++i) index[i] = i ^ distance;
   return __builtin_shuffle(v, index);
 }
 template <class Combine>
@@ -92,7 +94,8 @@ void transpose(const float* k, int64_t keys, int64_t size, float* out) {
     for (; d + 4 <= size; d += 4) {
       const Four a = load<Four>(from + d), b = load<Four>(from + size + d);
       const Four c = load<Four>(from + 2 * size + d), e = load<Four>(from + 3 * size + d);
-      const FourInts low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
+      const FourInts low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5},
+                     last = {2, 3, 6, 7};
       const Four ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
       const Four ce_low = __builtin_shuffle(c, e, low), ce_high = __builtin_shuffle(c, e, high);
       float* to = out + d * kAttentionKeys + key;

@@ -17,14 +17,14 @@ namespace fptq {
 namespace {
 
 // Work on groups of the same length, or on a part of one long group: what all tiles have in common.
-// The sums of a group start as (low 16 bits of a row's sum) * (low 16 bits of minus the zero point).
+// The sums of a group start as the low 16 bits of a row's sum times those of minus the zero point.
 struct GroupsWork {
-  const uint8_t* packed;  // lines to unpack to `codes` on the way, or null: they are there
-  uint8_t* codes;         // one byte per code
-  int64_t stride;         // of x
-  int64_t groups, steps;  // steps of a group; both at least 1
-  const uint8_t* ahead;   // memory to fetch, `pace` bytes further on every half step
-  int64_t pace;
+  const uint8_t* packed;       // blocks to unpack to `codes` on the way, or null: they are there
+  const uint8_t* codes;        // one byte per code; written to where `packed` is given
+  int64_t stride;              // of x
+  int64_t groups, k_blocks;    // k-blocks of a group; both at least 1
+  const uint8_t* prefetch_at;  // memory to fetch, `prefetch_stride` on every half block
+  int64_t prefetch_stride;
   int64_t row_sum_bytes;  // from row to row
   const int32_t* zeros;   // minus the zero points, [groups, 64], the upper 16 bits 0
   int64_t same_zeros;     // whether all are zeros[0]
@@ -33,11 +33,12 @@ struct GroupsWork {
 
 struct TileWork {
   const int8_t* x;
-  const int32_t* row_sums;  // of the first group, or null: the sums of the only group start as `partial`
+  const int32_t* row_sums;  // of the first group; null: the only group's sums start as `partial`
   int32_t* partial;         // [R, 64]
   float* y;                 // [R, 64], += sums * scales
 };
 
+// clang-format off: one instruction in a line of the source.
 #define FPTQ_ALL_ZMM                                                                              \
   "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10",        \
       "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20",   \
@@ -112,8 +113,8 @@ struct TileWork {
   "vpandd %%zmm25, %%zmm28, %%zmm25\n"                  \
   "vpandd %%zmm26, %%zmm28, %%zmm26\n"                  \
   "vpandd %%zmm27, %%zmm28, %%zmm27\n"
-#define FPTQ_AHEAD "prefetcht1 (%[ahead])\n add %[pace], %[ahead]\n"
-#define FPTQ_NEXT_STEP "add $8, %[x]\n add $512, %[codes]\n dec %[left]\n"
+#define FPTQ_PREFETCH "prefetcht1 (%[prefetch_at])\n add %[prefetch_stride], %[prefetch_at]\n"
+#define FPTQ_NEXT_K_BLOCK "add $8, %[x]\n add $512, %[codes]\n dec %[left]\n"
 
 // A group begins: its sums from those of its rows, at `at`. Goes on at label 3, or after itself.
 #define FPTQ_BEGIN_GROUP(rows)                                                          \
@@ -123,23 +124,23 @@ struct TileWork {
   "1: addq $256, %[zeros]\n"                                                            \
   FPTQ_CODES("0", "scratch") FPTQ_ROWS_##rows(FPTQ_START, "")
 
-// Label 3: all steps of a group, unpacked on the way or before; goes on at label 6.
+// Label 3: all k-blocks of a group, unpacked on the way or before; goes on at label 6.
 #define FPTQ_DOT_GROUP(rows)                                                            \
   "3: test %[packed], %[packed]\n jz 5f\n"                                              \
   ".balign 64\n"                                                                        \
   "4:\n"                                                                                \
-  FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
-  FPTQ_HIGH_NIBBLES FPTQ_KEEP_CODES("256") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")   \
-  "add $256, %[packed]\n" FPTQ_NEXT_STEP "jnz 4b\n jmp 6f\n"                            \
+  FPTQ_LOW_NIBBLES FPTQ_KEEP_CODES("0") FPTQ_PREFETCH FPTQ_ROWS_##rows(FPTQ_DOT, "0")      \
+  FPTQ_HIGH_NIBBLES FPTQ_KEEP_CODES("256") FPTQ_PREFETCH FPTQ_ROWS_##rows(FPTQ_DOT, "4")   \
+  "add $256, %[packed]\n" FPTQ_NEXT_K_BLOCK "jnz 4b\n jmp 6f\n"                            \
   ".balign 64\n"                                                                        \
   "5:\n"                                                                                \
-  FPTQ_CODES("0", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
-  FPTQ_CODES("256", "codes") FPTQ_AHEAD FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
-  FPTQ_NEXT_STEP "jnz 5b\n"
+  FPTQ_CODES("0", "codes") FPTQ_PREFETCH FPTQ_ROWS_##rows(FPTQ_DOT, "0")                   \
+  FPTQ_CODES("256", "codes") FPTQ_PREFETCH FPTQ_ROWS_##rows(FPTQ_DOT, "4")                 \
+  FPTQ_NEXT_K_BLOCK "jnz 5b\n"
 
 #define FPTQ_ADD_GROUPS(rows)                                                           \
   "vpbroadcastd %[nibble], %%zmm28\n"                                                   \
-  "0: mov %[steps], %[left]\n"                                                          \
+  "0: mov %[k_blocks], %[left]\n"                                                          \
   "mov %[row_sums], %[at]\n test %[at], %[at]\n jz 2f\n"                                \
   FPTQ_BEGIN_GROUP(rows) "jmp 3f\n"                                                     \
   "2: mov %[partial], %[at]\n" FPTQ_ROWS_##rows(FPTQ_LOAD, "")                          \
@@ -166,11 +167,11 @@ struct TileWork {
 // The same for whole groups, with y in registers from the first to the last of them.
 #define FPTQ_ADD_GROUPS_KEPT(rows)                                                      \
   "vpbroadcastd %[nibble], %%zmm28\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_LOAD) \
-  "0: mov %[steps], %[left]\n mov %[row_sums], %[at]\n"                                 \
+  "0: mov %[k_blocks], %[left]\n mov %[row_sums], %[at]\n"                                 \
   FPTQ_BEGIN_GROUP(rows)                                                                \
-  FPTQ_DOT_GROUP(rows)                                                                  \
-  "6: mov %[scales], %[scratch]\n addq $256, %[scales]\n"                               \
-  FPTQ_CODES("0", "scratch") FPTQ_KEPT_##rows(FPTQ_KEPT_FINISH)                         \
+  FPTQ_DOT_GROUP(rows)                                                                            \
+  "6: mov %[scales], %[scratch]\n addq $256, %[scales]\n"                                         \
+  FPTQ_CODES("0", "scratch") FPTQ_KEPT_##rows(FPTQ_KEPT_FINISH)                                   \
   "decq %[groups]\n jnz 0b\n mov %[y], %[at]\n" FPTQ_KEPT_##rows(FPTQ_KEPT_STORE)
 
 // Does the work for a tile of R rows.
@@ -184,9 +185,9 @@ void add_groups_kept(const GroupsWork& work, const TileWork& tile);
   inline void function<rows>(const GroupsWork& work, const TileWork& tile) {                      \
     static const int32_t nibble = 0x0f0f0f0f;                                                     \
     const uint8_t* packed = work.packed;                                                          \
-    uint8_t* codes = work.codes;                                                                  \
+    const uint8_t* codes = work.codes;                                                            \
     const int8_t* x = tile.x;                                                                     \
-    const uint8_t* ahead = work.ahead;                                                            \
+    const uint8_t* prefetch_at = work.prefetch_at;                                                \
     int64_t groups = work.groups;                                                                 \
     const int32_t* row_sums = tile.row_sums;                                                      \
     const int32_t* zeros = work.zeros;                                                            \
@@ -196,16 +197,18 @@ void add_groups_kept(const GroupsWork& work, const TileWork& tile);
     int64_t left;                                                                                 \
     __asm__ volatile(text(rows)                                                                   \
                      : [x] "+r"(x), [codes] "+r"(codes), [packed] "+r"(packed),                   \
-                       [ahead] "+r"(ahead), [left] "=&r"(left), [at] "=&r"(at),                   \
+                       [prefetch_at] "+r"(prefetch_at), [left] "=&r"(left), [at] "=&r"(at),       \
                        [scratch] "=&r"(scratch), [groups] "+m"(groups),                           \
                        [row_sums] "+m"(row_sums), [zeros] "+m"(zeros), [scales] "+m"(scales)      \
                      : [stride] "r"(work.stride), [stride3] "r"(3 * work.stride),                 \
-                       [stride5] "r"(5 * work.stride), [pace] "r"(work.pace),                     \
-                       [steps] "m"(work.steps), [row_sum_bytes] "m"(work.row_sum_bytes),          \
-                       [same_zeros] "m"(work.same_zeros), [partial] "m"(tile.partial),            \
-                       [y] "m"(tile.y), [nibble] "m"(nibble)                                      \
+                       [stride5] "r"(5 * work.stride),                                            \
+                       [prefetch_stride] "r"(work.prefetch_stride), [k_blocks] "m"(work.k_blocks),\
+                       [row_sum_bytes] "m"(work.row_sum_bytes), [partial] "m"(tile.partial),      \
+                       [same_zeros] "m"(work.same_zeros), [y] "m"(tile.y), [nibble] "m"(nibble)   \
                      : "cc", "memory", FPTQ_ALL_ZMM);                                             \
   }
+
+// clang-format on
 
 FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 2)
 FPTQ_DEFINE(add_groups, FPTQ_ADD_GROUPS, 3)

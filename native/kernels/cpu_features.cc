@@ -64,8 +64,8 @@ uint32_t cpu_features() {
   const bool avx = has(c, 28);
   if (!osxsave || !avx) return 0;
   const uint64_t saved = xcr0();
-  constexpr uint64_t kYmm = 0x6;    // xmm and ymm
-  constexpr uint64_t kZmm = 0xe6;   // and opmask, both halves of zmm
+  constexpr uint64_t kYmm = 0x6;   // xmm and ymm
+  constexpr uint64_t kZmm = 0xe6;  // and opmask, both halves of zmm
   if ((saved & kYmm) != kYmm) return 0;
 
   constexpr uint64_t kTiles = 0x60000;  // configuration and data

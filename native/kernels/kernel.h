@@ -9,12 +9,16 @@
 
 namespace fptq {
 
-// The weight layout, version 1 (fptq_onnx/numerics/panels.py, docs/kernels.md). A line is one step
-// of one panel: 64 columns by 8 channels, of 4 or 8 bits.
-constexpr int64_t kPanelColumns = 64;
-constexpr int64_t kStepChannels = 8;
-constexpr int64_t kLineBytes = 256;
-constexpr int64_t kWideLineBytes = 512;
+// The weight layout, version 1 (fptq_onnx/numerics/panels.py, docs/kernels.md), in the words of
+// BLIS and XNNPACK. A panel is nr columns of the weights. It is stored as packed blocks of nr
+// columns by kr channels each, one after another along K; "k-block" counts kr channels of a panel
+// or of a row of activations. A group, which shares a scale, is a whole number of k-blocks.
+constexpr int64_t kNr = 64;
+constexpr int64_t kKr = 8;
+constexpr int64_t kPackedBlockBytesW4 = kNr * kKr / 2;
+constexpr int64_t kPackedBlockBytesW8 = kNr * kKr;
+// One byte per code: the first 4 channels of a block take so many bytes, then come the other 4.
+constexpr int64_t kHalfBlockBytes = kPackedBlockBytesW8 / 2;
 
 // Instruction sets a kernel may need; cpu_features() returns those of this CPU and OS.
 enum Feature : uint32_t {
@@ -33,7 +37,7 @@ enum Feature : uint32_t {
 enum class Element : uint8_t { kFloat32, kFloat16 };
 
 // The int8 form of M rows of activations. The rows of `codes` are `stride` bytes apart (at least
-// 8 * steps) and zero from channel K up to 8 * steps; kRowSlack bytes after the last row may be read.
+// kKr * k_blocks) and zero from channel K on; kRowSlack bytes after the last row may be read.
 constexpr int64_t kRowSlack = 64;
 struct QuantizedRows {
   int8_t* codes;
@@ -42,23 +46,24 @@ struct QuantizedRows {
   int64_t stride;
 };
 
-// The weights of one linear, all in the model's own memory; no pointer has to be aligned to anything.
+// The weights of one linear, all in the model's own memory; no pointer has to be aligned to
+// anything.
 struct PackedWeights {
-  const uint8_t* lines;        // [panels, steps, 64 * bits]
+  const uint8_t* blocks;       // [panels, k_blocks, kNr * bits]
   const uint8_t* scales;       // [panels, groups, 64], each of `scale_bytes`
-  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 (of 4 bits) or 128 (of 8) everywhere
+  const uint8_t* zero_points;  // [panels, groups, 64], or null: 8 (of 4 bits), 128 (of 8)
   const float* bias;           // [n], or null
   int64_t bits;                // of a code: 4 or 8
   int64_t scale_bytes;         // 4: float32; 2: float16
   int64_t k, n;
-  int64_t panels, steps, groups;
-  int64_t group_steps;  // steps per group; the last group may be shorter
+  int64_t panels, k_blocks, groups;
+  int64_t group_k_blocks;  // per group; the last group may be shorter
 };
 
 struct QuantizeArgs {
   const void* input;  // [M, k]
   Element element;
-  int64_t k, steps, groups, group_steps;
+  int64_t k, k_blocks, groups, group_k_blocks;
   bool per_token;
   float static_scale;  // used when not per_token
   QuantizedRows rows;
@@ -80,8 +85,9 @@ struct Range {
 // What happens to the gate of a gated MLP before it is multiplied with the other half.
 enum class Gate : uint8_t { kNone, kSilu, kGeluTanh };
 
-// output[i] = function(gate[i]) * up[i] for i < count; fptq_onnx/numerics/gated.py defines it.
-struct GateArgs {
+// SwiGLU, or GeGLU: output[i] = function(gate[i]) * up[i] for i < count, as
+// fptq_onnx/numerics/gated.py defines it.
+struct SwigluArgs {
   const float* gate;
   const float* up;
   void* output;
@@ -90,18 +96,26 @@ struct GateArgs {
   Element element;
 };
 
+// Multiplies a range of rows by a range of panels.
+using MatMul = void(const MatMulArgs& args, Range rows, Range panels);
+
+// What one instruction set has for every operation; dispatch.cc fills it in, field by field.
 struct Kernel {
-  const char* name;
-  uint32_t features;
+  const char* name = nullptr;  // for FPTQ_FORCE_KERNEL
+  uint32_t features = 0;       // the bits of Feature that it needs
   // Rows are given out in multiples of row_tile, at most rows_per_task together: few enough that
   // their codes stay in the second-level cache while panel after panel passes by.
-  int64_t row_tile, rows_per_task;
-  void (*quantize)(const QuantizeArgs&, Range rows);
-  void (*matmul)(const MatMulArgs&, Range rows, Range panels);
-  void (*gate)(const GateArgs&);
-  void (*rotate)(const RotateArgs&);
-  void (*encode)(const EncodeArgs&);
-  void (*attention)(const AttentionTask&);
+  int64_t row_tile = 1;
+  int64_t rows_per_task = 1;
+  // A linear: activations to int8, then their product with weights of 4 or of 8 bits.
+  void (*quantize)(const QuantizeArgs& args, Range rows) = nullptr;
+  MatMul* matmul_w4a8 = nullptr;
+  MatMul* matmul_w8a8 = nullptr;
+  void (*swiglu)(const SwigluArgs& args) = nullptr;
+  // Attention.
+  void (*rope)(const RopeArgs& args) = nullptr;
+  void (*quantize_kv)(const QuantizeKvArgs& args) = nullptr;
+  void (*attention)(const AttentionTask& task) = nullptr;
 };
 
 // The scale of a row whose largest |x|, as the bits of a float32, is given (a NaN counts as the
@@ -109,25 +123,34 @@ struct Kernel {
 // are all 0. Every quantize function uses it, so that no file has its own idea of the edge cases.
 float row_scale(const QuantizeArgs& args, uint32_t absmax_bits);
 
-// Whether to work as suits AMD's CPUs; true on these. Weights for few rows are fetched into the
-// first-level cache there (a quarter faster on Zen 4; Intel's have too few line fill buffers, and want the
-// second level), and many rows are worked on in smaller tiles. A reference, so that tests try both.
+// Whether to use the tuning for AMD's CPUs; true on them. Weights for few rows are fetched into the
+// first-level cache there (a quarter faster on Zen 4; Intel's have too few line fill buffers, and
+// want the second level), and many rows are worked on in smaller tiles. A reference, so that tests
+// try both.
 bool& tuned_for_amd();
 
-// One declaration per function that a kernel file defines; dispatch.cc has the table.
+// One declaration per function that a kernel file defines; dispatch.cc has the table. Those of
+// attention are in attention.h.
 void quantize_scalar(const QuantizeArgs& args, Range rows);
 void quantize_avx2(const QuantizeArgs& args, Range rows);
 void quantize_avx512(const QuantizeArgs& args, Range rows);
-void matmul_scalar(const MatMulArgs& args, Range rows, Range panels);
-void matmul_avx2(const MatMulArgs& args, Range rows, Range panels);
-void matmul_avxvnni(const MatMulArgs& args, Range rows, Range panels);
-void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels);
-void matmul_amx(const MatMulArgs& args, Range rows, Range panels);
 void quantize_neon(const QuantizeArgs& args, Range rows);
-void matmul_neon_dotprod(const MatMulArgs& args, Range rows, Range panels);
-void matmul_neon_i8mm(const MatMulArgs& args, Range rows, Range panels);
-void gate_neon(const GateArgs& args);
-void gate_scalar(const GateArgs& args);
-void gate_avx2(const GateArgs& args);
+MatMul matmul_w4a8_scalar;
+MatMul matmul_w8a8_scalar;
+MatMul matmul_w4a8_avx2;
+MatMul matmul_w8a8_avx2;
+MatMul matmul_w4a8_avxvnni;
+MatMul matmul_w8a8_avxvnni;
+MatMul matmul_w4a8_avx512vnni;
+MatMul matmul_w8a8_avx512vnni;
+MatMul matmul_w4a8_amx;
+MatMul matmul_w8a8_amx;
+MatMul matmul_w4a8_neon_dotprod;
+MatMul matmul_w8a8_neon_dotprod;
+MatMul matmul_w4a8_neon_i8mm;
+MatMul matmul_w8a8_neon_i8mm;
+void swiglu_scalar(const SwigluArgs& args);
+void swiglu_avx2(const SwigluArgs& args);
+void swiglu_neon(const SwigluArgs& args);
 
 }  // namespace fptq

@@ -1,10 +1,10 @@
 // AMX-INT8: one tile instruction multiplies 16 rows by 64 channels with 64 channels by 16 columns
 // and adds to a 16 x 16 tile of int32, eight times what vpdpbusd does in the same time.
 //
-// One byte per code, the layout is what it wants: 4 channels of a column in a 32-bit lane, 16 columns
-// in 64 bytes, the next 4 channels 256 bytes on. Codes of 4 bits become signed when they are
-// unpacked, less their zero points, so that nothing is left to subtract afterwards; codes of 8 bits
-// stay unsigned, and zero point times row sum is subtracted.
+// One byte per code, the layout is what it wants: 4 channels of a column in a 32-bit lane, 16
+// columns in 64 bytes, the next 4 channels 256 bytes on. Codes of 4 bits become signed when they
+// are unpacked, less their zero points, so that nothing is left to subtract afterwards; codes of 8
+// bits stay unsigned, and zero point times row sum is subtracted.
 //
 // Scales differ by group and column, so the sums of a group leave the tiles through memory. That is
 // nearly as much work as a group's tile instructions, so it is done for one group while the tiles
@@ -35,23 +35,23 @@ struct alignas(64) TileConfig {
 };
 
 // Tiles for a block of `rows` (1 to 32) rows.
-void configure(int64_t rows, int64_t tile_steps) {
+void configure(int64_t rows, int64_t tile_k_blocks) {
   TileConfig config;
   const auto upper = static_cast<uint8_t>(rows < kTileRows ? rows : kTileRows);
   const auto lower = static_cast<uint8_t>(rows > kTileRows ? rows - kTileRows : 1);
   for (int t = 0; t < 8; ++t) config.row_bytes[t] = 64;
   config.rows[0] = config.rows[1] = config.rows[4] = upper;
   config.rows[2] = config.rows[3] = config.rows[5] = lower;
-  config.row_bytes[4] = config.row_bytes[5] = static_cast<uint16_t>(tile_steps * kStepChannels);
-  config.rows[6] = config.rows[7] = static_cast<uint8_t>(2 * tile_steps);
+  config.row_bytes[4] = config.row_bytes[5] = static_cast<uint16_t>(tile_k_blocks * kKr);
+  config.rows[6] = config.rows[7] = static_cast<uint8_t>(2 * tile_k_blocks);
   _tile_loadconfig(&config);
 }
 
-// sums += `tiles` tile steps of 32 columns times up to 32 rows. `next` fetches the rows of the next
+// sums += `tiles` times 32 columns times up to 32 rows. `next` fetches the rows of the next
 // block meanwhile: tile loads wait for the second-level cache too long to hide it themselves.
 template <bool kSigned, bool kLower>
 inline __attribute__((always_inline)) void multiply(const uint8_t* codes, const int8_t* x,
-                                                    int64_t stride, int64_t tile_steps,
+                                                    int64_t stride, int64_t tile_k_blocks,
                                                     int64_t tiles, bool next) {
   const auto row_stride = static_cast<size_t>(stride);
   for (int64_t t = 0; t < tiles; ++t) {
@@ -61,9 +61,9 @@ inline __attribute__((always_inline)) void multiply(const uint8_t* codes, const 
         _mm_prefetch(reinterpret_cast<const char*>(x + r * stride), _MM_HINT_T0);
       }
     }
-    _tile_loadd(6, codes, kLineBytes);
+    _tile_loadd(6, codes, kHalfBlockBytes);
     _tile_loadd(4, x, row_stride);
-    _tile_loadd(7, codes + 64, kLineBytes);
+    _tile_loadd(7, codes + 64, kHalfBlockBytes);
     if (kLower) _tile_loadd(5, x + kTileRows * stride, row_stride);
     if (kSigned) {
       _tile_dpbssd(0, 4, 6);
@@ -76,8 +76,8 @@ inline __attribute__((always_inline)) void multiply(const uint8_t* codes, const 
       if (kLower) _tile_dpbsud(2, 5, 6);
       if (kLower) _tile_dpbsud(3, 5, 7);
     }
-    codes += tile_steps * kUnpackedBytes;
-    x += tile_steps * kStepChannels;
+    codes += tile_k_blocks * kUnpackedBlockBytes;
+    x += tile_k_blocks * kKr;
   }
 }
 
@@ -117,10 +117,10 @@ struct Block {
 
 // y = sums * scale + y, or without y for the first group.
 template <bool kSigned>
-inline __attribute__((always_inline)) void finish(const Block& b, int64_t group, const int32_t* sums,
-                                                  int64_t stride) {
+inline __attribute__((always_inline)) void finish(const Block& b, int64_t group,
+                                                  const int32_t* sums, int64_t stride) {
   const PackedWeights& w = b.args.weights;
-  const int64_t at = (b.panel * w.groups + group) * kPanelColumns + b.column;
+  const int64_t at = (b.panel * w.groups + group) * kNr + b.column;
   __m512 scales[2];
   load_scales(w, at, scales);
   __m512i zeros[2] = {_mm512_set1_epi32(128), _mm512_set1_epi32(128)};
@@ -139,7 +139,7 @@ inline __attribute__((always_inline)) void finish(const Block& b, int64_t group,
         sum = _mm512_sub_epi32(
             sum, _mm512_mullo_epi32(zeros[v], _mm512_set1_epi32(row_sums[r * w.groups])));
       }
-      float* y = b.y + r * kPanelColumns + 16 * v;
+      float* y = b.y + r * kNr + 16 * v;
       const __m512 before = group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(y);
       _mm512_store_ps(y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales[v], before));
     }
@@ -154,13 +154,13 @@ void add_groups(const Block& b, const Piece& piece, const Cut& cut) {
   const int64_t stride = b.args.rows.stride;
   const int8_t* x = b.args.rows.codes + b.row * stride;
   const uint8_t* codes = piece.codes + 4 * b.column;
-  const int64_t tiles = cut.padded_steps / cut.tile_steps;
+  const int64_t tiles = cut.padded_k_blocks / cut.tile_k_blocks;
   for (int64_t i = 0; i < piece.groups; ++i) {
     const int64_t group = piece.first_group + i;
     zero_sums();
-    multiply<kSigned, kLower>(codes + i * cut.padded_steps * kUnpackedBytes,
-                              x + group * w.group_steps * kStepChannels, stride, cut.tile_steps,
-                              tiles, b.column != 0);
+    multiply<kSigned, kLower>(codes + i * cut.padded_k_blocks * kUnpackedBlockBytes,
+                              x + group * w.group_k_blocks * kKr, stride, cut.tile_k_blocks, tiles,
+                              b.column != 0);
     if (i > 0) finish<kSigned>(b, group - 1, sums[(i - 1) & 1], kBlockColumns);
     store_sums<kLower>(sums[i & 1], kBlockColumns);
   }
@@ -175,14 +175,13 @@ void add_part(const Block& b, const Piece& piece, int32_t* partial) {
   if (piece.begins) {
     zero_sums();
   } else {
-    load_sums<kLower>(partial, kPanelColumns);
+    load_sums<kLower>(partial, kNr);
   }
-  multiply<kSigned, kLower>(piece.codes + 4 * b.column,
-                            b.args.rows.codes + b.row * stride + piece.first_step * kStepChannels,
-                            stride, kTileSteps, (piece.steps + kTileSteps - 1) / kTileSteps,
-                            b.column != 0);
-  store_sums<kLower>(partial, kPanelColumns);
-  if (piece.ends) finish<kSigned>(b, piece.first_group, partial, kPanelColumns);
+  multiply<kSigned, kLower>(
+      piece.codes + 4 * b.column, b.args.rows.codes + b.row * stride + piece.first_k_block * kKr,
+      stride, kTileKBlocks, (piece.k_blocks + kTileKBlocks - 1) / kTileKBlocks, b.column != 0);
+  store_sums<kLower>(partial, kNr);
+  if (piece.ends) finish<kSigned>(b, piece.first_group, partial, kNr);
 }
 
 template <bool kSigned, bool kLower>
@@ -198,34 +197,34 @@ template <bool kSigned>
 void one_panel(const MatMulArgs& args, const Cut& cut, Range rows, int64_t panel) {
   const PackedWeights& w = args.weights;
   Piece piece;
-  alignas(64) float y[kSharedRows * kPanelColumns];
-  alignas(64) int32_t partial[kSharedRows * kPanelColumns];
+  alignas(64) float y[kSharedRows * kNr];
+  alignas(64) int32_t partial[kSharedRows * kNr];
   const int64_t count = rows.end - rows.begin;
-  const int64_t piece_bytes = kPieceSteps * kPanelColumns * w.bits;
+  const int64_t piece_bytes = kPieceKBlocks * kNr * w.bits;
   int64_t configured = 0;
-  for (int64_t step = 0; step < w.steps;) {
-    piece.first_group = step / w.group_steps;
+  for (int64_t k_block = 0; k_block < w.k_blocks;) {
+    piece.first_group = k_block / w.group_k_blocks;
     const int64_t groups_left = w.groups - piece.first_group;
     piece.groups = cut.groups < groups_left ? cut.groups : groups_left;
-    int64_t end = (piece.first_group + piece.groups) * w.group_steps;
+    int64_t end = (piece.first_group + piece.groups) * w.group_k_blocks;
     if (cut.groups == 0) {
-      const int64_t group_end = (piece.first_group + 1) * w.group_steps;
-      const int64_t last = group_end < w.steps ? group_end : w.steps;
-      piece.first_step = step;
-      piece.steps = last - step < kPieceSteps ? last - step : kPieceSteps;
-      end = step + piece.steps;
-      piece.begins = step == piece.first_group * w.group_steps;
+      const int64_t group_end = (piece.first_group + 1) * w.group_k_blocks;
+      const int64_t last = group_end < w.k_blocks ? group_end : w.k_blocks;
+      piece.first_k_block = k_block;
+      piece.k_blocks = last - k_block < kPieceKBlocks ? last - k_block : kPieceKBlocks;
+      end = k_block + piece.k_blocks;
+      piece.begins = k_block == piece.first_group * w.group_k_blocks;
       piece.ends = end == last;
     }
     unpack_piece(w, cut, panel, piece);
-    const uint8_t* ahead = w.lines + (panel * w.steps + end) * kPanelColumns * w.bits;
+    const uint8_t* next_piece = w.blocks + (panel * w.k_blocks + end) * kNr * w.bits;
     for (int64_t first = 0; first < count; first += kBlockRows) {
       const int64_t height = count - first < kBlockRows ? count - first : kBlockRows;
       // The next piece (or panel) comes from memory while this one is worked on.
-      prefetch(ahead, first * piece_bytes / count, (first + height) * piece_bytes / count);
-      if (height != configured) configure(configured = height, cut.tile_steps);
-      for (int64_t column = 0; column < kPanelColumns; column += kBlockColumns) {
-        const int64_t at = first * kPanelColumns + column;
+      prefetch(next_piece, first * piece_bytes / count, (first + height) * piece_bytes / count);
+      if (height != configured) configure(configured = height, cut.tile_k_blocks);
+      for (int64_t column = 0; column < kNr; column += kBlockColumns) {
+        const int64_t at = first * kNr + column;
         const Block block = {args, panel, column, rows.begin + first, height, y + at};
         if (height > kTileRows) {
           add_piece<kSigned, true>(block, piece, cut, partial + at);
@@ -234,27 +233,33 @@ void one_panel(const MatMulArgs& args, const Cut& cut, Range rows, int64_t panel
         }
       }
     }
-    step = end;
+    k_block = end;
   }
   store_rows(args, rows, panel, y);
 }
 
-}  // namespace
-
-void matmul_amx(const MatMulArgs& args, Range rows, Range panels) {
-  if (rows.end - rows.begin <= kFewRows) return matmul_avx512vnni(args, rows, panels);
+template <bool kSigned>
+void all_panels(const MatMulArgs& args, Range rows, Range panels) {
   const Cut cut = cut_for(args.weights);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     for (int64_t row = rows.begin; row < rows.end; row += kSharedRows) {
       const Range some = {row, row + kSharedRows < rows.end ? row + kSharedRows : rows.end};
-      if (args.weights.bits == 4) {
-        one_panel<true>(args, cut, some, panel);
-      } else {
-        one_panel<false>(args, cut, some, panel);
-      }
+      one_panel<kSigned>(args, cut, some, panel);
     }
   }
   _tile_release();
+}
+
+}  // namespace
+
+void matmul_w4a8_amx(const MatMulArgs& args, Range rows, Range panels) {
+  if (rows.end - rows.begin <= kFewRows) return matmul_w4a8_avx512vnni(args, rows, panels);
+  all_panels<true>(args, rows, panels);
+}
+
+void matmul_w8a8_amx(const MatMulArgs& args, Range rows, Range panels) {
+  if (rows.end - rows.begin <= kFewRows) return matmul_w8a8_avx512vnni(args, rows, panels);
+  all_panels<false>(args, rows, panels);
 }
 
 }  // namespace fptq

@@ -7,8 +7,8 @@
 //
 // Unpacking nibbles uses the execution ports that vpdpbusd needs (12 instructions per 48 of them),
 // so for many rows the first tile that works on a piece of a panel also leaves it unpacked in the
-// first-level cache, for the other tiles. For few rows, where memory is the limit, each tile unpacks
-// for itself.
+// first-level cache, for the other tiles. For few rows, where memory is the limit, each tile
+// unpacks for itself.
 #include "avx512_dot_asm.h"
 #include "avx512_pieces.h"
 #include "avx512_tiles.h"
@@ -17,35 +17,35 @@ namespace fptq {
 
 namespace {
 
-// How far behind the end of a piece fetching from memory begins while it is worked on: what is nearer
-// was fetched before.
-constexpr int64_t kAheadBytes = 2048;
-// Rows that share an unpacked piece. Their sums take 33 KiB, twice where groups are long, which is more
-// than the first-level cache has left; unpacking for fewer rows each would cost more.
+// How far behind the end of a piece fetching from memory begins while it is worked on: what is
+// nearer was fetched before.
+constexpr int64_t kPiecePrefetchDistance = 2048;
+// Rows that share an unpacked piece. Their sums take 33 KiB, twice where groups are long, which is
+// more than the first-level cache has left; unpacking for fewer rows each would cost more.
 constexpr int64_t kSharedRows = 132;
 
-// Few rows: one tile, straight from the weights.
-template <int R, bool kWide, bool kLevel>
-void direct(const MatMulArgs& args, int64_t row, int64_t panel) {
+// Few rows (M up to 6): one tile, which unpacks nibbles in registers, straight from the weights.
+template <int R, int kBits, PrefetchHint kHint>
+void small_m(const MatMulArgs& args, int64_t row, int64_t panel) {
   const PackedWeights& w = args.weights;
-  constexpr int64_t kBytes = kWide ? kWideLineBytes : kLineBytes;
-  const uint8_t* lines = w.lines + panel * w.steps * kBytes;
+  constexpr int64_t kBytes = kBits == 8 ? kPackedBlockBytesW8 : kPackedBlockBytesW4;
+  const uint8_t* blocks = w.blocks + panel * w.k_blocks * kBytes;
   const int8_t* x = args.rows.codes + row * args.rows.stride;
   const int32_t* sums = args.rows.group_sums + row * w.groups;
-  const int64_t ahead = groups_ahead(w);
-  alignas(64) float y[R * kPanelColumns];
+  const int64_t prefetch_distance = scales_prefetch_distance(w);  // in groups
+  alignas(64) float y[R * kNr];
   for (int64_t g = 0; g < w.groups; ++g) {
-    const int64_t first = g * w.group_steps;
-    const int64_t left = w.steps - first;
+    const int64_t first = g * w.group_k_blocks;
+    const int64_t left = w.k_blocks - first;
     Accumulators<R> acc;
-    prefetch_group<kLevel>(w, panel, g + ahead);
+    prefetch_scales<kHint>(w, panel, g + prefetch_distance);
     start_group<R>(w, sums, panel, g, acc);
-    const int64_t steps = left < w.group_steps ? left : w.group_steps;
-    const uint8_t* group = lines + first * kBytes;
-    if (kWide) {
-      dot_wide<R, kLevel>(group, x + first * kStepChannels, args.rows.stride, steps, acc);
+    const int64_t k_blocks = left < w.group_k_blocks ? left : w.group_k_blocks;
+    const uint8_t* group = blocks + first * kBytes;
+    if (kBits == 8) {
+      dot_w8<R, kHint>(group, x + first * kKr, args.rows.stride, k_blocks, acc);
     } else {
-      dot_packed<R, kLevel>(group, x + first * kStepChannels, args.rows.stride, steps, acc);
+      dot_w4<R, kHint>(group, x + first * kKr, args.rows.stride, k_blocks, acc);
     }
     finish_group<R>(w, panel, g, acc, y);
   }
@@ -67,7 +67,7 @@ __attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& pi
   const PackedWeights& w = args.weights;
   const int32_t* row_sums = args.rows.group_sums + tile.rows.begin * w.groups;
   const TileWork work = {
-      args.rows.codes + tile.rows.begin * args.rows.stride + piece.steps.begin * kStepChannels,
+      args.rows.codes + tile.rows.begin * args.rows.stride + piece.k_blocks.begin * kKr,
       piece.whole ? row_sums + piece.group : nullptr, tile.partial, tile.y};
   // The sums of the next tile's rows are that many lines of cache.
   for (int64_t r = R; r < 2 * R; ++r) __builtin_prefetch(row_sums + r * w.groups + piece.group);
@@ -81,20 +81,55 @@ __attribute__((noinline)) void add_piece(const MatMulArgs& args, const Piece& pi
   add_groups<R>(piece.work, work);
 }
 
-// The lines of the output that a row of a tile will be written to.
-void prefetch_output(const MatMulArgs& args, int64_t row, int64_t panel) {
-  const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
-  const char* at = static_cast<const char*>(args.output) +
-                   (row * args.output_stride + panel * kPanelColumns) * size;
-  for (int64_t i = 0; i < kPanelColumns * size; i += 64) __builtin_prefetch(at + i, 1);
+// The same for a tile of any height.
+inline __attribute__((always_inline)) void add_tile(const MatMulArgs& args, const Piece& piece,
+                                                    const Tile& tile) {
+  switch (tile.rows.end - tile.rows.begin) {
+    case 6: add_piece<6>(args, piece, tile); break;
+    case 5: add_piece<5>(args, piece, tile); break;
+    case 4: add_piece<4>(args, piece, tile); break;
+    case 3: add_piece<3>(args, piece, tile); break;
+    case 2: add_piece<2>(args, piece, tile); break;
+    default: break;  // more rows than a tile has make no smaller one
+  }
 }
 
-// A stream of its own, too thin for the hardware prefetcher: fetched in equal shares by all tiles.
-class ThinStream {
+// Cuts rows into tiles of equal height, whose sums are in `y` and `partial`; returns their number.
+// 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
+inline __attribute__((always_inline)) int64_t cut_rows(const PackedWeights& w, Range rows,
+                                                       int64_t height, float* y, int32_t* partial,
+                                                       Tile* out) {
+  const int64_t count = rows.end - rows.begin;
+  const int64_t tiles = (count + height - 1) / height;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = t * count / tiles;
+    out[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
+    out[t].y = y + first * kNr;
+    // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
+    out[t].partial = partial + (w.group_k_blocks > kWholeGroupKBlocks ? first * kNr : 0);
+  }
+  return tiles;
+}
+
+// Where a piece is read from: 4-bit codes are unpacked to `codes` by its first tile. The next piece
+// (or panel) comes from memory meanwhile, an equal share with every tile.
+inline __attribute__((always_inline)) void set_source(const PackedWeights& w, int64_t tiles,
+                                                      uint8_t* codes, Piece& piece) {
+  const int64_t block_bytes = kNr * w.bits;
+  const uint8_t* blocks = w.blocks + piece.panel * w.k_blocks * block_bytes;
+  const uint8_t* source = blocks + piece.k_blocks.begin * block_bytes;
+  piece.work.packed = w.bits == 4 ? source : nullptr;
+  piece.work.codes = w.bits == 4 ? codes : source;
+  piece.work.prefetch_at = blocks + piece.k_blocks.end * block_bytes + kPiecePrefetchDistance;
+  piece.work.prefetch_stride = (block_bytes + 2 * tiles - 1) / (2 * tiles);
+}
+
+// An array too small for the hardware prefetcher to notice: fetched in equal shares by all tiles.
+class PrefetchStream {
  public:
-  ThinStream(const void* from, int64_t bytes, int64_t share)
+  PrefetchStream(const void* from, int64_t bytes, int64_t share)
       : at_(static_cast<const char*>(from)), end_(at_ + bytes), share_(share) {}
-  void prefetch_share() {
+  void prefetch_part() {
     const char* to = at_ + share_ < end_ ? at_ + share_ : end_;
     for (; at_ < to; at_ += 64) __builtin_prefetch(at_);
   }
@@ -105,106 +140,112 @@ class ThinStream {
   int64_t share_;
 };
 
-// Many rows (at most kSharedRows): every piece of the panel is unpacked once for all of them.
-void shared(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& shape) {
-  const PackedWeights& w = args.weights;
-  const int64_t line_bytes = kPanelColumns * w.bits;
-  const uint8_t* lines = w.lines + panel * w.steps * line_bytes;
-  alignas(64) uint8_t codes[kKept.steps * kUnpackedBytes];
-  alignas(64) float y[kSharedRows * kPanelColumns];
-  alignas(64) int32_t partial[kSharedRows * kPanelColumns];
-  GroupForms forms;
-
-  // Tiles of equal height: 16 rows are 6 + 5 + 5, because a last tile of few rows runs slowly.
-  Tile all[kSharedRows / kKept.rows];
-  const int64_t count = rows.end - rows.begin;
-  const int64_t tiles = (count + shape.rows - 1) / shape.rows;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = t * count / tiles;
-    all[t].rows = {rows.begin + first, rows.begin + (t + 1) * count / tiles};
-    all[t].y = y + first * kPanelColumns;
-    // Whole groups leave nothing behind: their tiles share the same memory, which stays in cache.
-    all[t].partial = partial + (w.group_steps > kWholeSteps ? first * kPanelColumns : 0);
+// The scales and zero points of the `groups` groups from g on; `share`: of zero points, for a tile.
+struct NextGroups {
+  NextGroups(const PackedWeights& w, int64_t panel, int64_t g, int64_t groups, int64_t share)
+      : first((panel * w.groups + g) * kNr),
+        scales(w.scales + first * w.scale_bytes, groups * kNr * w.scale_bytes,
+               w.scale_bytes * share),
+        zeros(w.zero_points, 0, share) {
+    if (w.zero_points != nullptr) {
+      zeros = PrefetchStream(w.zero_points + first, groups * kNr, share);
+    }
   }
-  const int64_t pieces = (w.steps + shape.steps - 1) / shape.steps;
+  void prefetch_part() {
+    scales.prefetch_part();
+    zeros.prefetch_part();
+  }
+  int64_t first;
+  PrefetchStream scales, zeros;
+};
+
+// Outputs, whose rows are far apart in memory, are fetched during the last `parts` pieces of a
+// panel: every parts-th row of a tile with each, `later` pieces before the last one.
+inline __attribute__((always_inline)) void prefetch_outputs(const MatMulArgs& args,
+                                                            const Tile& tile, int64_t panel,
+                                                            int64_t later, int64_t parts) {
+  const int64_t size = args.element == Element::kFloat16 ? 2 : 4;
+  for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
+    const char* at =
+        static_cast<const char*>(args.output) + (row * args.output_stride + panel * kNr) * size;
+    for (int64_t i = 0; i < kNr * size; i += 64) __builtin_prefetch(at + i, 1);
+  }
+}
+
+// Many rows (M up to kSharedRows): every piece of the panel is unpacked once for all of them.
+void large_m(const MatMulArgs& args, Range rows, int64_t panel, const TileShape& shape) {
+  const PackedWeights& w = args.weights;
+  alignas(64) uint8_t codes[kKept.k_blocks * kUnpackedBlockBytes];
+  alignas(64) float y[kSharedRows * kNr];
+  alignas(64) int32_t partial[kSharedRows * kNr];
+  GroupForms forms;
+  Tile all[kSharedRows / kKept.rows];
+  const int64_t tiles = cut_rows(w, rows, shape.rows, y, partial, all);
+  const int64_t pieces = (w.k_blocks + shape.k_blocks - 1) / shape.k_blocks;
   const int64_t parts = pieces < kMaxRows ? pieces : kMaxRows;
   const GroupCounts counts(w, shape);
-  const int64_t share = (counts.piece * kPanelColumns + tiles) / tiles;  // of zero points, for a tile
-  std::memset(y, 0, static_cast<size_t>(count * kPanelColumns) * sizeof(float));
-  for (int64_t begin = 0, g = 0; begin < w.steps;) {
+  const int64_t share = (counts.piece * kNr + tiles) / tiles;  // of zero points, for a tile
+  std::memset(y, 0, static_cast<size_t>((rows.end - rows.begin) * kNr) * sizeof(float));
+
+  for (int64_t begin = 0, g = 0; begin < w.k_blocks;) {
     Piece piece = piece_at(w, shape, counts, panel, begin, g, forms);
     GroupsWork& work = piece.work;
-    const int64_t end = piece.steps.end;
-    const uint8_t* source = lines + begin * line_bytes;
-    work.packed = w.bits == 4 ? source : nullptr;
-    work.codes = w.bits == 4 ? codes : const_cast<uint8_t*>(source);
+    const int64_t end = piece.k_blocks.end;
     work.stride = args.rows.stride;
-    // The next piece (or panel) comes from memory while this one is worked on.
-    work.ahead = lines + end * line_bytes + kAheadBytes;
-    work.pace = (line_bytes + 2 * tiles - 1) / (2 * tiles);
+    set_source(w, tiles, codes, piece);
     if (work.scales != nullptr) g += work.groups;
-    const int64_t next = (panel * w.groups + g) * kPanelColumns;
-    ThinStream next_scales(w.scales + next * w.scale_bytes,
-                           work.groups * kPanelColumns * w.scale_bytes, w.scale_bytes * share);
-    ThinStream next_zeros(w.zero_points, 0, share);
-    if (w.zero_points != nullptr) {
-      next_zeros = ThinStream(w.zero_points + next, work.groups * kPanelColumns, share);
-    }
-    const int64_t later = (w.steps - end + shape.steps - 1) / shape.steps;
+    NextGroups next(w, panel, g, work.groups, share);
+    const int64_t later = (w.k_blocks - end + shape.k_blocks - 1) / shape.k_blocks;
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = all[t];
-      // Lines of the output, which are far apart, are fetched during the last pieces, some each.
-      for (int64_t row = tile.rows.begin + later; later < parts && row < tile.rows.end; row += parts) {
-        prefetch_output(args, row, panel);
-      }
-      next_scales.prefetch_share();
-      next_zeros.prefetch_share();
-      switch (tile.rows.end - tile.rows.begin) {
-        case 6: add_piece<6>(args, piece, tile); break;
-        case 5: add_piece<5>(args, piece, tile); break;
-        case 4: add_piece<4>(args, piece, tile); break;
-        case 3: add_piece<3>(args, piece, tile); break;
-        case 2: add_piece<2>(args, piece, tile); break;
-        default: break;  // more rows than a tile has make no smaller one
-      }
-      if (end == w.steps) store_rows(args, tile.rows, panel, tile.y);
-      work.ahead += 2 * (end - begin) * work.pace;
+      prefetch_outputs(args, tile, panel, later, parts);
+      next.prefetch_part();
+      add_tile(args, piece, tile);
+      if (end == w.k_blocks) store_rows(args, tile.rows, panel, tile.y);
+      work.prefetch_at += 2 * (end - begin) * work.prefetch_stride;
       work.packed = nullptr;
     }
     begin = end;
   }
 }
 
-template <bool kWide, bool kLevel>
+template <int kBits, PrefetchHint kHint>
 void one_panel(const MatMulArgs& args, Range rows, int64_t panel) {
   switch (rows.end - rows.begin) {
     case 0: break;
-    case 1: direct<1, kWide, kLevel>(args, rows.begin, panel); break;
-    case 2: direct<2, kWide, kLevel>(args, rows.begin, panel); break;
-    case 3: direct<3, kWide, kLevel>(args, rows.begin, panel); break;
-    case 4: direct<4, kWide, kLevel>(args, rows.begin, panel); break;
-    case 5: direct<5, kWide, kLevel>(args, rows.begin, panel); break;
-    case 6: direct<6, kWide, kLevel>(args, rows.begin, panel); break;
+    case 1: small_m<1, kBits, kHint>(args, rows.begin, panel); break;
+    case 2: small_m<2, kBits, kHint>(args, rows.begin, panel); break;
+    case 3: small_m<3, kBits, kHint>(args, rows.begin, panel); break;
+    case 4: small_m<4, kBits, kHint>(args, rows.begin, panel); break;
+    case 5: small_m<5, kBits, kHint>(args, rows.begin, panel); break;
+    case 6: small_m<6, kBits, kHint>(args, rows.begin, panel); break;
     default: {
       const bool keeps = tuned_for_amd() && rows.end - rows.begin >= kKeptFromRows;
-      shared(args, rows, panel, keeps ? kKept : kTall);
+      large_m(args, rows, panel, keeps ? kKept : kTall);
     }
   }
 }
 
-}  // namespace
-
-void matmul_avx512vnni(const MatMulArgs& args, Range rows, Range panels) {
-  const bool near = tuned_for_amd();  // fetches into the first-level cache
-  const auto panel_of = args.weights.bits == 4
-                            ? (near ? one_panel<false, kFirstLevel> : one_panel<false, kSecondLevel>)
-                            : (near ? one_panel<true, kFirstLevel> : one_panel<true, kSecondLevel>);
+template <int kBits>
+void all_panels(const MatMulArgs& args, Range rows, Range panels) {
+  const auto panel_of =
+      tuned_for_amd() ? one_panel<kBits, PrefetchHint::kL1> : one_panel<kBits, PrefetchHint::kL2>;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     for (int64_t row = rows.begin; row < rows.end; row += kSharedRows) {
       const int64_t end = row + kSharedRows < rows.end ? row + kSharedRows : rows.end;
       panel_of(args, {row, end}, panel);
     }
   }
+}
+
+}  // namespace
+
+void matmul_w4a8_avx512vnni(const MatMulArgs& args, Range rows, Range panels) {
+  all_panels<4>(args, rows, panels);
+}
+
+void matmul_w8a8_avx512vnni(const MatMulArgs& args, Range rows, Range panels) {
+  all_panels<8>(args, rows, panels);
 }
 
 }  // namespace fptq

@@ -1,4 +1,4 @@
-// Activations to int8 with AVX2 and F16C, eight channels (one step of the layout) at a time.
+// Activations to int8 with AVX2 and F16C, eight channels (one k-block of the layout) at a time.
 #include <immintrin.h>
 
 #include <cstring>
@@ -10,7 +10,8 @@ namespace fptq {
 namespace {
 
 __m256 load_floats(const void* input, int64_t index) {
-  return _mm256_loadu_ps(reinterpret_cast<const float*>(static_cast<const uint8_t*>(input) + 4 * index));
+  return _mm256_loadu_ps(
+      reinterpret_cast<const float*>(static_cast<const uint8_t*>(input) + 4 * index));
 }
 
 __m256 load_halves(const void* input, int64_t index) {
@@ -23,7 +24,7 @@ __m256 load8(const void* input, int64_t index) {
   return kHalf ? load_halves(input, index) : load_floats(input, index);
 }
 
-// The last, incomplete step of a row, filled up with zeros.
+// The last, incomplete k-block of a row, filled up with zeros.
 template <bool kHalf>
 __m256 load_tail(const void* input, int64_t index, int64_t count) {
   constexpr int64_t kSize = kHalf ? 2 : 4;
@@ -58,16 +59,15 @@ __m256i quantize8(__m256 x, __m256 inverse) {
 }
 
 void store8(int8_t* codes, __m256i q) {
-  const __m128i words =
-      _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(words, words));
 }
 
 template <bool kHalf>
 void quantize_row(const QuantizeArgs& args, int64_t row) {
   const int64_t first = row * args.k;
-  const int64_t whole = args.k / kStepChannels;
-  const int64_t rest = args.k % kStepChannels;
+  const int64_t whole = args.k / kKr;
+  const int64_t rest = args.k % kKr;
   int8_t* codes = args.rows.codes + row * args.rows.stride;
   int32_t* sums = args.rows.group_sums + row * args.groups;
 
@@ -86,15 +86,15 @@ void quantize_row(const QuantizeArgs& args, int64_t row) {
   const float scale = row_scale(args, largest(absmax));
   args.rows.scales[row] = scale;
   if (!(scale > 0.0f)) {
-    std::memset(codes, 0, static_cast<size_t>(args.steps * kStepChannels));
+    std::memset(codes, 0, static_cast<size_t>(args.k_blocks * kKr));
     std::memset(sums, 0, static_cast<size_t>(args.groups) * sizeof(int32_t));
     return;
   }
 
   const __m256 inverse = _mm256_set1_ps(1.0f / scale);
   for (int64_t g = 0, s = 0; g < args.groups; ++g) {
-    const int64_t left = args.steps - s;
-    const int64_t end = s + (left < args.group_steps ? left : args.group_steps);
+    const int64_t left = args.k_blocks - s;
+    const int64_t end = s + (left < args.group_k_blocks ? left : args.group_k_blocks);
     __m256i sum = _mm256_setzero_si256();
     for (; s < end; ++s) {
       const __m256 x = s < whole ? load8<kHalf>(args.input, first + 8 * s) : tail;

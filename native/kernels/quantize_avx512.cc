@@ -57,8 +57,8 @@ uint32_t largest(const QuantizeArgs& args, int64_t first) {
     const __m512 x = load_some<kHalf>(element<kHalf>(args.input, first + i), args.k - i);
     most[0] = _mm512_max_epu32(most[0], _mm512_and_si512(_mm512_castps_si512(x), magnitude));
   }
-  return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_max_epu32(most[0], most[1]),
-                                                  _mm512_max_epu32(most[2], most[3])));
+  return _mm512_reduce_max_epu32(
+      _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3])));
 }
 
 // Clamping before rounding gives the same codes (the bounds are integers). It is needed above only:
@@ -85,7 +85,8 @@ void round_row(const QuantizeArgs& args, int64_t first, __m512 inverse, int8_t* 
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       // The next row, if there is one, comes from memory meanwhile.
-      _mm_prefetch(reinterpret_cast<const char*>(at + args.k * (kHalf ? 2 : 4) + 64 * v), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(at + args.k * (kHalf ? 2 : 4) + 64 * v),
+                   _MM_HINT_T1);
       q[v] = round16(load16<kHalf>(at + (kHalf ? 32 : 64) * v), inverse);
     }
     _mm512_storeu_si512(codes + i, pack64(q));
@@ -97,8 +98,8 @@ void round_row(const QuantizeArgs& args, int64_t first, __m512 inverse, int8_t* 
   for (int v = 0; v < 4; ++v) {
     q[v] = round16(load_some<kHalf>(at + (kHalf ? 32 : 64) * v, rest - 16 * v), inverse);
   }
-  // To the end of the last step; what follows may belong to another thread's row.
-  _mm512_mask_storeu_epi8(codes + i, first_lanes(args.steps * kStepChannels - i, 64), pack64(q));
+  // To the end of the last k-block; what follows may belong to another thread's row.
+  _mm512_mask_storeu_epi8(codes + i, first_lanes(args.k_blocks * kKr - i, 64), pack64(q));
 }
 
 // The sum of `count` codes. vpdpbusd adds four signed bytes, times ones, to a lane.
@@ -124,14 +125,14 @@ void quantize_row(const QuantizeArgs& args, int64_t row) {
   const float scale = row_scale(args, largest<kHalf>(args, first));
   args.rows.scales[row] = scale;
   if (!(scale > 0.0f)) {
-    std::memset(codes, 0, static_cast<size_t>(args.steps * kStepChannels));
+    std::memset(codes, 0, static_cast<size_t>(args.k_blocks * kKr));
     std::memset(sums, 0, static_cast<size_t>(args.groups) * sizeof(int32_t));
     return;
   }
   round_row<kHalf>(args, first, _mm512_set1_ps(1.0f / scale), codes);
-  const int64_t length = args.group_steps * kStepChannels;
+  const int64_t length = args.group_k_blocks * kKr;
   for (int64_t g = 0; g < args.groups; ++g) {
-    const int64_t left = args.steps * kStepChannels - g * length;
+    const int64_t left = args.k_blocks * kKr - g * length;
     sums[g] = total(codes + g * length, left < length ? left : length);
   }
 }

@@ -1,4 +1,4 @@
-// Activations to int8 with NEON, eight channels (one step of the layout) at a time.
+// Activations to int8 with NEON, eight channels (one k-block of the layout) at a time.
 #include <arm_neon.h>
 
 #include <cstring>
@@ -40,37 +40,36 @@ void quantize_row(const QuantizeArgs& args, int64_t row) {
   int8_t* codes = args.rows.codes + row * args.rows.stride;
   int32_t* sums = args.rows.group_sums + row * args.groups;
   const auto left = [&](int64_t s) {
-    const int64_t rest = args.k - s * kStepChannels;
-    return rest < kStepChannels ? rest : kStepChannels;
+    const int64_t rest = args.k - s * kKr;
+    return rest < kKr ? rest : kKr;
   };
 
   // The bits of non-negative floats order as the floats do, with infinity and then NaN on top.
   const uint32x4_t magnitude = vdupq_n_u32(0x7fffffff);
   uint32x4_t absmax = vdupq_n_u32(0);
-  for (int64_t s = 0; s < args.steps; ++s) {
-    const Eight x = load(args, first + s * kStepChannels, left(s));
+  for (int64_t s = 0; s < args.k_blocks; ++s) {
+    const Eight x = load(args, first + s * kKr, left(s));
     absmax = vmaxq_u32(absmax, vandq_u32(vreinterpretq_u32_f32(x.low), magnitude));
     absmax = vmaxq_u32(absmax, vandq_u32(vreinterpretq_u32_f32(x.high), magnitude));
   }
   const float scale = row_scale(args, vmaxvq_u32(absmax));
   args.rows.scales[row] = scale;
   if (!(scale > 0.0f)) {
-    std::memset(codes, 0, static_cast<size_t>(args.steps * kStepChannels));
+    std::memset(codes, 0, static_cast<size_t>(args.k_blocks * kKr));
     std::memset(sums, 0, static_cast<size_t>(args.groups) * sizeof(int32_t));
     return;
   }
   const float32x4_t inverse = vdupq_n_f32(1.0f / scale);
   for (int64_t g = 0, s = 0; g < args.groups; ++g) {
-    const int64_t rest = args.steps - s;
-    const int64_t end = s + (rest < args.group_steps ? rest : args.group_steps);
+    const int64_t rest = args.k_blocks - s;
+    const int64_t end = s + (rest < args.group_k_blocks ? rest : args.group_k_blocks);
     int32x4_t sum = vdupq_n_s32(0);
     for (; s < end; ++s) {
-      const Eight x = load(args, first + s * kStepChannels, left(s));
+      const Eight x = load(args, first + s * kKr, left(s));
       const int32x4_t low = quantize4(x.low, inverse);
       const int32x4_t high = quantize4(x.high, inverse);
       sum = vaddq_s32(sum, vaddq_s32(low, high));
-      vst1_s8(codes + s * kStepChannels,
-              vmovn_s16(vcombine_s16(vmovn_s32(low), vmovn_s32(high))));
+      vst1_s8(codes + s * kKr, vmovn_s16(vcombine_s16(vmovn_s32(low), vmovn_s32(high))));
     }
     sums[g] = vaddvq_s32(sum);
   }

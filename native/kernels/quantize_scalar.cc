@@ -59,11 +59,11 @@ void quantize_row(const QuantizeArgs& args, int64_t row) {
   const float scale = row_scale(args, absmax);
   args.rows.scales[row] = scale;
 
-  std::memset(codes, 0, static_cast<size_t>(args.steps * kStepChannels));
+  std::memset(codes, 0, static_cast<size_t>(args.k_blocks * kKr));
   std::memset(sums, 0, static_cast<size_t>(args.groups) * sizeof(int32_t));
   if (!(scale > 0.0f)) return;
   const float inverse = 1.0f / scale;
-  const int64_t group_length = args.group_steps * kStepChannels;
+  const int64_t group_length = args.group_k_blocks * kKr;
   for (int64_t k = 0; k < args.k; ++k) {
     codes[k] = round_to_int8(load(args, first + k) * inverse);
     sums[k / group_length] += codes[k];

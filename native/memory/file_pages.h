@@ -14,17 +14,19 @@ class FilePages {
   void* data() const { return reinterpret_cast<void*>(begin_); }
   size_t size() const { return end_ > begin_ ? end_ - begin_ : 0; }
 
-  // Whether each page in memory is a file's own. One of the heap is not, nor one that was changed.
+  // Whether each page that is in memory belongs to a file and is unchanged. Pages of the heap do
+  // not.
   bool clean() const;
 
-  // Gives clean pages back. They remain the file's, and come again when they are read again.
+  // Gives clean pages back to the system; they are read from the file again when they are used.
   void release() const;
 
  private:
   uintptr_t begin_, end_;
 };
 
-// Copies piece by piece and releases what it has copied, so that no large tensor is in memory twice.
+// Copies piece by piece and releases what it has copied, so that no large tensor is in memory
+// twice.
 void copy_and_release(void* to, const void* from, size_t bytes);
 
 }  // namespace fptq

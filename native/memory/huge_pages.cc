@@ -21,8 +21,8 @@ namespace fptq {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-// Tensors share regions: the last huge page of each would else be half empty. What is not written to
-// takes no memory.
+// Tensors share regions, since otherwise the last huge page of each would be half empty. The part
+// of a region that is not written to takes no memory.
 constexpr size_t kRegion = size_t{64} << 20;
 constexpr size_t kSmallest = size_t{64} << 10;
 constexpr size_t kAlignment = 64;
@@ -47,8 +47,8 @@ long long number_in(const char* path, const char* label = "") {
   return found;
 }
 
-// Pages of a file can be taken back by the system when memory is short, a copy can not: a quarter of
-// the memory stays free of copies, of the machine's and of a container's.
+// The system can take pages of a file back when memory is short, but not a copy. So a quarter of
+// the memory, the machine's and the container's, stays free of copies.
 bool memory_left(size_t bytes) {
   const long long available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
   const long long total = number_in("/proc/meminfo", "MemTotal:") * 1024;
@@ -72,7 +72,7 @@ bool memory_left(size_t bytes) {
   return true;
 }
 
-// Of some of the bytes, so that few tensors have to be compared as a whole.
+// A hash of some of the bytes, so that few tensors have to be compared as a whole.
 uint64_t sample_of(const void* from, size_t bytes) {
   const auto* at = static_cast<const unsigned char*>(from);
   uint64_t hash = bytes;
@@ -121,8 +121,8 @@ struct Place {
 // What this process has moved. Regions live as long as a node that uses them.
 class Moved {
  public:
-  // Where the bytes are now; no data if there is too little memory. One thread at a time, so that sessions
-  // which begin together share what the first of them copies.
+  // Where the bytes are now; no data if there is too little memory. One thread at a time, so that
+  // sessions which begin together share what the first of them copies.
   Place place_of(const void* from, size_t bytes, uint64_t sample, const FilePages& pages) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const Entry& entry : entries_) {

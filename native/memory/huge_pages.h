@@ -1,5 +1,5 @@
-// Weights in huge pages: with pages of 4 KiB, looking up addresses costs a decode step up to a fifth of
-// its time in a virtual machine (docs/decisions/0007-huge-pages.md).
+// Weights in huge pages: with pages of 4 KiB, looking up addresses costs a decode step up to a
+// fifth of its time in a virtual machine (docs/decisions/0007-huge-pages.md).
 #pragma once
 
 #include <cstddef>
@@ -25,9 +25,10 @@ class HugePages {
   // Whether FPTQ_HUGE_PAGES=1 and the system has huge pages.
   static bool wanted();
 
-  // The same bytes in huge pages; the pages they came from go back to the system. Or `from`, where the
-  // bytes had better stay: they are few or not a file's pages, or little memory is left. Sessions of
-  // one process that move the same bytes share the copy.
+  // Copies bytes into huge pages, gives the pages they came from back to the system, and returns
+  // the copy. Returns `from` itself where nothing is moved: the bytes are few, are not pages of a
+  // file, or little memory is left. Sessions of one process that move the same bytes share the
+  // copy.
   const void* move(const void* from, size_t bytes);
 
  private:

@@ -11,8 +11,8 @@
 namespace fptq::ort {
 
 template <class T>
-using Canonical = std::conditional_t<std::is_pointer_v<T>, void*,
-                                     std::conditional_t<std::is_enum_v<T>, int, T>>;
+using Canonical =
+    std::conditional_t<std::is_pointer_v<T>, void*, std::conditional_t<std::is_enum_v<T>, int, T>>;
 
 template <class F>
 struct Signature;
@@ -25,8 +25,7 @@ struct Signature<R (*)(A...) noexcept> {
   using type = Canonical<R>(Canonical<A>...);
 };
 template <class A, class B>
-constexpr bool kSameCall =
-    std::is_same_v<typename Signature<A>::type, typename Signature<B>::type>;
+constexpr bool kSameCall = std::is_same_v<typename Signature<A>::type, typename Signature<B>::type>;
 
 #define CHECK_FUNCTION(slot, name, result, parameters)                              \
   static_assert(offsetof(::OrtApi, name) == (slot) * sizeof(void*), "slot " #name); \
@@ -84,8 +83,8 @@ CHECK_CALLBACK(CustomOp, OrtCustomOp, ReleaseAliasMap)
 static_assert(sizeof(CustomOp) == sizeof(::OrtCustomOp), "size of OrtCustomOp");
 #endif
 
-#define CHECK_ENUM(ours, theirs)                                            \
-  static_assert(sizeof(ours) == sizeof(::theirs), "size of " #theirs);      \
+#define CHECK_ENUM(ours, theirs)                                       \
+  static_assert(sizeof(ours) == sizeof(::theirs), "size of " #theirs); \
   static_assert(static_cast<int>(ours) == static_cast<int>(::theirs), #theirs);
 CHECK_ENUM(kFail, ORT_FAIL)
 CHECK_ENUM(kInvalidArgument, ORT_INVALID_ARGUMENT)

@@ -15,15 +15,35 @@ using ort::error;
 
 namespace {
 
-enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kLengths, kTotal, kCos, kSin,
-                      kKeyScale, kValueScale };
-constexpr const char* kInputNames[AttentionOp::kInputs] = {
-    "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length",
-    "cos_cache", "sin_cache", "k_scale", "v_scale"};
+enum Input : size_t {
+  kQuery,
+  kKey,
+  kValue,
+  kPastKey,
+  kPastValue,
+  kLengths,
+  kTotal,
+  kCos,
+  kSin,
+  kKeyScale,
+  kValueScale
+};
+constexpr const char* kInputNames[AttentionOp::kInputs] = {"query",
+                                                           "key",
+                                                           "value",
+                                                           "past_key",
+                                                           "past_value",
+                                                           "seqlens_k",
+                                                           "total_sequence_length",
+                                                           "cos_cache",
+                                                           "sin_cache",
+                                                           "k_scale",
+                                                           "v_scale"};
 
 }  // namespace
 
-AttentionOp::AttentionOp(const ort::Functions& f, const ort::KernelInfo* info, ort::ElementType cache)
+AttentionOp::AttentionOp(const ort::Functions& f, const ort::KernelInfo* info,
+                         ort::ElementType cache)
     : f_(f), node_(node_name(f, info, kName)), cache_(cache) {
   heads_ = int_attribute(f, info, "num_heads", node_);
   kv_heads_ = int_attribute(f, info, "kv_num_heads", node_);
@@ -119,10 +139,12 @@ void AttentionOp::read_cache(ort::KernelContext* context, Call& call) const {
   const bool ranked = k.dims.size() == 4;
   if (!ranked || k.dims != v.dims || k.dims[0] != call.batch || k.dims[1] != kv_heads_ ||
       k.dims[3] != call.size) {
-    throw error("%s: past_key and past_value must be [%lld, %lld, past, %lld], but have the shapes %s and %s",
-                node_.c_str(), static_cast<long long>(call.batch), static_cast<long long>(kv_heads_),
-                static_cast<long long>(call.size), ort::shape_text(k.dims).c_str(),
-                ort::shape_text(v.dims).c_str());
+    throw error(
+        "%s: past_key and past_value must be [%lld, %lld, past, %lld], but have the shapes %s and "
+        "%s",
+        node_.c_str(), static_cast<long long>(call.batch), static_cast<long long>(kv_heads_),
+        static_cast<long long>(call.size), ort::shape_text(k.dims).c_str(),
+        ort::shape_text(v.dims).c_str());
   }
   call.past[0] = static_cast<const uint8_t*>(k.data);
   call.past[1] = static_cast<const uint8_t*>(v.data);
@@ -161,10 +183,11 @@ void AttentionOp::read_lengths(ort::KernelContext* context, Call& call) const {
     return n;
   };
   if (count(lengths) != call.batch || count(total) != 1) {
-    throw error("%s: seqlens_k must have one number for each of %lld sequences, and "
-                "total_sequence_length one, but their shapes are %s and %s",
-                node_.c_str(), static_cast<long long>(call.batch),
-                ort::shape_text(lengths.dims).c_str(), ort::shape_text(total.dims).c_str());
+    throw error(
+        "%s: seqlens_k must have one number for each of %lld sequences, and "
+        "total_sequence_length one, but their shapes are %s and %s",
+        node_.c_str(), static_cast<long long>(call.batch), ort::shape_text(lengths.dims).c_str(),
+        ort::shape_text(total.dims).c_str());
   }
   call.total = *static_cast<const int32_t*>(total.data);
   call.present_length = std::max(call.past_length, call.total);
@@ -174,11 +197,12 @@ void AttentionOp::read_lengths(ort::KernelContext* context, Call& call) const {
     const int64_t before = prompt ? 0 : length - call.tokens;
     if (before < 0 || before > call.past_length || before + call.tokens > call.present_length ||
         length > call.present_length) {
-      throw error("%s: seqlens_k says %lld tokens for sequence %lld, which does not fit %lld new ones, a "
-                  "past of %lld and total_sequence_length %lld",
-                  node_.c_str(), static_cast<long long>(length), static_cast<long long>(b),
-                  static_cast<long long>(call.tokens), static_cast<long long>(call.past_length),
-                  static_cast<long long>(call.total));
+      throw error(
+          "%s: seqlens_k says %lld tokens for sequence %lld, which does not fit %lld new ones, a "
+          "past of %lld and total_sequence_length %lld",
+          node_.c_str(), static_cast<long long>(length), static_cast<long long>(b),
+          static_cast<long long>(call.tokens), static_cast<long long>(call.past_length),
+          static_cast<long long>(call.total));
     }
     call.before.push_back(before);
   }
@@ -190,9 +214,11 @@ void AttentionOp::read_rotary(ort::KernelContext* context, Call& call) const {
   if (!rotary_) return;
   const ort::Tensor cos = input(context, kCos), sin = input(context, kSin);
   if (cos.dims.size() != 2 || cos.dims != sin.dims || cos.dims[1] > call.size / 2) {
-    throw error("%s: cos_cache and sin_cache must be [positions, at most %lld], but have the shapes %s and %s",
-                node_.c_str(), static_cast<long long>(call.size / 2),
-                ort::shape_text(cos.dims).c_str(), ort::shape_text(sin.dims).c_str());
+    throw error(
+        "%s: cos_cache and sin_cache must be [positions, at most %lld], but have the shapes %s and "
+        "%s",
+        node_.c_str(), static_cast<long long>(call.size / 2), ort::shape_text(cos.dims).c_str(),
+        ort::shape_text(sin.dims).c_str());
   }
   call.cos = static_cast<const float*>(cos.data);
   call.sin = static_cast<const float*>(sin.data);

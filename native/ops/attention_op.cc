@@ -13,10 +13,10 @@ using ort::error;
 
 namespace {
 
-// Rows (heads times positions) of a task: enough to earn the transposing of keys back, few enough for
-// their sums to stay in the second-level cache.
+// Rows (heads times positions) of a task: so many that transposing the keys pays off, so few that
+// their sums (192 * 128 floats are 96 KiB) stay in the second-level cache.
 constexpr int64_t kTaskRows = 192;
-// Below these a task costs more to hand to a thread than it saves.
+// The least work of a task, as in linear_op.cc.
 constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
 constexpr int64_t kTaskElements = int64_t{1} << 14;
 
@@ -42,16 +42,23 @@ void AttentionOp::make_outputs(ort::KernelContext* context, Call& call) const {
   }
 }
 
-RotateArgs AttentionOp::rotation(const Call& call, int64_t position, const float* from,
-                                 float* to) const {
+RopeArgs AttentionOp::rotation(const Call& call, int64_t position, const float* from,
+                               float* to) const {
   const int64_t at = position * (call.rotary / 2);
-  const bool turns = call.cos != nullptr;
-  return {from,      to,          turns ? call.cos + at : nullptr, turns ? call.sin + at : nullptr,
-          call.size, call.rotary, interleaved_,                    1.0f, nullptr};
+  RopeArgs args{};
+  args.input = from;
+  args.output = to;
+  args.cos = call.cos != nullptr ? call.cos + at : nullptr;
+  args.sin = call.cos != nullptr ? call.sin + at : nullptr;
+  args.size = call.size;
+  args.rotary = call.rotary;
+  args.interleaved = interleaved_;
+  args.scale = 1.0f;
+  return args;
 }
 
-// Past and new keys and values of one head, in the present cache; past ones are there already where both
-// are the same memory.
+// Past and new keys and values of one head, in the present cache; past ones are there already where
+// both are the same memory.
 void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
   const int64_t before = call.before[static_cast<size_t>(batch)];
   const int64_t vector = call.size * (cache_ == ort::kInt8 ? 1 : int64_t{sizeof(float)});  // bytes
@@ -67,7 +74,8 @@ void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
       std::memset(present + end * vector, 0,
                   static_cast<size_t>((call.present_length - end) * vector));
     }
-    const float* from = (i == 0 ? call.k : call.v) + batch * call.tokens * call.kv_stride + head * call.size;
+    const float* from =
+        (i == 0 ? call.k : call.v) + batch * call.tokens * call.kv_stride + head * call.size;
     uint8_t* to = present + before * vector;
     for (int64_t t = 0; t < call.tokens; ++t, from += call.kv_stride, to += vector) {
       store_vector(call, i, head, rotation(call, before + t, from, nullptr), to);
@@ -76,23 +84,23 @@ void AttentionOp::append(const Call& call, int64_t batch, int64_t head) const {
 }
 
 // One new key (kind 0), rotated, or value (kind 1), as it is kept.
-void AttentionOp::store_vector(const Call& call, int kind, int64_t head, const RotateArgs& vector,
+void AttentionOp::store_vector(const Call& call, int kind, int64_t head, const RopeArgs& vector,
                                uint8_t* to) const {
-  RotateArgs turned = vector;
+  RopeArgs turned = vector;
   if (cache_ != ort::kInt8) {
     turned.output = reinterpret_cast<float*>(to);
-    if (kind == 0) return kernel_->rotate(turned);
+    if (kind == 0) return kernel_->rope(turned);
     std::memcpy(to, vector.input, static_cast<size_t>(call.size) * sizeof(float));
     return;
   }
-  EncodeArgs codes = {vector.input, call.reciprocals[kind].data() + head * call.size,
-                      reinterpret_cast<int8_t*>(to), call.size};
-  if (kind == 1) return kernel_->encode(codes);
+  QuantizeKvArgs codes = {vector.input, call.reciprocals[kind].data() + head * call.size,
+                          reinterpret_cast<int8_t*>(to), call.size};
+  if (kind == 1) return kernel_->quantize_kv(codes);
   const Workspace workspace(allocator_, static_cast<size_t>(call.size) * sizeof(float));
   turned.output = reinterpret_cast<float*>(workspace.data());
-  kernel_->rotate(turned);
+  kernel_->rope(turned);
   codes.input = turned.output;
-  kernel_->encode(codes);
+  kernel_->quantize_kv(codes);
 }
 
 void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t first,
@@ -110,18 +118,27 @@ void AttentionOp::attend(const Call& call, int64_t batch, int64_t head, int64_t 
     const int64_t token = first + row / group;
     const float* from = call.q + (batch * call.tokens + token) * call.q_stride +
                         (head * group + row % group) * call.size;
-    RotateArgs args = rotation(call, before + token, from, q + row * call.size);
+    RopeArgs args = rotation(call, before + token, from, q + row * call.size);
     args.scale = call.scale;
     if (codes) args.channels = call.scales[0].data() + head * call.size;
-    kernel_->rotate(args);
+    kernel_->rope(args);
   }
   const int64_t cache = (batch * kv_heads_ + head) * call.present_length * call.size *
                         (codes ? 1 : int64_t{sizeof(float)});
   const int64_t width = heads_ * call.size;
-  float* output = call.output + (batch * call.tokens + first) * width + head * group * call.size;
-  kernel_->attention({q, call.present[0] + cache, call.present[1] + cache,
-                      codes ? call.scales[1].data() + head * call.size : nullptr, output, q + queries,
-                      rows, group, call.size, before + first + 1, width});
+  AttentionTask task{};
+  task.q = q;
+  task.k = call.present[0] + cache;
+  task.v = call.present[1] + cache;
+  task.v_scales = codes ? call.scales[1].data() + head * call.size : nullptr;
+  task.output = call.output + (batch * call.tokens + first) * width + head * group * call.size;
+  task.scratch = q + queries;
+  task.rows = rows;
+  task.group = group;
+  task.size = call.size;
+  task.seen = before + first + 1;
+  task.output_stride = width;
+  kernel_->attention(task);
 }
 
 void AttentionOp::compute(ort::KernelContext* context) const {

@@ -1,5 +1,6 @@
-// fptq::GroupQueryAttention, version 1: causal attention with a KV cache and rotary embeddings, the part
-// of com.microsoft's operator of that name that docs/kernels.md lists, with its inputs and outputs.
+// fptq::GroupQueryAttention, version 1: causal attention with a KV cache and rotary embeddings, the
+// part of com.microsoft's operator of that name that docs/kernels.md lists, with its inputs and
+// outputs.
 #pragma once
 
 #include <string>
@@ -57,10 +58,10 @@ class AttentionOp {
   void read_rotary(ort::KernelContext* context, Call& call) const;
   void make_outputs(ort::KernelContext* context, Call& call) const;
   void append(const Call& call, int64_t batch, int64_t head) const;
-  void store_vector(const Call& call, int kind, int64_t head, const RotateArgs& vector,
+  void store_vector(const Call& call, int kind, int64_t head, const RopeArgs& vector,
                     uint8_t* to) const;
   void attend(const Call& call, int64_t batch, int64_t head, int64_t first, int64_t count) const;
-  RotateArgs rotation(const Call& call, int64_t position, const float* from, float* to) const;
+  RopeArgs rotation(const Call& call, int64_t position, const float* from, float* to) const;
 
   const ort::Functions& f_;
   std::string node_;

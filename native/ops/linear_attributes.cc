@@ -21,8 +21,9 @@ constexpr const char* kInputNames[LinearOp::kInputs] = {"A", "B", "scales", "zer
 // A node has one part per linear of its model; far more is a damaged file.
 constexpr size_t kMaxParts = 64;
 
-// A group's integers must fit int32: |x| is at most 128, code - zero at most 15 for 4 bits around their
-// middle, and 255 for 8 bits and wherever zero points are given, whose bytes nobody looks at here.
+// A group's integers must fit int32: |x| is at most 128, code - zero at most 15 for 4 bits around
+// their middle, and 255 for 8 bits and wherever zero points are given, whose bytes nobody looks at
+// here.
 constexpr int64_t max_group_length(int64_t bits, bool zero_points) {
   return int64_t{1} << (bits == 4 && !zero_points ? 20 : 16);
 }
@@ -75,6 +76,7 @@ LinearOp::LinearOp(const ort::Functions& f, const ort::KernelInfo* info, OpKind 
   char message[512];
   kernel_ = choose_kernel(std::getenv("FPTQ_FORCE_KERNEL"), message, sizeof(message));
   if (kernel_ == nullptr) throw error("%s", message);
+  matmul_ = matmul_of(*kernel_, kind.weight_bits);
   check(f_, f_.KernelInfoGetAllocator(info, ort::kMemDefault, &allocator_));
 }
 
@@ -99,9 +101,10 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
   const int64_t block = int_attribute(f_, info, "block_size", node_);
   const int64_t layout = int_attribute(f_, info, "layout", node_);
   if (w.k < 1 || w.k > INT_MAX) {
-    throw error("%s: K = %lld must be between 1 and %d", node, static_cast<long long>(w.k), INT_MAX);
+    throw error("%s: K = %lld must be between 1 and %d", node, static_cast<long long>(w.k),
+                INT_MAX);
   }
-  if (block != -1 && (block < kStepChannels || block % kStepChannels != 0)) {
+  if (block != -1 && (block < kKr || block % kKr != 0)) {
     throw error("%s: block_size = %lld must be -1 or a positive multiple of 8", node,
                 static_cast<long long>(block));
   }
@@ -109,14 +112,16 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
     throw error("%s: weight layout %lld is unknown to this library, which reads layout 1", node,
                 static_cast<long long>(layout));
   }
-  w.steps = ceil_div(w.k, kStepChannels);
+  w.k_blocks = ceil_div(w.k, kKr);
   // A block longer than K is one group, like -1; so the cap loses nothing.
-  w.group_steps = block == -1 ? w.steps : std::min(block / kStepChannels, w.steps);
-  w.groups = ceil_div(w.steps, w.group_steps);
+  w.group_k_blocks = block == -1 ? w.k_blocks : std::min(block / kKr, w.k_blocks);
+  w.groups = ceil_div(w.k_blocks, w.group_k_blocks);
   const int64_t longest = max_group_length(w.bits, has_input(f_, info, 3));
-  if (w.group_steps * kStepChannels > longest) {
-    throw error("%s: a group of more than %lld channels overflows 32-bit sums; use a smaller "
-                "block_size", node, static_cast<long long>(longest));
+  if (w.group_k_blocks * kKr > longest) {
+    throw error(
+        "%s: a group of more than %lld channels overflows 32-bit sums; use a smaller "
+        "block_size",
+        node, static_cast<long long>(longest));
   }
   int64_t columns = 0;
   for (const int64_t n : ints_attribute(f_, info, "N", node_)) {
@@ -125,7 +130,7 @@ void LinearOp::read_shape_attributes(const ort::KernelInfo* info) {
       throw error("%s: the columns N must be positive and together at most %d", node, INT_MAX);
     }
     w.n = n;
-    w.panels = ceil_div(n, kPanelColumns);
+    w.panels = ceil_div(n, kNr);
     panels_ += w.panels;
     parts_.push_back(w);
   }
@@ -192,13 +197,16 @@ const void* LinearOp::constant(const ort::KernelInfo* info, size_t index, ort::E
   const ort::Tensor t = ort::tensor(f_, value);
   if (t.type != type) {
     throw error("%s: input %s must be %s", node_.c_str(), name,
-                type == ort::kUint8 ? "uint8" : type == ort::kFloat16 ? "float16" : "float32");
+                type == ort::kUint8     ? "uint8"
+                : type == ort::kFloat16 ? "float16"
+                                        : "float32");
   }
   const bool empty = std::find(t.dims.begin(), t.dims.end(), 0) != t.dims.end();
   if (empty && may_be_empty) return nullptr;
   if (t.dims != dims) {
     throw error("%s: input %s has the shape %s where K, N and block_size call for %s",
-                node_.c_str(), name, ort::shape_text(t.dims).c_str(), ort::shape_text(dims).c_str());
+                node_.c_str(), name, ort::shape_text(t.dims).c_str(),
+                ort::shape_text(dims).c_str());
   }
   if (t.data == nullptr) throw error("%s: input %s has no data", node_.c_str(), name);
   return t.data;
@@ -206,14 +214,15 @@ const void* LinearOp::constant(const ort::KernelInfo* info, size_t index, ort::E
 
 void LinearOp::read_weights(const ort::KernelInfo* info) {
   const PackedWeights& shape = parts_[0];
-  const int64_t line_bytes = kPanelColumns * shape.bits;
-  const std::vector<int64_t> per_group = {panels_, shape.groups, kPanelColumns};
+  const int64_t block_bytes = kNr * shape.bits;
+  const std::vector<int64_t> per_group = {panels_, shape.groups, kNr};
   int64_t columns = 0;
   for (const PackedWeights& part : parts_) columns += part.n;
 
-  const auto* lines = static_cast<const uint8_t*>(
-      constant(info, 1, ort::kUint8, {panels_, shape.steps, line_bytes}, false));
-  const auto* scales = static_cast<const uint8_t*>(constant(info, 2, kind_.scales, per_group, false));
+  const auto* blocks = static_cast<const uint8_t*>(
+      constant(info, 1, ort::kUint8, {panels_, shape.k_blocks, block_bytes}, false));
+  const auto* scales =
+      static_cast<const uint8_t*>(constant(info, 2, kind_.scales, per_group, false));
   const uint8_t* zero_points = nullptr;
   if (has_input(f_, info, 3)) {
     zero_points = static_cast<const uint8_t*>(constant(info, 3, ort::kUint8, per_group, true));
@@ -224,17 +233,17 @@ void LinearOp::read_weights(const ort::KernelInfo* info) {
   }
   int64_t panel = 0;
   for (PackedWeights& part : parts_) {
-    part.lines = lines + panel * shape.steps * line_bytes;
-    part.scales = scales + panel * shape.groups * kPanelColumns * shape.scale_bytes;
-    if (zero_points != nullptr) part.zero_points = zero_points + panel * shape.groups * kPanelColumns;
+    part.blocks = blocks + panel * shape.k_blocks * block_bytes;
+    part.scales = scales + panel * shape.groups * kNr * shape.scale_bytes;
+    if (zero_points != nullptr) part.zero_points = zero_points + panel * shape.groups * kNr;
     if (bias != nullptr) {
       part.bias = bias;
       bias += part.n;
     }
     panel += part.panels;
   }
-  const auto bytes = static_cast<size_t>(panels_ * shape.steps * line_bytes);
-  prefer_huge_pages(lines, bytes);
+  const auto bytes = static_cast<size_t>(panels_ * shape.k_blocks * block_bytes);
+  prefer_huge_pages(blocks, bytes);
   moves_ = HugePages::wanted();
 }
 

@@ -2,6 +2,7 @@
 #include "linear_op.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "session_work.h"
 
@@ -12,15 +13,25 @@ using ort::error;
 
 namespace {
 
-// A task smaller than this (some microseconds) costs more to hand to a thread than it saves.
+// The least work of a task; less costs more to hand to a thread than it saves. 2^18 multiply-adds
+// take 1 to 5 us at the 100 to 400 GOPS of docs/kernels.md (a multiply-add counts as two). So do
+// 2^14 conversions to int8, at 0.16 ns each with AVX-512 (fptq_bench_kernels, 512 rows).
 constexpr int64_t kTaskMultiplies = int64_t{1} << 18;
 constexpr int64_t kTaskConversions = int64_t{1} << 14;
-// Enough tasks for any number of threads to finish together; the API does not tell that number.
+// Tasks that the panels are cut into where the rows are one task. The API does not tell the number
+// of threads; 64 tasks are four for each of 16 threads, so that none waits long for the last one.
 constexpr int64_t kTasks = 64;
-// Codes of a task's rows stay in the second-level cache while its panels pass by.
+// Bytes of codes that the rows of a task may have, 1.25 MiB: they are to stay in the second-level
+// cache (2 MiB on CPUs with AMX) while panel after panel is read. When this bound was added, all
+// kernels became 5 % faster at 512 rows, and AMX 7 % at K = 11008.
 constexpr int64_t kTaskCodes = int64_t{5} << 18;
-// Rows whose gate and other half wait together, 32 KiB, for being multiplied.
+// Rows of a gated MLP that are multiplied before their two halves are put together: the halves
+// take 2 * 64 rows * 64 columns * 4 bytes = 32 KiB of stack, and are still in cache then.
 constexpr int64_t kGatedRows = 64;
+// Rows of codes that are a multiple of this apart fall on few sets of the first-level cache, which
+// repeat every 4 KiB, and displace each other; such a distance gets one line of cache more.
+constexpr int64_t kSetConflict = 1024;
+constexpr int64_t kCacheLine = 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -30,15 +41,44 @@ QuantizedRows rows_from(const QuantizedRows& rows, int64_t first, int64_t groups
           rows.stride};
 }
 
+// Rows of A: the product of all its dimensions but the last. A exists in memory, so that the
+// product cannot overflow unless one of them is 0.
+int64_t row_count(const std::vector<int64_t>& dims) {
+  if (std::find(dims.begin(), dims.end(), 0) != dims.end()) return 0;
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < dims.size(); ++i) rows *= dims[i];
+  return rows;
+}
+
+// Where the int8 form of all rows lies in one piece of memory: codes, then group sums, then scales.
+class RowsLayout {
+ public:
+  RowsLayout(const PackedWeights& w, int64_t rows) {
+    stride_ = round_up(w.k_blocks * kKr, kCacheLine);
+    if (stride_ % kSetConflict == 0) stride_ += kCacheLine;
+    code_bytes_ = rows * stride_ + kRowSlack;
+    sum_bytes_ = rows * w.groups * static_cast<int64_t>(sizeof(int32_t));
+    scale_bytes_ = rows * static_cast<int64_t>(sizeof(float));
+  }
+  size_t bytes() const { return static_cast<size_t>(code_bytes_ + sum_bytes_ + scale_bytes_); }
+  QuantizedRows in(uint8_t* memory) const {
+    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<int32_t*>(memory + code_bytes_),
+            reinterpret_cast<float*>(memory + code_bytes_ + sum_bytes_), stride_};
+  }
+
+ private:
+  int64_t stride_, code_bytes_, sum_bytes_, scale_bytes_;
+};
+
 // One panel as weights of their own.
 PackedWeights one_panel(const PackedWeights& w, int64_t panel) {
   PackedWeights out = w;
-  const int64_t column = panel * kPanelColumns;
-  out.lines += panel * w.steps * kPanelColumns * w.bits;
-  out.scales += panel * w.groups * kPanelColumns * w.scale_bytes;
-  if (w.zero_points != nullptr) out.zero_points += panel * w.groups * kPanelColumns;
+  const int64_t column = panel * kNr;
+  out.blocks += panel * w.k_blocks * kNr * w.bits;
+  out.scales += panel * w.groups * kNr * w.scale_bytes;
+  if (w.zero_points != nullptr) out.zero_points += panel * w.groups * kNr;
   if (w.bias != nullptr) out.bias += column;
-  out.n = std::min(kPanelColumns, w.n - column);
+  out.n = std::min(kNr, w.n - column);
   out.panels = 1;
   return out;
 }
@@ -53,77 +93,84 @@ struct LinearOp::Call {
   std::vector<void*> outputs;
 };
 
-// Not when the session is made, which so takes as long with as without.
+// Called by the first run, not by the constructor, so that making a session stays fast.
 void LinearOp::move_weights() const {
   const PackedWeights first = parts_[0];
-  const int64_t values = panels_ * first.groups * kPanelColumns;
+  const int64_t values = panels_ * first.groups * kNr;
   const auto move = [&](auto* from, int64_t bytes) {
     return static_cast<decltype(from)>(huge_pages_.move(from, static_cast<size_t>(bytes)));
   };
-  const auto* lines = move(first.lines, panels_ * first.steps * kPanelColumns * first.bits);
+  const auto* blocks = move(first.blocks, panels_ * first.k_blocks * kNr * first.bits);
   const auto* scales = move(first.scales, values * first.scale_bytes);
   const auto* zero_points = move(first.zero_points, values);
   for (PackedWeights& part : parts_) {
-    part.lines = lines + (part.lines - first.lines);
+    part.blocks = blocks + (part.blocks - first.blocks);
     part.scales = scales + (part.scales - first.scales);
-    if (zero_points != nullptr) part.zero_points = zero_points + (part.zero_points - first.zero_points);
+    if (zero_points != nullptr)
+      part.zero_points = zero_points + (part.zero_points - first.zero_points);
   }
 }
 
-void LinearOp::compute(ort::KernelContext* context) const {
+ort::Tensor LinearOp::read_input(ort::KernelContext* context) const {
   const ort::Value* value = nullptr;
   check(f_, f_.KernelContext_GetInput(context, 0, &value));
   if (value == nullptr) throw error("%s: input A is absent", node_.c_str());
   ort::Tensor a = ort::tensor(f_, value);
   if (a.type != kind_.activation) throw error("%s: input A changed its type", node_.c_str());
-  const PackedWeights& w = parts_[0];
-  if (a.dims.empty() || a.dims.back() != w.k) {
+  const int64_t k = parts_[0].k;
+  if (a.dims.empty() || a.dims.back() != k) {
     throw error("%s: the last dimension of A must be K = %lld, but A has the shape %s",
-                node_.c_str(), static_cast<long long>(w.k), ort::shape_text(a.dims).c_str());
+                node_.c_str(), static_cast<long long>(k), ort::shape_text(a.dims).c_str());
   }
-  // A exists in memory, so the product of its dimensions cannot overflow unless one is 0.
-  int64_t rows = 1;
-  if (std::find(a.dims.begin(), a.dims.end(), 0) != a.dims.end()) rows = 0;
-  for (size_t i = 0; rows != 0 && i + 1 < a.dims.size(); ++i) rows *= a.dims[i];
+  return a;
+}
 
+std::vector<void*> LinearOp::make_outputs(ort::KernelContext* context, std::vector<int64_t> dims,
+                                          int64_t rows) const {
+  std::vector<void*> outputs;
+  for (size_t i = 0; i < (gate_ == Gate::kNone ? parts_.size() : 1); ++i) {
+    ort::Value* output = nullptr;
+    void* y = nullptr;
+    dims.back() = parts_[i].n;
+    check(f_, f_.KernelContext_GetOutput(context, i, dims.data(), dims.size(), &output));
+    if (output == nullptr) throw error("%s: output %zu is left out", node_.c_str(), i);
+    if (rows != 0) check(f_, f_.GetTensorMutableData(output, &y));
+    outputs.push_back(y);
+  }
+  return outputs;
+}
+
+void LinearOp::compute(ort::KernelContext* context) const {
+  ort::Tensor a = read_input(context);
+  const int64_t rows = row_count(a.dims);
   if (moves_) std::call_once(moved_, [this] { move_weights(); });
 
   Call call{};
   call.context = context;
   call.rows = rows;
   call.element = kind_.activation == ort::kFloat16 ? Element::kFloat16 : Element::kFloat32;
-  for (size_t i = 0; i < (gate_ == Gate::kNone ? parts_.size() : 1); ++i) {
-    ort::Value* output = nullptr;
-    void* y = nullptr;
-    a.dims.back() = parts_[i].n;
-    check(f_, f_.KernelContext_GetOutput(context, i, a.dims.data(), a.dims.size(), &output));
-    if (output == nullptr) throw error("%s: output %zu is left out", node_.c_str(), i);
-    if (rows != 0) check(f_, f_.GetTensorMutableData(output, &y));
-    call.outputs.push_back(y);
-  }
+  call.outputs = make_outputs(context, std::move(a.dims), rows);
   if (rows == 0) return;
 
-  // Rows whose distance is a multiple of a page compete for the same cache sets.
-  int64_t stride = round_up(w.steps * kStepChannels, 64);
-  if (stride % 1024 == 0) stride += 64;
-  const int64_t code_bytes = rows * stride + kRowSlack;
-  const int64_t sum_bytes = rows * w.groups * static_cast<int64_t>(sizeof(int32_t));
-  const int64_t scale_bytes = rows * static_cast<int64_t>(sizeof(float));
-  const Workspace workspace(allocator_, static_cast<size_t>(code_bytes + sum_bytes + scale_bytes));
-  uint8_t* memory = workspace.data();
-  const QuantizedRows quantized = {reinterpret_cast<int8_t*>(memory),
-                                   reinterpret_cast<int32_t*>(memory + code_bytes),
-                                   reinterpret_cast<float*>(memory + code_bytes + sum_bytes),
-                                   stride};
-  call.quantize = {a.data,        call.element, w.k,      w.steps,  w.groups,
-                   w.group_steps, per_token_,   a_scale_, quantized};
+  const PackedWeights& w = parts_[0];
+  const RowsLayout layout(w, rows);
+  const Workspace workspace(allocator_, layout.bytes());
+  call.quantize.input = a.data;
+  call.quantize.element = call.element;
+  call.quantize.k = w.k;
+  call.quantize.k_blocks = w.k_blocks;
+  call.quantize.groups = w.groups;
+  call.quantize.group_k_blocks = w.group_k_blocks;
+  call.quantize.per_token = per_token_;
+  call.quantize.static_scale = a_scale_;
+  call.quantize.rows = layout.in(workspace.data());
   run(call);
 }
 
 void LinearOp::run(const Call& call) const {
   const PackedWeights& w = parts_[0];
   const int64_t rows = call.rows;
-  // First every row becomes int8, once; then the tiles, which all threads read it for.
+  // First all rows become int8, once; then they are multiplied, and every thread reads the codes.
   const int64_t quantize_rows = ceil_div(kTaskConversions, w.k);
   parallel_for(f_, call.context, ceil_div(rows, quantize_rows), [&](size_t index) {
     const int64_t begin = static_cast<int64_t>(index) * quantize_rows;
@@ -135,7 +182,7 @@ void LinearOp::run(const Call& call) const {
   const int64_t fitting = std::max(kTaskCodes / call.quantize.rows.stride, kernel_->row_tile);
   const int64_t row_parts = ceil_div(rows, std::min(kernel_->rows_per_task, fitting));
   const int64_t task_rows = round_up(ceil_div(rows, row_parts), kernel_->row_tile);
-  const int64_t panel_multiplies = std::min(rows, task_rows) * w.k * kPanelColumns * (gated ? 2 : 1);
+  const int64_t panel_multiplies = std::min(rows, task_rows) * w.k * kNr * (gated ? 2 : 1);
   const int64_t task_panels =
       std::max(ceil_div(panels, kTasks), ceil_div(kTaskMultiplies, panel_multiplies));
   const int64_t row_tasks = ceil_div(rows, task_rows);
@@ -164,12 +211,12 @@ void LinearOp::matmul_parts(const Call& call, Range rows, Range panels) const {
                        std::min(panels.end - first, part.panels)};
     first += part.panels;
     if (own.begin >= own.end) continue;
-    kernel_->matmul({part, call.quantize.rows, call.outputs[i], part.n, call.element}, rows, own);
+    matmul_({part, call.quantize.rows, call.outputs[i], part.n, call.element}, rows, own);
   }
 }
 
 void LinearOp::matmul_gated(const Call& call, Range rows, Range panels) const {
-  alignas(64) float halves[2][kGatedRows * kPanelColumns];
+  alignas(64) float halves[2][kGatedRows * kNr];
   const int64_t n = parts_[0].n;
   const int64_t size = call.element == Element::kFloat16 ? 2 : 4;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
@@ -178,14 +225,14 @@ void LinearOp::matmul_gated(const Call& call, Range rows, Range panels) const {
       const int64_t count = std::min(kGatedRows, rows.end - row);
       const QuantizedRows quantized = rows_from(call.quantize.rows, row, parts_[0].groups);
       for (int half = 0; half < 2; ++half) {
-        kernel_->matmul({weights[half], quantized, halves[half], kPanelColumns, Element::kFloat32},
-                        {0, count}, {0, 1});
+        matmul_({weights[half], quantized, halves[half], kNr, Element::kFloat32}, {0, count},
+                {0, 1});
       }
       for (int64_t r = 0; r < count; ++r) {
-        uint8_t* output = static_cast<uint8_t*>(call.outputs[0]) +
-                          size * ((row + r) * n + panel * kPanelColumns);
-        kernel_->gate({halves[0] + r * kPanelColumns, halves[1] + r * kPanelColumns, output,
-                       weights[0].n, gate_, call.element});
+        uint8_t* output =
+            static_cast<uint8_t*>(call.outputs[0]) + size * ((row + r) * n + panel * kNr);
+        kernel_->swiglu(
+            {halves[0] + r * kNr, halves[1] + r * kNr, output, weights[0].n, gate_, call.element});
       }
     }
   }

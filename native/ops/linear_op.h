@@ -1,4 +1,5 @@
-// fptq::MatMulW4A8 and fptq::MatMulW8A8, version 1: what the nodes mean is written in docs/kernels.md.
+// fptq::MatMulW4A8 and fptq::MatMulW8A8, version 1: what the nodes mean is written in
+// docs/kernels.md.
 #pragma once
 
 #include <mutex>
@@ -13,7 +14,7 @@ namespace fptq {
 
 // Which of the registered ops a node is: ONNX Runtime chooses by name and types of A and scales.
 struct OpKind {
-  int64_t weight_bits;         // 4 or 8
+  int64_t weight_bits;          // 4 or 8
   ort::ElementType activation;  // of A and of the outputs
   ort::ElementType scales;
   const char* name() const { return weight_bits == 4 ? "MatMulW4A8" : "MatMulW8A8"; }
@@ -48,6 +49,11 @@ class LinearOp {
                        const std::vector<int64_t>& dims, bool may_be_empty) const;
 
   struct Call;
+  // Input A of a call, whose type and last dimension are checked. Throws ort::Error.
+  ort::Tensor read_input(ort::KernelContext* context) const;
+  // Memory of the outputs, null where there are no rows; `dims` are those of A. Throws ort::Error.
+  std::vector<void*> make_outputs(ort::KernelContext* context, std::vector<int64_t> dims,
+                                  int64_t rows) const;
   void run(const Call& call) const;
   void matmul_parts(const Call& call, Range rows, Range panels) const;
   void matmul_gated(const Call& call, Range rows, Range panels) const;
@@ -56,6 +62,7 @@ class LinearOp {
   OpKind kind_;
   std::string node_;
   const Kernel* kernel_ = nullptr;
+  MatMul* matmul_ = nullptr;  // the kernel's for weights of these bits
   ort::Allocator* allocator_ = nullptr;
   // Linears of one input: one output each, or the two of a gated MLP with one output.
   // Where their weights are changes once, before the first of them is used.

@@ -1,5 +1,8 @@
 // Shape inference of the ops, which keeps symbolic dimensions such as "batch" alive in the graph.
+#include <atomic>
 #include <climits>
+#include <deque>
+#include <string>
 
 #include "linear_op.h"
 
@@ -38,6 +41,11 @@ struct InputShape {
   std::vector<int64_t> dims;
   std::vector<const char*> symbols;
 };
+
+std::string unused_symbol() {
+  static std::atomic<unsigned long long> count{0};
+  return "fptq_unnamed_" + std::to_string(count.fetch_add(1, std::memory_order_relaxed));
+}
 
 void set_output(const ort::Functions& f, ort::ShapeInferContext* context, size_t index,
                 const InputShape& shape) {
@@ -78,9 +86,14 @@ void LinearOp::infer_shape(const ort::Functions& f, OpKind kind, ort::ShapeInfer
                      ort::shape_text(shape.dims).c_str());
   }
   shape.symbols.back() = "";
+  std::deque<std::string> made;  // keeps its strings where they are
   for (size_t i = 0; i + 1 < rank; ++i) {
-    // The API cannot say "unknown and nameless"; it would write the dimension -1. No shape is better.
-    if (shape.dims[i] < 0 && (shape.symbols[i] == nullptr || shape.symbols[i][0] == '\0')) return;
+    if (shape.dims[i] >= 0 || (shape.symbols[i] != nullptr && shape.symbols[i][0] != '\0'))
+      continue;
+    // The API cannot say "unknown and nameless"; it would write the dimension -1. Without a shape a
+    // Scan behind this op does not run, so the dimension gets a name that no other has: ONNX
+    // Runtime takes dimensions of one name for equal.
+    shape.symbols[i] = made.emplace_back(unused_symbol()).c_str();
   }
   for (size_t i = 0; i < n.size(); ++i) {
     if (n[i] < 1 || n[i] > INT_MAX) return;

@@ -82,7 +82,7 @@ struct CustomOp {
 };
 
 // X(slot, name, return type, parameters)
-#define FPTQ_ORT_API_17(X)                                                                          \
+#define FPTQ_ORT_API_17(X)                                                                        \
   X(0, CreateStatus, Status*, (ErrorCode, const char*))                                           \
   X(2, GetErrorMessage, const char*, (const Status*))                                             \
   X(26, CreateCustomOpDomain, Status*, (const char*, CustomOpDomain**))                           \

@@ -12,8 +12,8 @@ namespace {
 
 constexpr const char* kDomain = "fptq";
 
-// One op for one type of activations and of scales, or type of a cache. ONNX Runtime chooses among ops
-// of one name by their types.
+// One op for one type of activations and of scales, or type of a cache. ONNX Runtime chooses among
+// ops of one name by their types.
 struct Op : ort::CustomOp {
   ort::Functions f;
   OpKind kind;
@@ -113,9 +113,9 @@ void fill_attention(Op& op, const ort::Functions& f, ort::ElementType cache) {
   op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
 }
 
-// The ops as one ONNX Runtime sees them. Sessions keep pointers to these, and no call tells when the
-// last one is gone, so they live as long as the process; the list keeps them reachable. A process
-// may hold several ONNX Runtimes, each with its own table of functions.
+// The ops as one ONNX Runtime sees them. Sessions keep pointers to these, and no call tells when
+// the last one is gone, so they live as long as the process; the list keeps them reachable. A
+// process may hold several ONNX Runtimes, each with its own table of functions.
 struct Runtime {
   const ort::Api* api;
   Op ops[10];
@@ -166,7 +166,6 @@ extern "C" __attribute__((visibility("default"))) fptq::ort::Status* RegisterCus
         ort::kFail, "fptq needs ONNX Runtime 1.18 or newer");
   }
   const ort::Functions f = ort::load_functions(api);
-  return ort::guarded(f, [&] {
-    ort::check(f, f.AddCustomOpDomain(options, fptq::domain_for(api, f)));
-  });
+  return ort::guarded(
+      f, [&] { ort::check(f, f.AddCustomOpDomain(options, fptq::domain_for(api, f))); });
 }

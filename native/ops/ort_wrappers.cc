@@ -18,7 +18,7 @@ Error error(const char* format, ...) {
 Functions load_functions(const Api* api) {
   Functions f;
   // The table is function pointers only, so slot i lies i pointers from its start.
-#define X(slot, name, result, parameters)                                                        \
+#define X(slot, name, result, parameters) \
   std::memcpy(&f.name, reinterpret_cast<const char*>(api) + (slot) * sizeof(void*), sizeof(f.name));
   FPTQ_ORT_API(X)
 #undef X

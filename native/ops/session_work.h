@@ -23,7 +23,8 @@ class Workspace {
  public:
   Workspace(ort::Allocator* allocator, size_t bytes)
       : allocator_(allocator), data_(static_cast<uint8_t*>(allocator->Alloc(allocator, bytes))) {
-    if (data_ == nullptr) throw ort::error("fptq: out of memory for %zu bytes of activations", bytes);
+    if (data_ == nullptr)
+      throw ort::error("fptq: out of memory for %zu bytes of activations", bytes);
   }
   ~Workspace() { allocator_->Free(allocator_, data_); }
   Workspace(const Workspace&) = delete;

@@ -28,8 +28,7 @@ PlainRows plain_quantize(const Problem& p) {
     const float inverse = 1.0f / scale;
     for (int64_t k = 0; k < p.k; ++k) {
       const float rounded = std::nearbyint(x[k] * inverse);
-      rows.codes[m * p.k + k] =
-          static_cast<int8_t>(std::fmin(std::fmax(rounded, -128.0f), 127.0f));
+      rows.codes[m * p.k + k] = static_cast<int8_t>(std::fmin(std::fmax(rounded, -128.0f), 127.0f));
     }
   }
   return rows;
@@ -41,7 +40,8 @@ std::vector<float> plain_matmul(const Problem& p, const PlainRows& rows) {
     for (int64_t n = 0; n < p.n; ++n) {
       float y = 0.0f;
       for (int64_t g = 0; g < p.groups(); ++g) {
-        const int64_t zero = p.zero_points.empty() ? (p.bits == 4 ? 8 : 128) : p.zero_points[g * p.n + n];
+        const int64_t zero =
+            p.zero_points.empty() ? (p.bits == 4 ? 8 : 128) : p.zero_points[g * p.n + n];
         int64_t sum = 0;
         for (int64_t k = g * p.group_length(); k < p.k && k < (g + 1) * p.group_length(); ++k) {
           sum += (p.codes[k * p.n + n] - zero) * rows.codes[m * p.k + k];

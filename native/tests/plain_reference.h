@@ -1,5 +1,5 @@
-// The op once more, as plainly as possible and from other data than the kernels get: unpacked codes,
-// int64 sums, no layout. The tests compare the scalar kernel with it.
+// The op once more, as plainly as possible and from other data than the kernels get: unpacked
+// codes, int64 sums, no layout. The tests compare the scalar kernel with it.
 #pragma once
 
 #include <cstdint>

@@ -67,7 +67,9 @@ void plant_in_result(Place place, const Problem& p, Result& result) {
     case Place::kGroupSum: ++result.sums.back(); break;
     case Place::kRowScale: result.row_scales.back() = next_float(result.row_scales.back()); break;
     case Place::kLastOutput: result.output[result.output.size() - (p.half ? 2 : 4)] ^= 1; break;
-    case Place::kBehindCodes: result.codes[(p.m - 1) * result.stride + (p.k + 7) / 8 * 8] ^= 1; break;
+    case Place::kBehindCodes:
+      result.codes[(p.m - 1) * result.stride + (p.k + 7) / 8 * 8] ^= 1;
+      break;
     case Place::kBetweenRows:
       if (p.m > 1 && result.output_stride > p.n) result.output[p.n * (p.half ? 2 : 4)] ^= 1;
       break;

@@ -1,5 +1,5 @@
-// Errors made on purpose, each the smallest there is at one place of the computation, to see that the
-// test of the kernels notices it.
+// Errors made on purpose, each the smallest there is at one place of the computation, to see that
+// the test of the kernels notices it.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ enum class Place {
   kNone,
   // In what the kernel reads (and the plain reference does not):
   kWeight,
-  kLastChannel,  // a weight of the last channel: a tail of a step, a group and a piece
+  kLastChannel,  // a weight of the last channel: a tail of a k-block, a group and a piece
   kLastColumn,   // a weight of the last column: a tail of a panel
   kScale,
   kHalfScale,  // the same, only where scales are float16
@@ -34,14 +34,14 @@ enum class Place {
   kGroupSum,
   kRowScale,
   kLastOutput,   // of the last row
-  kBehindCodes,  // the byte after a row's last step
+  kBehindCodes,  // the byte after a row's last k-block
   kBetweenRows,  // the byte after a row of the output, where rows do not follow each other directly
 };
 constexpr Place kPlaces[] = {
-    Place::kWeight,    Place::kLastChannel, Place::kLastColumn, Place::kScale,       Place::kHalfScale,
-    Place::kZeroPoint, Place::kBias,        Place::kCode,       Place::kWideHalfCode,
-    Place::kGroupSum,  Place::kRowScale,    Place::kLastOutput, Place::kBehindCodes,
-    Place::kBetweenRows,
+    Place::kWeight,       Place::kLastChannel, Place::kLastColumn, Place::kScale,
+    Place::kHalfScale,    Place::kZeroPoint,   Place::kBias,       Place::kCode,
+    Place::kWideHalfCode, Place::kGroupSum,    Place::kRowScale,   Place::kLastOutput,
+    Place::kBehindCodes,  Place::kBetweenRows,
 };
 const char* place_name(Place place);
 

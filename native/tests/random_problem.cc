@@ -18,7 +18,8 @@ uint16_t half_bits(float value) {
   if (magnitude == 0) return sign;
   int exponent = 0;
   const float fraction = std::frexp(magnitude, &exponent);  // 0.5..1
-  if (exponent < -13) return static_cast<uint16_t>(sign | static_cast<int>(std::ldexp(magnitude, 24)));
+  if (exponent < -13)
+    return static_cast<uint16_t>(sign | static_cast<int>(std::ldexp(magnitude, 24)));
   return static_cast<uint16_t>(sign | ((exponent + 14) << 10) |
                                (static_cast<int>(std::ldexp(fraction, 11)) & 1023));
 }
@@ -38,8 +39,9 @@ float half_value(uint16_t bits) {
   const int exponent = (bits >> 10) & 31;
   const int fraction = bits & 1023;
   if (exponent == 31) return fraction ? NAN : bits & 0x8000 ? -INFINITY : INFINITY;
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                        : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(fraction), -24)
+                              : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -99,10 +101,12 @@ Problem random_problem(Random& random) {
     case 2: plant(-INFINITY); break;
     case 3:  // a row of zeros, and one of float16 subnormals
       for (int64_t k = 0; k < p.k; ++k) p.activations[k] = 0.0f;
-      for (int64_t k = 0; k < p.k && p.m > 1; ++k) p.activations[p.k + k] = std::ldexp(static_cast<float>(pick(random, -9, 9)), -24);
+      for (int64_t k = 0; k < p.k && p.m > 1; ++k)
+        p.activations[p.k + k] = std::ldexp(static_cast<float>(pick(random, -9, 9)), -24);
       break;
     case 4:  // rows whose scale is below the smallest normal float
-      if (!p.half) for (auto& a : p.activations) a = std::ldexp(a, -130);
+      if (!p.half)
+        for (auto& a : p.activations) a = std::ldexp(a, -130);
       break;
     default: break;
   }
@@ -111,17 +115,17 @@ Problem random_problem(Random& random) {
 
 Packed pack(const Problem& p) {
   const int64_t panels = (p.n + 63) / 64;
-  const int64_t steps = (p.k + 7) / 8;
+  const int64_t k_blocks = (p.k + 7) / 8;
   const int64_t groups = p.groups();
   Packed out;
-  const int64_t line = 64 * p.bits;
-  out.lines.assign(static_cast<size_t>(panels * steps * line), 0);
+  const int64_t block = 64 * p.bits;
+  out.blocks.assign(static_cast<size_t>(panels * k_blocks * block), 0);
   for (int64_t k = 0; k < p.k; ++k) {
     for (int64_t n = 0; n < p.n; ++n) {
       const bool high = k % 8 >= 4;
-      int64_t byte = ((n / 64) * steps + k / 8) * line + 4 * (n % 64) + k % 4;
+      int64_t byte = ((n / 64) * k_blocks + k / 8) * block + 4 * (n % 64) + k % 4;
       if (p.bits == 8 && high) byte += 256;
-      out.lines[byte] |=
+      out.blocks[byte] |=
           static_cast<uint8_t>(p.codes[k * p.n + n] << (p.bits == 4 && high ? 4 : 0));
     }
   }

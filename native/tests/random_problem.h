@@ -25,7 +25,7 @@ uint16_t round_to_half(float value);
 Problem random_problem(Random& random);
 
 struct Packed {
-  std::vector<uint8_t> lines, zero_points;
+  std::vector<uint8_t> blocks, zero_points;
   std::vector<uint8_t> scales;  // float32 or float16
   int64_t scale_bytes;
 };

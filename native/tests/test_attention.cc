@@ -1,9 +1,11 @@
-// Random problems for the attention, rotary and cache functions of every kernel this CPU runs, beside plain
-// loops in double: test_attention [--plant-error]. Exits with 1 where a result is too far away.
+// Random problems for the attention, rotary and cache functions of every kernel this CPU runs,
+// beside plain loops in double: test_attention [--plant-error]. Exits with 1 where a result is too
+// far away.
 //
-// The bound: a score is a sum of `size` products, so its rounding error is at most (size + 2) * u times
-// the sum of their magnitudes (u = 2^-24), e^x moves by that much relatively, and so does each weight;
-// sums of `keys` products and of weights add (keys + 8) * u. Nothing is known of the order of the sums.
+// The bound: a score is a sum of `size` products, so its rounding error is at most (size + 2) * u
+// times the sum of their magnitudes (u = 2^-24), e^x moves by that much relatively, and so does
+// each weight; sums of `keys` products and of weights add (keys + 8) * u. Nothing is known of the
+// order of the sums.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -17,7 +19,7 @@ namespace {
 
 struct Problem {
   int64_t rows, group, size, seen, keys;
-  std::vector<float> q, k, v;  // k and v are integers where the cache holds codes
+  std::vector<float> q, k, v;   // k and v are integers where the cache holds codes
   std::vector<float> v_scales;  // then, [size]
 };
 
@@ -27,7 +29,8 @@ float* aligned(std::vector<float>& memory) {
 }
 
 // What a row should be, and how far each element may be from it.
-void reference(const Problem& p, int64_t row, std::vector<double>& out, std::vector<double>& bound) {
+void reference(const Problem& p, int64_t row, std::vector<double>& out,
+               std::vector<double>& bound) {
   constexpr double u = 1.0 / (1 << 24);
   const int64_t keys = p.seen + row / p.group;
   std::vector<double> scores(static_cast<size_t>(keys)), moved(scores.size());
@@ -67,10 +70,13 @@ bool check_attention(const fptq::Kernel& kernel, const Problem& p, bool plant) {
   // Rows end where their vectors end, so that a sanitizer sees what is read behind them.
   std::vector<float> k(p.k), q(p.q);
   const bool codes = !p.v_scales.empty();
-  if (plant) k[static_cast<size_t>((p.seen - 1) * p.size)] += p.k[static_cast<size_t>((p.seen - 1) * p.size)] > 0 ? -1.0f : 1.0f;
+  if (plant)
+    k[static_cast<size_t>((p.seen - 1) * p.size)] +=
+        p.k[static_cast<size_t>((p.seen - 1) * p.size)] > 0 ? -1.0f : 1.0f;
   const int64_t positions = (p.rows + p.group - 1) / p.group;
   std::vector<float> output(static_cast<size_t>(positions * p.group * p.size), NAN);
-  std::vector<float> scratch(static_cast<size_t>(fptq::attention_scratch(p.rows, p.size)) + 16, NAN);
+  std::vector<float> scratch(static_cast<size_t>(fptq::attention_scratch(p.rows, p.size)) + 16,
+                             NAN);
   const std::vector<int8_t> k_codes(k.begin(), k.end()), v_codes(p.v.begin(), p.v.end());
   const void* keys = codes ? static_cast<const void*>(k_codes.data()) : k.data();
   const void* values = codes ? static_cast<const void*>(v_codes.data()) : p.v.data();
@@ -82,9 +88,10 @@ bool check_attention(const fptq::Kernel& kernel, const Problem& p, bool plant) {
     for (int64_t d = 0; d < p.size; ++d) {
       const double got = output[row * p.size + d];
       if (!(std::fabs(got - wanted[d]) <= bound[d])) {
-        std::printf("%s: rows %ld group %ld size %ld seen %ld: row %ld element %ld is %.9g, not %.9g\n",
-                    kernel.name, long(p.rows), long(p.group), long(p.size), long(p.seen), long(row),
-                    long(d), got, wanted[d]);
+        std::printf(
+            "%s: rows %ld group %ld size %ld seen %ld: row %ld element %ld is %.9g, not %.9g\n",
+            kernel.name, long(p.rows), long(p.group), long(p.size), long(p.seen), long(row),
+            long(d), got, wanted[d]);
         return false;
       }
     }
@@ -92,8 +99,8 @@ bool check_attention(const fptq::Kernel& kernel, const Problem& p, bool plant) {
   return true;
 }
 
-bool check_rotate(const fptq::Kernel& kernel, std::mt19937& random, int64_t size, bool interleaved,
-                  bool plant) {
+bool check_rope(const fptq::Kernel& kernel, std::mt19937& random, int64_t size, bool interleaved,
+                bool plant) {
   std::normal_distribution<float> normal;
   const int64_t half = std::uniform_int_distribution<int64_t>(0, size / 2)(random);
   std::vector<float> x(static_cast<size_t>(size)), y(x.size()), cos(half + 1), sin(half + 1);
@@ -103,8 +110,8 @@ bool check_rotate(const fptq::Kernel& kernel, std::mt19937& random, int64_t size
     cos[i] = std::cos(angle);
     sin[i] = std::sin(angle);
   }
-  kernel.rotate({x.data(), y.data(), half ? cos.data() : nullptr, half ? sin.data() : nullptr, size,
-                 2 * half, interleaved, 0.5f, nullptr});
+  kernel.rope({x.data(), y.data(), half ? cos.data() : nullptr, half ? sin.data() : nullptr, size,
+               2 * half, interleaved, 0.5f, nullptr});
   for (int64_t i = 0; i < size; ++i) {
     double wanted = 0.5 * x[i];
     if (i < 2 * half) {
@@ -116,8 +123,8 @@ bool check_rotate(const fptq::Kernel& kernel, std::mt19937& random, int64_t size
     }
     if (plant && i == size - 1) wanted += 0.01;
     if (!(std::fabs(y[i] - wanted) <= 1e-6 * (1 + std::fabs(wanted)) * 4)) {
-      std::printf("%s: rotated element %ld of %ld is %.9g, not %.9g\n", kernel.name, long(i), long(size),
-                  double{y[i]}, wanted);
+      std::printf("%s: rotated element %ld of %ld is %.9g, not %.9g\n", kernel.name, long(i),
+                  long(size), double{y[i]}, wanted);
       return false;
     }
   }
@@ -150,17 +157,19 @@ Problem random_problem(std::mt19937& random) {
 }
 
 // Codes for the cache; ties, what is too large and what is no number among them.
-bool check_encode(const fptq::Kernel& kernel, std::mt19937& random, int64_t count, bool plant) {
+bool check_quantize_kv(const fptq::Kernel& kernel, std::mt19937& random, int64_t count,
+                       bool plant) {
   std::normal_distribution<float> normal;
   std::vector<float> x(static_cast<size_t>(count)), reciprocals(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     reciprocals[i] = std::ldexp(1.0f, static_cast<int>(random() % 8));
-    x[i] = (random() % 2 ? std::floor(60 * normal(random)) + 0.5f : 60 * normal(random)) / reciprocals[i];
+    x[i] = (random() % 2 ? std::floor(60 * normal(random)) + 0.5f : 60 * normal(random)) /
+           reciprocals[i];
     if (random() % 16 == 0) x[i] = normal(random) * INFINITY;
     if (random() % 16 == 0) x[i] = NAN;
   }
   std::vector<int8_t> codes(x.size());
-  kernel.encode({x.data(), reciprocals.data(), codes.data(), count});
+  kernel.quantize_kv({x.data(), reciprocals.data(), codes.data(), count});
   for (size_t i = 0; i < x.size(); ++i) {
     const float scaled = x[i] * reciprocals[i];
     int wanted = 127;
@@ -169,7 +178,8 @@ bool check_encode(const fptq::Kernel& kernel, std::mt19937& random, int64_t coun
     }
     if (plant && i == x.size() - 1) wanted ^= 1;
     if (codes[i] != wanted) {
-      std::printf("%s: the code of %.9g is %d, not %d\n", kernel.name, double{scaled}, codes[i], wanted);
+      std::printf("%s: the code of %.9g is %d, not %d\n", kernel.name, double{scaled}, codes[i],
+                  wanted);
       return false;
     }
   }
@@ -190,8 +200,8 @@ int main(int argc, char** argv) {
     for (int n = 0; n < 300; ++n) {
       const Problem p = random_problem(random);
       attention = attention && check_attention(kernel, p, plant);
-      rotate = rotate && check_rotate(kernel, random, p.size, n % 2 == 1, plant);
-      encode = encode && check_encode(kernel, random, p.size, plant);
+      rotate = rotate && check_rope(kernel, random, p.size, n % 2 == 1, plant);
+      encode = encode && check_quantize_kv(kernel, random, p.size, plant);
     }
     ++tested;
     const bool good = attention && rotate && encode;

@@ -2,8 +2,8 @@
 //
 //   fptq_test_kernels [--count N] [--seed S] [--plant-error]
 //
-// --plant-error makes an off-by-one in each place of planted_error.h, in what a kernel reads or in what
-// it wrote: every kernel must then fail for every place (status 1), which shows that it can.
+// --plant-error makes an off-by-one in each place of planted_error.h, in what a kernel reads or in
+// what it wrote: every kernel must then fail for every place (status 1), which shows that it can.
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
@@ -35,16 +35,16 @@ constexpr int8_t kStaleCode = 99;
 constexpr uint8_t kStaleOutput = 0xee;
 
 Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, Random& random) {
-  const int64_t steps = (p.k + 7) / 8;
+  const int64_t k_blocks = (p.k + 7) / 8;
   const int64_t panels = (p.n + 63) / 64;
   const int64_t groups = p.groups();
-  const int64_t group_steps = p.block == -1 ? steps : std::min(p.block / 8, steps);
-  const int64_t stride = 8 * steps + pick(random, 0, 9);
+  const int64_t group_k_blocks = p.block == -1 ? k_blocks : std::min(p.block / 8, k_blocks);
+  const int64_t stride = 8 * k_blocks + pick(random, 0, 9);
   const int64_t size = p.half ? 2 : 4;
 
   // Odd offsets: nothing may rely on alignment. Exact sizes: sanitizers see any read beyond.
-  std::vector<uint8_t> lines(packed.lines.size() + 1);
-  std::memcpy(lines.data() + 1, packed.lines.data(), packed.lines.size());
+  std::vector<uint8_t> blocks(packed.blocks.size() + 1);
+  std::memcpy(blocks.data() + 1, packed.blocks.data(), packed.blocks.size());
   std::vector<uint8_t> scales(packed.scales.size() + 1);
   std::memcpy(scales.data() + 1, packed.scales.data(), packed.scales.size());
   std::vector<uint8_t> input(static_cast<size_t>(p.m * p.k * size));
@@ -70,24 +70,34 @@ Result run(const fptq::Kernel& kernel, const Problem& p, const Packed& packed, R
                                     result.row_scales.data(), stride};
   const fptq::Element element = p.half ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
   const int64_t cut = pick(random, 0, p.m);
-  const fptq::QuantizeArgs quantize = {input.data(), element, p.k, steps, groups, group_steps,
-                                       p.per_token, p.static_scale, rows};
+  const fptq::QuantizeArgs quantize = {input.data(), element,        p.k,
+                                       k_blocks,     groups,         group_k_blocks,
+                                       p.per_token,  p.static_scale, rows};
   // The later rows first: a store beyond the end of a row would damage one that is finished.
   kernel.quantize(quantize, {cut, p.m});
   kernel.quantize(quantize, {0, cut});
 
-  const fptq::PackedWeights weights = {
-      lines.data() + 1, scales.data() + 1,
-      packed.zero_points.empty() ? nullptr : packed.zero_points.data(),
-      p.bias.empty() ? nullptr : p.bias.data(), p.bits, packed.scale_bytes, p.k, p.n, panels, steps,
-      groups, group_steps};
+  fptq::PackedWeights weights{};
+  weights.blocks = blocks.data() + 1;
+  weights.scales = scales.data() + 1;
+  weights.zero_points = packed.zero_points.empty() ? nullptr : packed.zero_points.data();
+  weights.bias = p.bias.empty() ? nullptr : p.bias.data();
+  weights.bits = p.bits;
+  weights.scale_bytes = packed.scale_bytes;
+  weights.k = p.k;
+  weights.n = p.n;
+  weights.panels = panels;
+  weights.k_blocks = k_blocks;
+  weights.groups = groups;
+  weights.group_k_blocks = group_k_blocks;
   const fptq::MatMulArgs matmul = {weights, rows, result.output.data(), result.output_stride,
                                    element};
   const int64_t middle = pick(random, 0, panels);
-  kernel.matmul(matmul, {cut, p.m}, {middle, panels});
-  kernel.matmul(matmul, {0, cut}, {0, middle});
-  kernel.matmul(matmul, {0, cut}, {middle, panels});
-  kernel.matmul(matmul, {cut, p.m}, {0, middle});
+  fptq::MatMul* const multiply = fptq::matmul_of(kernel, p.bits);
+  multiply(matmul, {cut, p.m}, {middle, panels});
+  multiply(matmul, {0, cut}, {0, middle});
+  multiply(matmul, {0, cut}, {middle, panels});
+  multiply(matmul, {cut, p.m}, {0, middle});
   return result;
 }
 
@@ -100,8 +110,8 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
              const Result& got, const char* kernel) {
   char where[160];
   std::snprintf(where, sizeof(where),
-                "%s: m=%" PRId64 " k=%" PRId64 " n=%" PRId64 " block=%" PRId64
-                " bits=%" PRId64 " per_token=%d half=%d half_scales=%d zeros=%d bias=%d",
+                "%s: m=%" PRId64 " k=%" PRId64 " n=%" PRId64 " block=%" PRId64 " bits=%" PRId64
+                " per_token=%d half=%d half_scales=%d zeros=%d bias=%d",
                 kernel, p.m, p.k, p.n, p.block, p.bits, p.per_token, p.half, p.half_scales,
                 !p.zero_points.empty(), !p.bias.empty());
   for (int64_t m = 0; m < p.m; ++m) {
@@ -151,7 +161,8 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
     if (p.half) {
       uint16_t bits;
       std::memcpy(&bits, at, 2);
-      equal = std::isnan(expected[i]) ? (bits & 0x7fff) > 0x7c00 : bits == round_to_half(expected[i]);
+      equal =
+          std::isnan(expected[i]) ? (bits & 0x7fff) > 0x7c00 : bits == round_to_half(expected[i]);
     } else {
       float value;
       std::memcpy(&value, at, 4);
@@ -168,7 +179,7 @@ bool compare(const Problem& p, const PlainRows& rows, const std::vector<float>& 
 
 // silu or tanh-GELU of random and special values, against the scalar file bit for bit, and that
 // against double precision.
-bool gates_agree(const fptq::Kernel& kernel, Random& random) {
+bool swiglu_agrees(const fptq::Kernel& kernel, Random& random) {
   const int64_t count = pick(random, 1, 80);
   std::vector<float> gate(static_cast<size_t>(count)), up(gate.size());
   for (auto& g : gate) {
@@ -181,10 +192,10 @@ bool gates_agree(const fptq::Kernel& kernel, Random& random) {
   const auto element = random() % 2 ? fptq::Element::kFloat16 : fptq::Element::kFloat32;
   const size_t size = element == fptq::Element::kFloat16 ? 2 : 4;
   std::vector<uint8_t> got(gate.size() * size), expected(got.size()), exact(gate.size() * 4);
-  kernel.gate({gate.data(), up.data(), got.data(), count, function, element});
-  fptq::gate_scalar({gate.data(), up.data(), expected.data(), count, function, element});
-  fptq::gate_scalar({gate.data(), up.data(), exact.data(), count, function,
-                     fptq::Element::kFloat32});
+  kernel.swiglu({gate.data(), up.data(), got.data(), count, function, element});
+  fptq::swiglu_scalar({gate.data(), up.data(), expected.data(), count, function, element});
+  fptq::swiglu_scalar(
+      {gate.data(), up.data(), exact.data(), count, function, fptq::Element::kFloat32});
   for (int64_t i = 0; i < count; ++i) {
     float value;
     std::memcpy(&value, exact.data() + 4 * i, 4);
@@ -225,7 +236,7 @@ std::vector<int> failures_of(int count, unsigned seed, fptq_test::Place plant) {
       Result result = run(kernel, p, packed, random);
       fptq_test::plant_in_result(plant, p, result);
       if (!compare(p, rows, expected, result, kernel.name)) ++failures[j];
-      if (plant == fptq_test::Place::kNone && !gates_agree(kernel, random)) {
+      if (plant == fptq_test::Place::kNone && !swiglu_agrees(kernel, random)) {
         std::printf("%s: a gate differs\n", kernel.name);
         ++failures[j];
       }
@@ -257,10 +268,16 @@ int main(int argc, char** argv) {
   unsigned seed = 1;
   bool plant = false;
   for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--plant-error") == 0) plant = true;
-    else if (std::strcmp(argv[i], "--count") == 0 && i + 1 < argc) count = std::atoi(argv[++i]);
-    else if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) seed = static_cast<unsigned>(std::atoi(argv[++i]));
-    else { std::printf("unknown argument %s\n", argv[i]); return 2; }
+    if (std::strcmp(argv[i], "--plant-error") == 0)
+      plant = true;
+    else if (std::strcmp(argv[i], "--count") == 0 && i + 1 < argc)
+      count = std::atoi(argv[++i]);
+    else if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
+      seed = static_cast<unsigned>(std::atoi(argv[++i]));
+    else {
+      std::printf("unknown argument %s\n", argv[i]);
+      return 2;
+    }
   }
   if (plant) return plant_everywhere(count, seed);
   const fptq::KernelTable table = fptq::all_kernels();
@@ -269,7 +286,9 @@ int main(int argc, char** argv) {
   for (size_t j = 0; j < table.count; ++j) {
     const bool ran = fptq::usable(table.kernels[j]);
     std::printf("%-12s %s\n", table.kernels[j].name,
-                !ran ? "skipped: this CPU lacks it" : failures[j] ? "FAILED" : "ok");
+                !ran          ? "skipped: this CPU lacks it"
+                : failures[j] ? "FAILED"
+                              : "ok");
     failed += failures[j] != 0;
   }
   return failed ? 1 : 0;

@@ -1,4 +1,5 @@
-// Tasks of several calls at once, as ONNX Runtime's pool runs them: same output as one after another.
+// Tasks of several calls at once, as ONNX Runtime's pool runs them: same output as one after
+// another.
 //
 // Every kernel this CPU runs; two calls over the same weights with different rows, seven threads
 // each. Built with -fsanitize=thread (make native-tsan) it shows that tasks write no common byte.
@@ -15,13 +16,13 @@
 namespace {
 
 constexpr int64_t kK = 328, kN = 200, kBlock = 32;
-constexpr int64_t kSteps = kK / 8, kPanels = (kN + 63) / 64, kGroupSteps = kBlock / 8;
-constexpr int64_t kGroups = (kSteps + kGroupSteps - 1) / kGroupSteps;
+constexpr int64_t kKBlocks = kK / 8, kPanels = (kN + 63) / 64, kGroupKBlocks = kBlock / 8;
+constexpr int64_t kGroups = (kKBlocks + kGroupKBlocks - 1) / kGroupKBlocks;
 constexpr int64_t kStride = kK;  // no slack: a store beyond a row's end hits another thread's row
 constexpr int kThreads = 7;
 
 struct Weights {
-  std::vector<uint8_t> lines, zeros;
+  std::vector<uint8_t> blocks, zeros;
   std::vector<float> scales, bias;
 };
 
@@ -29,8 +30,8 @@ Weights make_weights() {
   Weights w;
   uint32_t state = 12345;
   const auto next = [&state] { return state = state * 1664525u + 1013904223u, state >> 16; };
-  w.lines.resize(kPanels * kSteps * 256);
-  for (auto& byte : w.lines) byte = static_cast<uint8_t>(next());
+  w.blocks.resize(kPanels * kKBlocks * 256);
+  for (auto& byte : w.blocks) byte = static_cast<uint8_t>(next());
   w.zeros.resize(kPanels * kGroups * 64);
   for (auto& zero : w.zeros) zero = static_cast<uint8_t>(next() % 16);
   w.scales.resize(kPanels * kGroups * 64);
@@ -43,12 +44,25 @@ Weights make_weights() {
 // The memory of one call, and its tasks.
 struct Call {
   Call(const fptq::Kernel& k, const Weights& w, int64_t m)
-      : kernel(k), rows_count(m), input(static_cast<size_t>(m * kK)),
+      : kernel(k),
+        rows_count(m),
+        input(static_cast<size_t>(m * kK)),
         codes(static_cast<size_t>(m * kStride + fptq::kRowSlack)),
-        sums(static_cast<size_t>(m * kGroups)), scales(static_cast<size_t>(m)),
-        output(static_cast<size_t>(m * kN)),
-        weights{w.lines.data(), reinterpret_cast<const uint8_t*>(w.scales.data()), w.zeros.data(),
-                w.bias.data(), 4, 4, kK, kN, kPanels, kSteps, kGroups, kGroupSteps} {
+        sums(static_cast<size_t>(m * kGroups)),
+        scales(static_cast<size_t>(m)),
+        output(static_cast<size_t>(m * kN)) {
+    weights.blocks = w.blocks.data();
+    weights.scales = reinterpret_cast<const uint8_t*>(w.scales.data());
+    weights.zero_points = w.zeros.data();
+    weights.bias = w.bias.data();
+    weights.bits = 4;
+    weights.scale_bytes = 4;
+    weights.k = kK;
+    weights.n = kN;
+    weights.panels = kPanels;
+    weights.k_blocks = kKBlocks;
+    weights.groups = kGroups;
+    weights.group_k_blocks = kGroupKBlocks;
     for (size_t i = 0; i < input.size(); ++i) {
       input[i] = static_cast<float>(static_cast<int>(i * 7919 % 2003) - 1001) * 0.01f;
     }
@@ -56,14 +70,14 @@ struct Call {
   fptq::QuantizedRows rows() { return {codes.data(), sums.data(), scales.data(), kStride}; }
   int64_t parts() const { return (rows_count + 4) / 5; }
   void quantize(int64_t part) {
-    kernel.quantize({input.data(), fptq::Element::kFloat32, kK, kSteps, kGroups, kGroupSteps, true,
-                     1.0f, rows()},
+    kernel.quantize({input.data(), fptq::Element::kFloat32, kK, kKBlocks, kGroups, kGroupKBlocks,
+                     true, 1.0f, rows()},
                     range(part));
   }
   void multiply(int64_t task) {
     const int64_t panel = task % kPanels;
-    kernel.matmul({weights, rows(), output.data(), kN, fptq::Element::kFloat32},
-                  range(task / kPanels), {panel, panel + 1});
+    kernel.matmul_w4a8({weights, rows(), output.data(), kN, fptq::Element::kFloat32},
+                       range(task / kPanels), {panel, panel + 1});
   }
   fptq::Range range(int64_t part) const {
     const int64_t begin = part * 5;
@@ -76,7 +90,7 @@ struct Call {
   std::vector<int8_t> codes;
   std::vector<int32_t> sums;
   std::vector<float> scales, output;
-  fptq::PackedWeights weights;
+  fptq::PackedWeights weights{};
 };
 
 // Tasks taken by whoever is free, as a pool does.

@@ -52,8 +52,23 @@ def test_the_model_goes_on_from_the_first_two_tokens() -> None:
 
 
 def test_a_new_text_begins_after_an_end() -> None:
-    (window,) = write_windows(Chain(), starts((1, 3)), np.random.default_rng(0), bos=1, eos={5})  # type: ignore[arg-type]
+    (window,) = write_windows(
+        Chain(), starts((1, 3)), np.random.default_rng(0), prefix=(1,), eos={5}
+    )  # type: ignore[arg-type]
     assert window.tolist() == [1, 3, 4, 5, 1, 2, 3, 4]
+
+
+def test_a_new_text_begins_with_all_that_stands_before_one() -> None:
+    # Of several ids, one of which (5) ends a text where the model writes it.
+    begin = np.array([5, 1, 3, *[7] * 7], np.int64)
+    (window,) = write_windows(
+        Chain(),
+        [begin],
+        np.random.default_rng(0),
+        prefix=(5, 1),
+        eos={5},  # type: ignore[arg-type]
+    )
+    assert window.tolist() == [5, 1, 3, 4, 5, 5, 1, 2, 3, 4]
 
 
 def test_padding_of_the_vocabulary_is_never_drawn() -> None:

@@ -7,10 +7,11 @@ import pytest
 
 from fptq_onnx.calibration.stats import ActivationStats, ChannelRange
 from fptq_onnx.errors import FptqError
+from fptq_onnx.numerics.token_sizes import count_sizes
 
 
 def channel_range(rows: np.ndarray) -> ChannelRange:
-    return ChannelRange(rows.min(axis=0), rows.max(axis=0))
+    return ChannelRange(rows.min(axis=0), rows.max(axis=0), count_sizes(np.abs(rows).max(axis=1)))
 
 
 def same(left: ActivationStats, right: ActivationStats) -> bool:
@@ -18,6 +19,7 @@ def same(left: ActivationStats, right: ActivationStats) -> bool:
         left.ranges[name].low.dtype == right.ranges[name].low.dtype == np.float32
         and left.ranges[name].low.tobytes() == right.ranges[name].low.tobytes()
         and left.ranges[name].high.tobytes() == right.ranges[name].high.tobytes()
+        and left.ranges[name].sizes.tobytes() == right.ranges[name].sizes.tobytes()
         for name in left.ranges
     )
 
@@ -78,6 +80,16 @@ def test_saving_and_loading_is_exact(rng: np.random.Generator, tmp_path: Path) -
     assert list(loaded.ranges) == names
     assert (loaded.samples, loaded.source) == (48, "ts_train.txt, seed 0")
     assert [item.name for item in tmp_path.iterdir()] == ["stats.npz"]
+
+
+def test_files_of_earlier_versions_have_no_sizes(rng: np.random.Generator, tmp_path: Path) -> None:
+    rows = rng.standard_normal((5, 9)).astype(np.float32)
+    known = ActivationStats({"x": channel_range(rows)}, 1, "a")
+    old = ActivationStats({"x": ChannelRange(rows.min(axis=0), rows.max(axis=0))}, 1, "a")
+    old.save(tmp_path / "old.npz")
+    loaded = ActivationStats.load(tmp_path / "old.npz")
+    assert loaded.ranges["x"].sizes is None and not loaded.know_sizes and known.know_sizes
+    assert known.merged(loaded).ranges["x"].sizes is None
 
 
 def test_the_name_is_taken_as_given(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="the extra is there")
 def test_export_and_convert_say_what_to_install(folder: Path, tmp_path: Path) -> None:
     for name in ("export", "convert"):
-        refused(name, folder, "-o", tmp_path / "out", saying="pip install 'fptq-onnx[export]'")
+        saying = f"then pip install '{Path(__file__).parents[2]}[export]'"
+        refused(name, folder, "-o", tmp_path / "out", saying=saying)
     assert leftovers(tmp_path) == ["hf"]
 
 

@@ -70,10 +70,38 @@ def test_where_it_is_found(tmp_path: Path) -> None:
     found = load_chat_template(tmp_path)
     assert found is not None
     assert found.render([]) == "d"
+    assert found.render([], tools=[]) == "t"
+    assert found.render([], documents=[]) == "d"
     (tmp_path / "chat_template.jinja").write_text("file")  # what newer exports write goes first
     found = load_chat_template(tmp_path)
     assert found is not None
-    assert found.render([]) == "file"
+    assert found.render([]) == found.render([], tools=[]) == "file"
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("tools of {{ eos_token is defined }}")
+    (more / "rag.jinja").write_text("r")
+    found = load_chat_template(tmp_path)
+    assert found is not None
+    assert (found.render([]), found.render([], tools=[])) == ("file", "tools of False")
+    (tmp_path / "chat_template.jinja").unlink()  # tokenizer_config.json has the default one still
+    found = load_chat_template(tmp_path)
+    assert found is not None
+    assert (found.render([]), found.render([], tools=[])) == ("d", "tools of False")
+    config.write_text("{}")
+    with pytest.raises(FptqError, match=r"templates rag, tool_use and none by the name default"):
+        load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(FptqError, match="not valid Jinja"):
         load_chat_template(tmp_path)
+
+
+def test_a_processor_brings_one_where_nothing_else_does(tmp_path: Path) -> None:
+    (tmp_path / "processor_config.json").write_text('{"chat_template": "older"}')
+    found = load_chat_template(tmp_path)
+    assert found is not None and found.render([]) == "older"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "p{{ tools is none }}"}')
+    found = load_chat_template(tmp_path)
+    assert found is not None and found.render([]) == "pTrue"
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "t"}')
+    found = load_chat_template(tmp_path)
+    assert found is not None and found.render([]) == "t"

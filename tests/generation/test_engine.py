@@ -112,12 +112,16 @@ def test_end_tokens_and_stop_strings(model: LanguageModel) -> None:
 def test_context_and_limits(model: LanguageModel) -> None:
     prompt = model.encode(PROMPTS[0])
     engine = model.engine(max_length=len(prompt) + 6)
+    (none,) = engine.stream(Request(prompt, 0))
+    assert (none.token, none.text, none.finish_reason, none.generation.tokens) == (
+        None, "", "length", []
+    )  # fmt: skip
     *_, last = engine.stream(Request(prompt))
     assert (len(last.generation.tokens), last.finish_reason) == (6, "length")
     for bad, saying in (
         (Request(prompt * 9), "shorten it"),
         (Request(()), "the prompt is empty"),
-        (Request(prompt, 0), "at least 1"),
+        (Request(prompt, -1), "must not be negative"),
     ):
         with pytest.raises(FptqError, match=saying):
             engine.add(bad)

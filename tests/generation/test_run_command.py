@@ -189,9 +189,27 @@ def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
         shutil.copy(MODEL / name, tmp_path)
     refused("run", tmp_path, "a", saying="no tokenizer.json")
     larger = json.loads((MODEL / "tokenizer.json").read_text())
-    larger["model"]["vocab"]["zzzzzz"] = 2048
+    vocabulary = larger["model"]["vocab"]
+    vocabulary.update({f"zz{n}": 2048 + n for n in range(300)})
     (tmp_path / "tokenizer.json").write_text(json.dumps(larger))
-    refused("run", tmp_path, "a", saying="ids up to 2048 but the model knows only 2048")
+    refused("run", tmp_path, "a", saying="ids up to 2347 but the model knows only 2048")
+
+
+def test_a_few_tokens_more_than_the_model_has(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
+        shutil.copy(MODEL / name, tmp_path)
+    larger = json.loads((MODEL / "tokenizer.json").read_text())
+    larger["added_tokens"].append({**larger["added_tokens"][0], "id": 2048, "content": "<image>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(larger))
+    ids = [
+        command("run", folder, "Once", "--ids", "--max-tokens", 3) for folder in (tmp_path, MODEL)
+    ]
+    assert ids[0].stdout == ids[1].stdout and ids[0].returncode == 0
+    refused(
+        "run", tmp_path, "a <image>",
+        saying="the token '<image>' (id 2048) is beyond the model's 2048 tokens, though the "
+        "tokenizer has it: take it out of the text",
+    )  # fmt: skip
 
 
 def test_chat_template_is_used_unless_raw(chat_model: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,12 +76,25 @@ def test_nan_is_an_error() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0},
+        {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": -0.1},
         {"top_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": 2**63},
         {"seed": -(2**63) - 1},
-        {"temperature": 1e-320}, {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e300},
+        {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e300},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, float]) -> None:
     with pytest.raises(FptqError):
         SamplingSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(2.0, 0.0), (5e-324, 1.0), (1e-9, 1.0), (1.0, 5e-324)]
+)
+def test_the_ends_of_the_ranges_take_the_most_likely_token(
+    temperature: float, top_p: float
+) -> None:
+    settings = SamplingSettings(temperature=temperature, top_p=top_p)
+    tokens, probabilities = likely_tokens(LOGITS, settings)
+    assert (tokens[0], probabilities[0]) == (1, 1.0)
+    for seed in range(5):
+        assert Sampler(replace(settings, seed=seed)).choose(LOGITS) == 1

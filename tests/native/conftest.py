@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -193,17 +195,46 @@ def op() -> Any:
     return Functions
 
 
-@pytest.fixture(params=["scalar", "avx2", "avxvnni", "avx512vnni", "amx"])
+@functools.cache
+def kernels() -> tuple[list[str], list[str]]:
+    """Names of the kernels in the library, and of those that this CPU runs, best first.
+
+    The library says both when it is asked for a kernel that does not exist. Where there is no
+    library, "scalar" alone: the tests then fail, each with the reason.
+    """
+    message = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FPTQ_FORCE_KERNEL", "?")
+        try:
+            open_session(make_node(8, 8, 8))
+        except Exception as error:
+            message = str(error)
+    lists = re.search(r"the kernels are: (.+); this CPU can run: ([\w, ]+)", message)
+    if lists is None:
+        return ["scalar"], ["scalar"]
+    return lists[1].split(", "), lists[2].split(", ")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `each_kernel` once for every kernel of the library."""
+    if "each_kernel" not in metafunc.fixturenames:
+        return
+    known, runnable = kernels()
+    parameters = [
+        pytest.param(
+            name,
+            marks=[] if name in runnable else pytest.mark.skip(reason=f"this CPU lacks {name}"),
+        )
+        for name in reversed(known)
+    ]
+    metafunc.parametrize("each_kernel", parameters, indirect=True)
+
+
+@pytest.fixture
 def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs the test once per kernel, forced; skips those that this CPU lacks."""
+    """Forces the kernel that the test is run for."""
     name: str = request.param
     monkeypatch.setenv("FPTQ_FORCE_KERNEL", name)
-    try:
-        open_session(make_node(8, 8, 8))
-    except Exception as error:
-        if "needs instructions that this CPU lacks" not in str(error):
-            raise
-        pytest.skip(f"this CPU lacks {name}")
     return name
 
 

@@ -47,6 +47,15 @@ def test_unnamed_dimensions_and_unknown_rank(op: Any, activations: Any) -> None:
     np.testing.assert_array_equal(y, op.expected(node, x)[0])
 
 
+def test_unnamed_dimensions_get_names_of_their_own(op: Any) -> None:
+    """Ranks must go on through the op, and dimensions of one name would be taken for equal."""
+    session = op.open_session(op.make_node(40, 70, 16, a_shape=(None, None, 40)))
+    *unnamed, last = session.get_outputs()[0].shape
+    assert last == 70
+    assert len(unnamed) == len(set(unnamed)) == 2
+    assert all(str(name).startswith("fptq_unnamed_") for name in unnamed)
+
+
 def test_float16_and_float32_in_one_model(op: Any, activations: Any) -> None:
     """Both types of the op are registered under one name; a graph may use both."""
     single = op.make_node(40, 70, 16)
@@ -182,7 +191,11 @@ def test_weights_are_used_where_they_are_mapped(op: Any, tmp_path: Path) -> None
     assert weights > 32 << 20
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path / "small.onnx", tmp_path / "large.onnx", str(k)],
-        env={**os.environ, "FPTQ_ONNX_LIBRARY": str(runtime.library_path())},
+        env={
+            **os.environ,
+            "FPTQ_ONNX_LIBRARY": str(runtime.library_path()),
+            "FPTQ_HUGE_PAGES": "0",  # tests of commands that ran before may have asked for copies
+        },
         cwd=Path(runtime.__file__).parents[1],
         capture_output=True,
         text=True,

@@ -130,3 +130,23 @@ def test_back_to_the_stock_operator(rng: np.random.Generator, tmp_path: Path) ->
         "total": np.array(8, np.int32),
     }  # fmt: skip
     assert run(model, x)["core"].shape == (1, 3, 64)  # ONNX Runtime loads and runs it
+
+
+def test_ranks_go_on_through_ours(rng: np.random.Generator) -> None:
+    """The stock operator tells its output's; a Scan behind ours does not run without."""
+    body = "body (hi, ci) => (ho, yo) { hd = Mul(hi, ci) ho = Tanh(hd) yo = Identity(ho) }"
+    model = build(
+        f"""g (float[b, s, 32] q, float[b, s, 16] k, float[b, s, 16] v, float[b, 2, p, 8] past_k,
+             float[b, 2, p, 8] past_v, int32[b] lengths, int32 total) => (float[b, s, 32] y) {{
+          core, present_k, present_v = com.microsoft.GroupQueryAttention <{SIZES}>
+            (q, k, v, past_k, past_v, lengths, total)
+          first = Gather<axis = 1>(core, zero)
+          h, y = Scan<num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
+            body = {body}>(first, core) }}""",
+        {"zero": np.array(0, np.int64)},
+        microsoft=True,
+    )
+    feeds = feed(rng)
+    before = run(model, feeds)["y"]
+    assert emit_attention(model) == (1, ())
+    np.testing.assert_allclose(run(model, feeds)["y"], before, rtol=1e-4, atol=1e-5)

@@ -97,13 +97,19 @@ def test_a_tied_embedding_is_not_touched(rng: np.random.Generator) -> None:
     assert op_counts(after) == {"Gather": 1, "LayerNormalization": 1, "MatMul": 1}
 
 
-def test_one_weight_of_two_norms_gets_two_copies(rng: np.random.Generator) -> None:
+def test_one_weight_of_two_norms_gets_two_copies_where_a_plan_asks(
+    rng: np.random.Generator,
+) -> None:
     model = build(
         "g_ (float[A, 8] x) => (float[A, 8] y) { n = LayerNormalization(x, g)"
         " q = MatMul(n, W) r = Relu(q) n2 = LayerNormalization(r, g2) y = MatMul(n2, W) }",
         {"g": weight(rng, 8), "g2": weight(rng, 8), "W": weight(rng, 8, 8)},
     )
-    plan = plan_for(model, ABSMAX)
+    chosen = plan_for(model, ABSMAX)
+    assert {entry.scheme for entry in chosen.linears} == {PER_TOKEN}
+    assert all("stored once" in entry.reason for entry in chosen.linears)
+    asked = tuple(replace(entry, scheme=LAE_STATIC, equalization="lae") for entry in chosen.linears)
+    plan = replace(chosen, linears=asked)
     ranges = {"n": ABSMAX, "n2": ABSMAX[::-1]}
     clone = model.clone()
     assert equalize(clone, plan, stats_of(model, ranges)) == ("n", "n2")

@@ -55,6 +55,8 @@ def test_ranges_equal_numpys(rng: np.random.Generator, opset: int, dtype: str) -
         assert got[tap.low].dtype == np.float32
         np.testing.assert_array_equal(got[tap.low], rows.min(axis=0))
         np.testing.assert_array_equal(got[tap.high], rows.max(axis=0))
+        np.testing.assert_array_equal(got[tap.bottom], rows.min(axis=1))
+        np.testing.assert_array_equal(got[tap.top], rows.max(axis=1))
         assert got[tap.total].shape == ()
         # A sum of 120 terms in any order: 120 eps of the sum of magnitudes.
         exact = rows.sum(dtype=np.float64)
@@ -103,7 +105,7 @@ def test_what_nobody_needs_is_dropped(rng: np.random.Generator) -> None:
     assert "W1" in clone.graph.initializers
     assert not {"W2", "W3"} & set(clone.graph.initializers)
     names = {output.name for output in clone.graph.outputs}
-    assert names == {name for tap in taps for name in (tap.low, tap.high, tap.total)}
+    assert names == {name for tap in taps for name in tap.names}
 
 
 def test_kept_outputs_stay_and_the_original_is_untouched(rng: np.random.Generator) -> None:

@@ -179,7 +179,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
     )
-    with pytest.raises(FptqError, match=r"needs uvicorn, .* pip install 'fptq-onnx\[serve\]'"):
+    with pytest.raises(FptqError, match=r"needs uvicorn, .* pip install '/.*\[serve\]'"):
         serve_command.check_extra()
 
 

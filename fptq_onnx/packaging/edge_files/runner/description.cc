@@ -55,6 +55,11 @@ Description read_description(const std::string& folder) {
     } else if (key == "end") {
       int64_t token = 0;
       while (words >> token) d.end_tokens.push_back(token);
+    } else if (key == "beyond") {
+      int64_t token = 0;
+      std::string text;
+      if (!(words >> token >> text)) throw damaged(line);
+      d.beyond[token] = text;
     } else {
       throw damaged(line);
     }

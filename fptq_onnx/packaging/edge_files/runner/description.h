@@ -30,6 +30,7 @@ struct Description {
   int64_t context_length = 0;  // 0: not known
   int64_t vocabulary = 0;      // tokens; 0: not known
   std::vector<int64_t> end_tokens;
+  std::map<int64_t, std::string> beyond;  // tokens of the tokenizer that the model has not
 };
 
 // Throws std::runtime_error.

@@ -112,12 +112,17 @@ std::unique_ptr<Decoder> open(const Options& options, const Description& about, 
   }
 }
 
-void check_prompt(const std::vector<int64_t>& prompt, int64_t vocabulary) {
+void check_prompt(const std::vector<int64_t>& prompt, const Description& about) {
   for (const int64_t token : prompt) {
-    if (vocabulary > 0 && token >= vocabulary) {
-      throw std::runtime_error("the token " + std::to_string(token) + " is beyond the model's " +
-                               std::to_string(vocabulary) + " tokens");
-    }
+    if (about.vocabulary <= 0 || token < about.vocabulary) continue;
+    const std::string id = std::to_string(token);
+    const auto named = about.beyond.find(token);
+    const bool known = named != about.beyond.end();
+    throw std::runtime_error(
+        "the token " + (known ? "'" + named->second + "' (id " + id + ")" : id) +
+        " is beyond the model's " + std::to_string(about.vocabulary) + " tokens" +
+        (known ? ", though the tokenizer has it: take it out of the text"
+               : ": use the model's own tokenizer"));
   }
 }
 
@@ -131,7 +136,7 @@ void generate(const Options& options) {
   // Before anything is opened, which would take its place.
   if (fcntl(STDOUT_FILENO, F_GETFD) == -1) throw std::runtime_error("standard output is closed");
   const Description about = read_description(options.model);
-  check_prompt(options.prompt, about.vocabulary);
+  check_prompt(options.prompt, about);
   const auto prompt = static_cast<int64_t>(options.prompt.size());
   int64_t wanted = options.tokens;
   if (about.context_length > 0) wanted = std::min(wanted, about.context_length - prompt);

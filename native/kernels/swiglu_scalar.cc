@@ -41,7 +41,7 @@ float activated(float x, Gate function) {
 
 }  // namespace
 
-void gate_scalar(const GateArgs& args) {
+void swiglu_scalar(const SwigluArgs& args) {
   for (int64_t i = 0; i < args.count; ++i) {
     const float y = activated(args.gate[i], args.function) * args.up[i];
     if (args.element == Element::kFloat16) {

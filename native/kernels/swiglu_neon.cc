@@ -1,4 +1,4 @@
-// The gate of a gated MLP with NEON: the operations of gate_scalar.cc, in its order.
+// The gate of a gated MLP with NEON: the operations of swiglu_scalar.cc, in its order.
 #include <arm_neon.h>
 
 #include <cstring>
@@ -28,8 +28,8 @@ float32x4_t exponential(float32x4_t x) {
 float32x4_t activated(float32x4_t x, Gate function) {
   float32x4_t t = x;
   if (function == Gate::kGeluTanh) {
-    t = vmulq_f32(x, vfmaq_f32(vdupq_n_f32(1.59576912f), vdupq_n_f32(0.0713548163f),
-                               vmulq_f32(x, x)));
+    t = vmulq_f32(x,
+                  vfmaq_f32(vdupq_n_f32(1.59576912f), vdupq_n_f32(0.0713548163f), vmulq_f32(x, x)));
   }
   // The "nm" forms return the number for a NaN; x / (...) is NaN all the same.
   const float32x4_t z =
@@ -39,7 +39,7 @@ float32x4_t activated(float32x4_t x, Gate function) {
 
 }  // namespace
 
-void gate_neon(const GateArgs& args) {
+void swiglu_neon(const SwigluArgs& args) {
   for (int64_t i = 0; i < args.count; i += 4) {
     const auto count = static_cast<size_t>(args.count - i < 4 ? args.count - i : 4);
     float gate[4] = {};

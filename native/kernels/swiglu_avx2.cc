@@ -1,4 +1,5 @@
-// The gate of a gated MLP with AVX2, FMA and F16C: the operations of gate_scalar.cc, in its order.
+// The gate of a gated MLP with AVX2, FMA and F16C: the operations of swiglu_scalar.cc, in its
+// order.
 #include <immintrin.h>
 
 #include <cstring>
@@ -41,7 +42,7 @@ __m256 activated(__m256 x, Gate function) {
 
 }  // namespace
 
-void gate_avx2(const GateArgs& args) {
+void swiglu_avx2(const SwigluArgs& args) {
   for (int64_t i = 0; i < args.count; i += 8) {
     const int left = static_cast<int>(args.count - i < 8 ? args.count - i : 8);
     const __m256i mask =

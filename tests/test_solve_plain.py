@@ -1,0 +1,132 @@
+"""W8A8 and SmoothQuant come from statistics alone: nothing runs, no sample is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import MODEL
+from walks import Setting
+
+from fptq_onnx import conversion_job, samples
+from fptq_onnx.calibration.stats import ActivationStats
+from fptq_onnx.config import PAPER, Config
+from fptq_onnx.numerics.token_sizes import count_sizes
+from fptq_onnx.pipeline import convert
+from fptq_onnx.recipes import find_recipe
+from fptq_onnx.samples import Samples
+from fptq_onnx.solve_plain import needs_tokens, solve_plain
+from fptq_onnx.weight_store import WeightStore
+
+PLAIN = ("w4a8-static", "w8a8", "smoothquant", "paper")
+
+
+@pytest.mark.parametrize("equalization", ["none", "smoothquant", "lae"])
+@pytest.mark.parametrize("policy", ["static", "per_token", "thresholds"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_it_decides_and_rounds_as_the_walk_does(
+    rng: np.random.Generator, tmp_path: Path, equalization: str, policy: str, bits: int
+) -> None:
+    setting = Setting(rng, tmp_path)
+    config = Config(weights="rtn", equalization=equalization, policy=policy, weight_bits=bits,
+                    block_size=32)  # fmt: skip
+    assert not config.walks
+    walked, by_walk = setting.solve(config)
+    store = WeightStore(tmp_path / "plain")
+    found = solve_plain(
+        setting.loaded, setting.scan, setting.plan(config), setting.stats, config, store
+    )
+    assert found.plan == walked.plan
+    assert found.scales.keys() == walked.scales.keys()
+    assert all((found.scales[name] == walked.scales[name]).all() for name in found.scales)
+    if equalization == "smoothquant":
+        assert len(found.scales) == 2  # a norm, and columns of the linear before
+    for row in found.plan.linears:
+        mine, theirs = store.get(row.name), by_walk.get(row.name)
+        assert mine.codes.tobytes() == theirs.codes.tobytes()
+        assert mine.scales.tobytes() == theirs.scales.tobytes()
+
+
+def test_what_needs_a_walk() -> None:
+    assert not any(find_recipe(name).config().walks for name in PLAIN) and not PAPER.walks
+    for changed in ({"weights": "mse"}, {"equalization": "search"}, {"policy": "measured"},
+                    {"bits_budget": 5.0}):  # fmt: skip
+        assert replace(find_recipe("w8a8").config(), **changed).walks  # type: ignore[arg-type]
+
+
+def test_massive_tokens_need_a_walk_where_divisors_are_fixed(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    setting = Setting(rng, tmp_path)
+    plain = find_recipe("smoothquant").config()
+    assert not needs_tokens(setting.scan, setting.stats, plain)
+    name = setting.scan.linears[0].x.name or ""
+    channel = setting.stats.ranges[name]
+    sizes = count_sizes(np.full(100, channel.tensor_absmax / 1e4))
+    ranges = {**setting.stats.ranges, name: replace(channel, sizes=sizes)}
+    massive = replace(setting.stats, ranges=ranges)
+    assert needs_tokens(setting.scan, massive, plain)
+    assert not needs_tokens(setting.scan, massive, replace(plain, equalization="none"))
+    top = channel.tensor_absmax
+    assert needs_tokens(setting.scan, massive, replace(PAPER, v0=top / 2, v1=top * 2))
+    assert not needs_tokens(setting.scan, massive, replace(PAPER, v0=top / 3, v1=top / 2))
+
+
+@pytest.fixture(scope="module")
+def stats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of the demo model, measured once."""
+    path = tmp_path_factory.mktemp("stats") / "stats.npz"
+    convert(MODEL, samples=Samples("random", 4, 64), stats=[path], dry_run=True, config=PAPER,
+            threads=1)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_with_statistics_nothing_is_written_and_nothing_walked(
+    stats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def never(*given: Any, **more: Any) -> None:
+        raise AssertionError("not needed")
+
+    monkeypatch.setattr(samples, "write_windows", never)
+    monkeypatch.setattr(conversion_job, "solve_budget", never)
+    recipe = find_recipe(name)
+    done = convert(
+        MODEL, tmp_path / "out", targets=(recipe.target,), samples=Samples(max_samples=4),
+        config=recipe.config(), stats=[stats], verify_samples=0, threads=1,
+    )  # fmt: skip
+    assert done.reports[recipe.target].schemes["static"] == 31 - 6 * (name == "paper")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"weights": "rtn", "policy": "static", "equalization": "none"}],
+    ids=["walk", "check"],
+)
+def test_samples_that_are_needed_are_written_as_asked(
+    stats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """Once, with the threads asked for and with progress, also where statistics are given."""
+    threads: list[int] = []
+    shown: list[tuple[str, bool]] = []
+    opened, tracker = samples.open_session_in_memory, samples.tracker
+
+    def opening(*given: Any, **more: Any) -> Any:
+        threads.append(more["threads"])
+        return opened(*given, **more)
+
+    def tracking(what: str, quiet: bool) -> Any:
+        shown.append((what, quiet))
+        return tracker(what, True)
+
+    monkeypatch.setattr(samples, "open_session_in_memory", opening)
+    monkeypatch.setattr(samples, "tracker", tracking)
+    convert(
+        MODEL, tmp_path / "out", samples=Samples(max_samples=2, max_seq_len=32),
+        config=Config(**settings), stats=ActivationStats.load(stats), verify_samples=1, threads=2,
+        quiet=False,
+    )  # fmt: skip
+    assert threads == [2] and shown == [("writing samples", False)]
