@@ -104,7 +104,7 @@ test-lm-eval: $(STAMP)
 # Exporters, and converted models in onnxruntime-genai and optimum: in an own environment, so that
 # the main one shows that nothing needs torch. torch first: pip then takes no other build of it.
 test-export: $(EXPORT_VENV)/.installed
-	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/exporting \
+	OPENBLAS_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/exporting tests/tools/test_module_tree.py \
 	  tests/conversion/test_other_runtimes.py tests/packaging/test_genai_runs.py tests/generation/test_transformers_ids.py
 
 $(EXPORT_VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)

@@ -1,4 +1,4 @@
-"""The picture and the table of the README from what benchmarks/kernels.py measured.
+"""The picture and the table of docs/performance.md from what benchmarks/kernels.py measured.
 
     python benchmarks/kernel_picture.py build/kernels.json docs/kernels.svg
 

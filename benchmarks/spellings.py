@@ -1,10 +1,10 @@
-"""What the same layer costs in ONNX Runtime, spelled in different ways.
+"""What the same layer costs in ONNX Runtime as different op variants.
 
     python benchmarks/spellings.py --threads 1 2
 
-Attention with a KV cache and a mask, RMSNorm after a residual sum, and rotary embeddings, as
-exporters write them, as the clean-up leaves them, and as ONNX Runtime's own ops. All spellings of a
-layer are timed in turn, in sessions of their own; their results are compared with the first one's.
+Attention with a KV cache and a mask, RMSNorm after a residual sum, and rotary embeddings: as
+exporters write them, as graph optimization leaves them, and as ONNX Runtime's own ops. All variants
+of a layer are timed in turn, in separate sessions; their results are compared with the first one's.
 docs/decisions/0005 rests on this.
 """
 
@@ -54,7 +54,7 @@ ATTENTION = {
     f" g = Where(n, zero, p) o = MatMul(g, vh) {_OUT}",
     "repeated heads, guard after the product": f"{_Q} {_KV} {_REPEAT} {_SCORES} {_SOFT}"
     f" o_ = MatMul(p, vh) {_EMPTY} o = Where(n, zero, o_) {_OUT}",
-    "grouped heads, guard after the product (clean-up)": f"{_Q} {_KV} qg = Reshape(qh, grouped)"
+    "grouped heads, guard after the product (optimized)": f"{_Q} {_KV} qg = Reshape(qh, grouped)"
     " kx = Transpose<perm = [0, 1, 3, 2]>(kc) qs = Mul(qg, scale) s_ = MatMul(qs, kx)"
     f" s = Reshape(s_, all_heads) {_SOFT} pg = Reshape(p, grouped) og = MatMul(pg, vc)"
     f" o_ = Reshape(og, all_heads) {_EMPTY} o = Where(n, zero, o_) {_OUT}",
@@ -72,7 +72,7 @@ ATTENTION = {
 _MEAN = "x = Add(q, r) sq = Pow(x, two_f) m = ReduceMean(sq, last) a = Add(m, eps) d = Sqrt(a)"
 NORM = {
     "Reciprocal (dynamo)": f"{_MEAN} i = Reciprocal(d) xn = Mul(x, i) y = Mul(gain, xn)",
-    "Div (torchscript, clean-up)": f"{_MEAN} i = Div(one_f, d) xn = Mul(x, i) y = Mul(gain, xn)",
+    "Div (torchscript, optimized)": f"{_MEAN} i = Div(one_f, d) xn = Mul(x, i) y = Mul(gain, xn)",
     "SimplifiedLayerNormalization": "x = Add(q, r)"
     " y = SimplifiedLayerNormalization<epsilon = 0.00001>(x, gain)",
     "SkipSimplifiedLayerNormalization": "y, none1, none2, x ="

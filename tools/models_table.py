@@ -1,4 +1,4 @@
-"""What the tool makes of a folder of exports, as a table: docs/models.md is its output.
+"""Convert a folder of exports and print the results as a table: docs/models.md is its output.
 
     python tools/models_table.py EXPORTS... --config NAME=CONFIG... -o docs/models.md
 
@@ -81,24 +81,26 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
     lines = [
         "# Models and exporters",
         "",
-        f"Printed by `tools/models_table.py`: {len(rows)} exports, ONNX Runtime "
-        f"{onnxruntime.__version__} on {platform.machine()}; default recipe, calibrated on "
-        f"{options.samples} samples of {options.length} tokens that the model writes (random "
-        f"tokens without a KV cache). All but tinystories have two layers of random weights; "
-        f"`tools/make_exports.py` makes those{_made_by(options.exports)} that are not in the "
-        f"shared folder.",
+        f"{len(rows)} exports, converted with the default recipe and compared with ONNX Runtime's "
+        f"own MatMulNBits. Printed by `tools/models_table.py` with ONNX Runtime "
+        f"{onnxruntime.__version__} on {platform.machine()}. Calibrated on {options.samples} "
+        f"samples of {options.length} tokens that the model generates (random tokens without a KV "
+        f"cache). "
+        f"All models but tinystories have two layers of random weights; "
+        f"`tools/make_exports.py` makes most of them{_made_by(options.exports)}.",
         "",
-        "* modules: linears in Hugging Face's module tree; found: linears in the graph, where "
-        "exporters fuse or split them.",
-        "* norms: inputs of q/k/v, gate/up, fc1 and the head that fold into a norm; columns: "
-        "inputs of o, down and fc2 that fold into the linear before.",
-        "* float: largest difference of the equalized float model's logits (or hidden states), "
-        "over the largest one.",
-        f"* KL in nats and top-1 of target custom, and of MatMulNBits (round to nearest, blocks of "
-        f"128, accuracy level 4) of the same graph, over {options.windows} windows of "
-        f"{options.length} random tokens; tinystories: of text.",
-        "* encoders without a head (no top-1): in place of KL, the sum of the squared differences "
-        "of `last_hidden_state` over the sum of its squares. Encoders go through optimum alone.",
+        "* modules covered: linears in Hugging Face's module tree that are quantized; found: "
+        "linears in the graph, where exporters fuse or split them.",
+        "* norms: inputs of q/k/v, gate/up, fc1 and the head whose smoothing scales fold into a "
+        "norm; columns: inputs of o, down and fc2 that fold into the linear before.",
+        "* float: largest difference of the logits (or hidden states) of the float model after "
+        "folding, over the largest logit.",
+        f"* KL in nats and top-1 agreement with the float model: of target custom, and of "
+        f"MatMulNBits (round to nearest, groups of 128, accuracy level 4) of the same graph; over "
+        f"{options.windows} windows of {options.length} random tokens, for tinystories of text.",
+        "* Encoders without a head have no top-1. In place of KL they show the sum of the squared "
+        "differences of `last_hidden_state` over the sum of its squares. Only optimum exports "
+        "encoders.",
         "",
         "| model | exporter | modules covered | found | norms | columns | float | KL | "
         "KL MatMulNBits | ratio | top-1 | top-1 MatMulNBits |",
@@ -110,20 +112,20 @@ def as_page(rows: Sequence[tuple[Row, str]], options: argparse.Namespace) -> str
     lines += [f"* {text}" for text in _left_alone([row for row, _ in rows])]
     if any(row.stock_by_us for row, _ in rows):
         names = ", ".join(row.name for row, _ in rows if row.stock_by_us)
-        lines += ["", f"ONNX Runtime's quantizer takes no Gemm: for {names} its column is the same "
-                  "rounding of all linears by this tool's target matmulnbits."]  # fmt: skip
+        lines += ["", f"ONNX Runtime's quantizer skips Gemm. For {names} its column shows the same "
+                  "rounding of all linears by the target matmulnbits."]  # fmt: skip
     missing = dict(_not_exported(options.exports))
     if missing:
-        lines += ["", "Not exported, with what the exporter says:", ""]
+        lines += ["", "Not exported, with the exporter's reason:", ""]
         lines += [f"* {name}: {reason}" for name, reason in sorted(missing.items())]
     problems = [f"* {row.name}: {text}" for row, _ in rows for text in row.problems]
     bounds = (
-        f"Checked: every module covered once with its shape, nothing else taken for a linear, "
-        f"every input after a norm folds (but for post-norm), float within {ENOUGH_FLOAT:g}, KL "
-        f"within {ENOUGH_KL:g} times that of MatMulNBits."
+        f"Checked: every module is covered once with its shape, nothing else is taken for a "
+        f"linear, every input after a norm folds (except post-norm), float is within "
+        f"{ENOUGH_FLOAT:g}, KL is within {ENOUGH_KL:g} times that of MatMulNBits."
     )
     lines += ["", bounds, ""]
-    lines += ["Falls short:", "", *problems] if problems else ["Nothing falls short."]
+    lines += ["Failed:", "", *problems] if problems else ["All checks pass."]
     return "\n".join(lines) + "\n"
 
 

@@ -22,26 +22,36 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a decoder: a folder or a .onnx file")
     parser.add_argument(
         "--vs", type=Path, nargs="+", default=[], metavar="OTHER",
-        help="other models, measured in turn with it",
+        help="other models to compare with, measured in turn",
     )  # fmt: skip
     add_load_options(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
     """Declare what is measured."""
     several: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "N"}
     parser.add_argument(
-        "--prefill", help="tokens of a prompt (128 512, as far as they fit)", **several
+        "--prefill",
+        help="prompt lengths to time, in tokens (128 512, as far as they fit the context)",
+        **several,
     )
     parser.add_argument(
-        "--depth", help="tokens before those decoded (128, if that fits)", **several
+        "--depth",
+        help="tokens in the KV cache before decoding starts (128, if that fits)",
+        **several,
     )
-    parser.add_argument("--batch", default=[1], help="sequences decoded at once (1)", **several)
-    parser.add_argument("--threads", default=[0], help="threads, 0 for the default (0)", **several)
-    parser.add_argument("--steps", type=int, default=16, help="timed decode steps (16)")
-    parser.add_argument("--rounds", type=int, default=3, help="all models in turn (3)")
+    parser.add_argument("--batch", default=[1], help="batch sizes to decode with (1)", **several)
+    parser.add_argument(
+        "--threads", default=[0], help="thread counts, 0 for ONNX Runtime's choice (0)", **several
+    )
+    parser.add_argument(
+        "--steps", type=int, default=16, metavar="N", help="timed decode steps (16)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="rounds over all models (3)"
+    )
 
 
 def load_of(options: argparse.Namespace, models: Sequence[Path]) -> Load:

@@ -13,33 +13,58 @@ from fptq_onnx.errors import FptqError
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="a float decoder: a folder or a .onnx file")
-    parser.add_argument("--data", type=Path, required=True, help=".txt or .jsonl to evaluate on")
-    parser.add_argument("--text-field", default="text", help="field of a .jsonl object (text)")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="text to evaluate on: .txt or .jsonl"
+    )
+    parser.add_argument(
+        "--text-field", default="text", help="field of a .jsonl object that holds the text (text)"
+    )
     parser.add_argument(
         "--recipes",
-        help="with commas (fptq,paper,w4a8-static,gptq,w8a8,smoothquant,fp16)",
+        help="recipes, separated by commas (fptq,paper,w4a8-static,gptq,w8a8,smoothquant,fp16)",
         default="fptq,paper,w4a8-static,gptq,w8a8,smoothquant,fp16",
     )
     parser.add_argument(
         "--calibration",
         default="generated",
-        help="generated (the model writes them), random, a .txt or .jsonl file (generated)",
+        help="calibration samples: generated (the model writes them), random, or a .txt or .jsonl "
+        "file (generated)",
     )
-    parser.add_argument("--max-samples", type=int, default=48, help="to calibrate on (48)")
+    parser.add_argument(
+        "--max-samples", type=int, default=48, metavar="N", help="calibration samples at most (48)"
+    )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json or its folder")
     parser.add_argument(
-        "--max-windows", type=int, default=80, help="windows and last words at most (80)"
+        "--max-windows",
+        type=int,
+        default=80,
+        metavar="N",
+        help="windows and LAMBADA passages at most (80)",
     )
-    parser.add_argument("--window", type=int, default=256, help="tokens in a window (256)")
-    parser.add_argument("--prefill", type=int, default=128, help="tokens of a timed prompt (128)")
-    parser.add_argument("--decode", type=int, default=32, help="timed decode steps (32)")
-    parser.add_argument("--rounds", type=int, default=3, help="of timing, in turn (3)")
-    parser.add_argument("-o", "--output", type=Path, help="keep the converted models here")
+    parser.add_argument(
+        "--window", type=int, default=256, metavar="N", help="tokens in a window (256)"
+    )
+    parser.add_argument(
+        "--prefill", type=int, default=128, metavar="N", help="prompt length to time (128)"
+    )
+    parser.add_argument(
+        "--decode", type=int, default=32, metavar="N", help="timed decode steps (32)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="timing rounds over all models (3)"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="folder to keep the converted models in")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
-    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with plots")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads, 0 for ONNX Runtime's choice (0)",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def run_compare(options: argparse.Namespace) -> None:

@@ -12,31 +12,46 @@ from fptq_onnx.errors import FptqError
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="any ONNX decoder: a folder or a .onnx file")
-    parser.add_argument("--reference", type=Path, help="the original, for KL and top-1 agreement")
+    parser.add_argument(
+        "--reference", type=Path, help="the original model, for KL and top-1 agreement"
+    )
     parser.add_argument(
         "--data",
         type=Path,
         required=True,
-        help=".txt (documents separated by lines <|endoftext|>) or .jsonl",
+        help="text: .txt (documents separated by lines <|endoftext|>) or .jsonl",
     )
-    parser.add_argument("--text-field", default="text", help="field of a .jsonl object (text)")
+    parser.add_argument(
+        "--text-field", default="text", help="field of a .jsonl object that holds the text (text)"
+    )
     parser.add_argument(
         "--tasks",
-        help="perplexity, lastword or both with a comma (perplexity; for .jsonl both)",
+        help="perplexity, lastword (LAMBADA), or both with a comma (perplexity; for .jsonl both)",
     )
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"
     )
     parser.add_argument(
-        "--max-windows", type=int, help="windows, and passages of lastword, at most (all)"
+        "--max-windows", type=int, help="windows, and LAMBADA passages, at most (all)"
     )
     parser.add_argument(
-        "--window", type=int, default=256, help="tokens in a window, within the context (256)"
+        "--window",
+        type=int,
+        default=256,
+        help="tokens in a window, within the model's context (256)",
     )
     parser.add_argument("--no-bos", action="store_true", help="texts alone, without BOS or EOS")
-    parser.add_argument("--json", metavar="FILE", help="write JSON; - for standard output")
-    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all results as JSON; - for standard output"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads, 0 for ONNX Runtime's choice (0)",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def run_eval(options: argparse.Namespace) -> None:

@@ -13,18 +13,24 @@ from fptq_onnx.cli.console import Printer
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.model_folder import hub_snapshot, model_name
 
-_EXPORTERS = "genai (fused attention, the fastest), optimum or dynamo (genai)"
+_EXPORTERS = "what exports: genai (fused attention, the fastest), optimum or dynamo (genai)"
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", help="a Hugging Face folder, or a name on the hub (owner/name)")
+    parser.add_argument("model", help="a Hugging Face folder, or a model on the hub: owner/name")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     add_exporter_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--verbose", action="store_true", help="show what the exporter prints")
-    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads, 0 for ONNX Runtime's choice (0)",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def add_exporter_option(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ WRONG = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a user's error, 130 when interrupted."""
     closed = open_missing_streams()
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         if closed and run in _TELLING:
@@ -92,7 +92,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG, f"fptq-onnx: error: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; docs/cli.md is made from it."""
     parser = _Parser(
         prog="fptq-onnx",
         description="Exported ONNX language models to 4-bit weights and 8-bit activations (W4A8).",

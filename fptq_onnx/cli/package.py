@@ -12,27 +12,29 @@ from fptq_onnx.errors import FptqError
 def add_package_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, nargs="?", help="a folder that convert wrote")
-    parser.add_argument("--for", dest="kind", help="genai, triton or edge")
+    parser.add_argument("--for", dest="kind", help="kind of package: genai, triton or edge")
     parser.add_argument(
         "-o", "--output", type=Path,
-        help="folder, for edge a .tar.gz or .zip (a name beside MODEL)",
+        help="folder to write; for edge a .tar.gz or .zip file (a name beside MODEL)",
     )  # fmt: skip
-    parser.add_argument("--target", help="linux-x86_64 or linux-aarch64 (this machine)")
+    parser.add_argument("--target", help="platform: linux-x86_64 or linux-aarch64 (this machine's)")
     parser.add_argument(
         "--library", type=Path, metavar="FILE",
-        help="the library for the target, or a wheel with it (this installation's)",
+        help="the custom-op library for the platform, or a wheel that holds it (the installed one)",
     )  # fmt: skip
     parser.add_argument(
-        "--no-fallback", action="store_true", help="leave out the form for any ONNX Runtime"
+        "--no-fallback",
+        action="store_true",
+        help="leave out the portable model, which runs without the custom-op library",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier package")
     parser.add_argument(
         "--served-at", metavar="DIR",
-        help="where Triton will see the model repository (/models)",
+        help="path of the model repository as Triton sees it (/models)",
     )  # fmt: skip
     parser.add_argument(
         "--check", type=Path, metavar="PACKAGE",
-        help="compare a package's files with its checksums; with -o, unpack it if they agree",
+        help="check a package against its checksums; with -o, unpack it if they match",
     )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a model folder with tokenizer.json")
     parser.add_argument(
         "text", nargs="?", metavar="PROMPT",
-        help="text to go on from, UTF-8; without it, standard input, line by line on a terminal; "
-        "one that begins with - after all options and --",
+        help="text to continue, UTF-8; without it, standard input is read, line by line on a "
+        "terminal. A prompt that begins with - stands last, after --",
     )  # fmt: skip
     parser.add_argument("--prompt", help="the same as PROMPT")
     parser.add_argument(
@@ -31,32 +31,54 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-tokens", "--max-new-tokens", type=int,
-        help=f"tokens at most ({_DEFAULT_TOKENS}; in a chat, what the context holds)",
+        help=f"new tokens at most ({_DEFAULT_TOKENS}; in a chat, what the context holds)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
     parser.add_argument(
-        "--ids", action="store_true", help="write the ids of the new tokens instead of text"
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads, 0 for ONNX Runtime's choice (0)",
     )
+    parser.add_argument("--ids", action="store_true", help="print token ids instead of text")
     chat = parser.add_argument_group("chat, for models with a chat template")
-    chat.add_argument("--raw", action="store_true", help="no chat template: go on from the text")
+    chat.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
+    )
     chat.add_argument("--system", metavar="TEXT", help="a system message")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the most likely token (0)"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="softmax temperature; 0 is greedy decoding (0)",
     )
     sampling.add_argument(
-        "--top-k", type=int, default=0, help="of the k most likely, 0 for all (0)"
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K most likely tokens, 0 for all (0)",
     )
     sampling.add_argument(
-        "--top-p", type=float, default=1.0, help="of the most likely with this probability (1)"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the most likely tokens with total probability P (1)",
     )
     sampling.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="above 1 against repetition (1)"
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1, repeated tokens become less likely (1)",
     )
-    sampling.add_argument("--seed", type=int, help="of the draw (another one each time)")
+    sampling.add_argument("--seed", type=int, metavar="N", help="random seed (a new one each time)")
     sampling.add_argument(
         "--stop", action="append", default=[], metavar="TEXT",
-        help="end before this text; may be repeated",
+        help="stop before this text; may be repeated",
     )  # fmt: skip
 
 

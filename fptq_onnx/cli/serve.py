@@ -19,39 +19,61 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="a model folder with tokenizer.json")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)"
+        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (8000)")
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port, 0 for any free one (8000)"
+    )
     parser.add_argument(
         "--api-key", metavar="KEY",
-        help=f"asked for on /v1; better given in the environment, as {KEY_VARIABLE}",
+        help=f"key that requests to /v1 must carry; safer in the variable {KEY_VARIABLE}",
     )  # fmt: skip
-    parser.add_argument("--model-name", help="what clients call the model (its folder's name)")
+    parser.add_argument(
+        "--model-name", metavar="NAME", help="name of the model in the API (its folder's name)"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"
     )
-    parser.add_argument("--threads", type=int, default=0, help="threads, 0 for the default")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads, 0 for ONNX Runtime's choice (0)",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-running", type=int, default=16, help="requests generated at the same time (16)"
+        "--max-running",
+        type=int,
+        default=16,
+        metavar="N",
+        help="requests in the batch at most (16)",
     )
     limits.add_argument(
-        "--max-waiting", type=int, default=128, help="requests that wait, others get 429 (128)"
+        "--max-waiting",
+        type=int,
+        default=128,
+        metavar="N",
+        help="requests that wait at most; others get 429 (128)",
     )
     limits.add_argument(
         "--max-length", type=int, metavar="TOKENS",
-        help="prompt and answer together at most (the model's context)",
+        help="tokens of prompt and answer together at most (the model's context)",
     )  # fmt: skip
     limits.add_argument(
-        "--max-body", type=int, default=1 << 20, metavar="BYTES", help="of a request (1 MiB)"
+        "--max-body",
+        type=int,
+        default=1 << 20,
+        metavar="BYTES",
+        help="size of a request at most (1 MiB)",
     )
     limits.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS",
-        help="for a request, waiting included (600)",
+        help="time for a request, waiting included (600)",
     )  # fmt: skip
     limits.add_argument(
         "--drain-seconds", type=float, default=30.0, metavar="SECONDS",
-        help="that running requests have to end after SIGTERM or Ctrl-C (30)",
+        help="time for running requests to finish after SIGTERM or Ctrl-C (30)",
     )  # fmt: skip
 
 

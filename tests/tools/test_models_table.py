@@ -76,7 +76,7 @@ def test_configurations_from_the_command_line(table, tmp_path):
     assert table.find_tree(tmp_path / "new-dynamo", {"new": "opt:4"}).count == 25
 
 
-def test_the_page_shows_ratios_and_what_falls_short(table, tmp_path):
+def test_the_page_shows_ratios_and_what_fails(table, tmp_path):
     from encoder_numbers import Numbers
 
     row = table.check_structure(MODEL, table.module_tree(CONFIG))
@@ -85,12 +85,12 @@ def test_the_page_shows_ratios_and_what_falls_short(table, tmp_path):
     options = argparse.Namespace(samples=1, length=2, windows=3, exports=[tmp_path])
     page = table.as_page([(row, "random"), (hidden, "random")], options)
     assert "| llama | genai | 43 of 43 | 31 | 13 of 13 | 12 of 12 |" in page
-    assert "| 0.0300 | 0.0200 | 1.50 | 0.500 | 0.250 |" in page and "Nothing falls short." in page
+    assert "| 0.0300 | 0.0200 | 1.50 | 0.500 | 0.250 |" in page and "All checks pass." in page
     assert "| 0.0100 | 0.0200 | 0.50 |  | 0.250 |" in page and "Not exported" not in page
     row.problems.append("KL is 1.50 times that of MatMulNBits")
     (tmp_path / "not-exported.json").write_text('{"gpt2-genai": "it is not known: try --x"}')
     page = table.as_page([(row, "random")], options)
-    assert "* llama-genai: KL is 1.50 times" in page and "Nothing falls" not in page
+    assert "* llama-genai: KL is 1.50 times" in page and "All checks pass" not in page
     assert "* gpt2-genai: it is not known\n" in page
 
 
