@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.graph.linears.weights_in_other_ops import convolution_obstacle
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.op_domains import domain_of
+from fptq_onnx.graph.walk_back import input_of
 from fptq_onnx.passes._edit import put_in_place, remade, remove_unused
 
 _SWAP = [0, 2, 1]

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fptq_onnx.passes.emit_custom import DOMAIN
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN
 
-STOCK_DOMAIN = "com.microsoft"
 OP_TYPE = "GroupQueryAttention"
 VERSION = 1
 _INPUTS, _OUTPUTS = 9, 3
@@ -44,7 +43,7 @@ def emit_attention(model: ir.Model) -> tuple[int, tuple[str, ...]]:
     taken = 0
     declined = []
     for node in model.graph:
-        if (node.domain, node.op_type) != (STOCK_DOMAIN, OP_TYPE):
+        if (node.domain, node.op_type) != (MSFT_DOMAIN, OP_TYPE):
             continue
         reason = _reason_against(node)
         if reason:
@@ -55,13 +54,13 @@ def emit_attention(model: ir.Model) -> tuple[int, tuple[str, ...]]:
             node.attributes[name] = ir.AttrInt64(name, value)
         for name in set(node.attributes) - _KEPT:
             del node.attributes[name]
-        node.domain = DOMAIN
+        node.domain = FPTQ_DOMAIN
         for output, rank in zip(node.outputs, _RANKS, strict=True):
             if output.shape is None:  # the stock op would say it; Scan needs to know
                 output.shape, output.dtype = ir.Shape([None] * rank), ir.DataType.FLOAT
         taken += 1
     if taken:
-        model.graph.opset_imports[DOMAIN] = VERSION
+        model.graph.opset_imports[FPTQ_DOMAIN] = VERSION
     return taken, tuple(declined)
 
 

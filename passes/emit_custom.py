@@ -13,6 +13,7 @@ import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.numerics.group_weights import group_count
 from fptq_onnx.numerics.panels import (
     LAYOUT_VERSION,
@@ -32,7 +33,6 @@ from fptq_onnx.passes._edit import (
 from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
-DOMAIN = "fptq"
 OP_TYPES = {4: "MatMulW4A8", 8: "MatMulW8A8"}  # by bits of a weight
 DOMAIN_VERSION = 1
 
@@ -57,7 +57,7 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
             )
         if entry.scheme != FLOAT:
             _emit(model.graph, linears[entry.name], entry, store)
-    model.graph.opset_imports[DOMAIN] = DOMAIN_VERSION
+    model.graph.opset_imports[FPTQ_DOMAIN] = DOMAIN_VERSION
     common_passes.RemoveUnusedNodesPass()(model)
 
 
@@ -119,7 +119,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     }
     if entry.input_scale is not None:
         attributes["a_scale"] = entry.input_scale
-    node = ir.node(OP_TYPES[entry.weight_bits], inputs, attributes, domain=DOMAIN)
+    node = ir.node(OP_TYPES[entry.weight_bits], inputs, attributes, domain=FPTQ_DOMAIN)
     replace_linear(linear, node, keep_bias=False)
 
 

@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import Array, constant_of
 from fptq_onnx.graph.linears.einsum import plain_product
-from fptq_onnx.graph.linears.weights_in_other_ops import MICROSOFT, attention_obstacle
+from fptq_onnx.graph.linears.weights_in_other_ops import attention_obstacle
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN
 from fptq_onnx.graph.shapes.rank import least_rank
 from fptq_onnx.passes._edit import constant_initializer, put_in_place, remade
 from fptq_onnx.passes.conv1x1_to_matmul import conv1x1_to_matmul
@@ -85,7 +86,7 @@ def _split_attention(graph: ir.Graph, node: ir.Node) -> bool:
         output.name = f"{name}/{part}"
     attributes = [node.attributes[key] for key in _KEPT_BY_ATTENTION if key in node.attributes]
     attention = ir.Node(
-        MICROSOFT,
+        MSFT_DOMAIN,
         "MultiHeadAttention",
         [*split.outputs, None, mask, more],
         attributes,
@@ -173,9 +174,9 @@ def _scaled(array: Array, factor: float) -> Array:
 
 
 _RULES: dict[tuple[str, str], Callable[[ir.Graph, ir.Node], bool]] = {
-    (MICROSOFT, "Attention"): _split_attention,
-    (MICROSOFT, "FusedMatMul"): _plain_matmul,
-    (MICROSOFT, "FusedGemm"): _open_gemm,
+    (MSFT_DOMAIN, "Attention"): _split_attention,
+    (MSFT_DOMAIN, "FusedMatMul"): _plain_matmul,
+    (MSFT_DOMAIN, "FusedGemm"): _open_gemm,
     ("", "Gemm"): _plain_gemm,
     ("", "MatMul"): _flat_weight,
     ("", "Einsum"): _einsum,

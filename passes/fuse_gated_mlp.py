@@ -21,9 +21,9 @@ from fptq_onnx.graph.elementwise import (
     gelu_tanh,
     silu,
 )
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
 from fptq_onnx.passes._edit import weight_initializer
-from fptq_onnx.passes.emit_custom import DOMAIN
 
 _POINTS: Array = np.linspace(-12, 12, 961)
 # The constants of a graph are rounded to its type. GELU by erf differs from GELU by tanh by up to
@@ -43,7 +43,7 @@ def fuse_gated_mlp(model: ir.Model) -> tuple[int, tuple[str, ...]]:
     fused = 0
     declined = []
     for node in list(model.graph):
-        if node.domain != DOMAIN or len(node.outputs) != 2 or "gate" in node.attributes:
+        if node.domain != FPTQ_DOMAIN or len(node.outputs) != 2 or "gate" in node.attributes:
             continue
         columns = node.attributes["N"].as_ints()
         product = _product(node)
@@ -104,7 +104,7 @@ def _fuse(
             inputs[index] = _swapped(graph, inputs[index])
     attributes = [*node.attributes.values(), ir.AttrString("gate", function)]
     new = ir.Node(
-        DOMAIN,
+        FPTQ_DOMAIN,
         node.op_type,
         inputs,
         attributes,

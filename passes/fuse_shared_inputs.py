@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.passes._edit import lazy_initializer
-from fptq_onnx.passes.emit_custom import DOMAIN
 
 # The op reads lists of this length at most (native/ops/linear_attributes.cc).
 _LONGEST_LIST = 64
@@ -37,7 +37,7 @@ def fuse_shared_inputs(model: ir.Model) -> int:
     """
     groups: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in model.graph:
-        if node.domain == DOMAIN:
+        if node.domain == FPTQ_DOMAIN:
             groups.setdefault(_key(node), []).append(node)
     fused = 0
     joined: Joined = {}
@@ -95,7 +95,7 @@ def _fuse(graph: ir.Graph, nodes: list[ir.Node], joined: Joined) -> None:
     attributes = {name: attribute for name, attribute in first.attributes.items() if name != "N"}
     attributes["N"] = ir.AttrInt64s("N", columns)
     node = ir.Node(
-        DOMAIN,
+        FPTQ_DOMAIN,
         first.op_type,
         inputs,
         list(attributes.values()),

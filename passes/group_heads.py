@@ -14,11 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.rewire import follow_with
 from fptq_onnx.graph.shapes.dim_arithmetic import Sizes
 from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.walk_back import input_of
 from fptq_onnx.passes._edit import constant_initializer, remove_unused
 
 _SWAP_IN_HEADS = [0, 1, 3, 2]

@@ -13,22 +13,24 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN, ONNX_DOMAIN
+
 # Ops that treat every [..., channels] row by itself. Elementwise ones broadcast constants.
 _ELEMENTWISE = {
     "Add", "Cast", "Clip", "Div", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
     "LeakyRelu", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Sigmoid", "Silu", "Softplus", "Sqrt",
     "Sub", "Swish", "Tanh",
 }  # fmt: skip
+_LAST_AXIS_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 _ROWWISE = {
-    "": {*_ELEMENTWISE, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"},
-    "com.microsoft": {
+    ONNX_DOMAIN: {*_ELEMENTWISE, *_LAST_AXIS_NORMS},
+    MSFT_DOMAIN: {
         "BiasGelu", "FastGelu", "Gelu", "MatMulNBits", "QuickGelu",
         "SimplifiedLayerNormalization", "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     },
-    "fptq": {"MatMulW4A8", "MatMulW8A8"},
+    FPTQ_DOMAIN: {"MatMulW4A8", "MatMulW8A8"},
 }  # fmt: skip
-_LAST_AXIS_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 
 
 def keep_last_logits(model: ir.Model, logits: str) -> int:

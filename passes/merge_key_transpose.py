@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
-from fptq_onnx.graph.walk_back import domain_of
 from fptq_onnx.passes._edit import remove_unused
 
 _SWAP_ROWS = [0, 2, 1]

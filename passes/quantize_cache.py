@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN
 from fptq_onnx.numerics.kv_cache_int8 import cache_scales
-from fptq_onnx.passes.emit_attention import OP_TYPE, STOCK_DOMAIN
-from fptq_onnx.passes.emit_custom import DOMAIN
+from fptq_onnx.passes.emit_attention import OP_TYPE
 
 # Where the operators want the two scales.
-SCALE_INPUTS = {STOCK_DOMAIN: 12, DOMAIN: 9}
+SCALE_INPUTS = {MSFT_DOMAIN: 12, FPTQ_DOMAIN: 9}
 QUANTIZED_ATTRIBUTES: dict[str, int | str] = {
     "k_quant_type": "PER_CHANNEL",
     "v_quant_type": "PER_CHANNEL",
@@ -73,7 +73,7 @@ def quantize_cache(
             )  # fmt: skip
             model.graph.register_initializer(value)
             node.replace_input_with(first + index, value)
-        if node.domain == STOCK_DOMAIN:
+        if node.domain == MSFT_DOMAIN:
             _set_quantized(node)
         kept = [node.inputs[index] for index in _PAST] + [node.outputs[i] for i in _PRESENT]
         for cache in kept:
@@ -83,12 +83,12 @@ def quantize_cache(
 
 def stock_attention(node: ir.Node) -> None:
     """Make com.microsoft's operator of ours, in place."""
-    node.domain = STOCK_DOMAIN
-    scales = list(node.inputs[SCALE_INPUTS[DOMAIN] :])
+    node.domain = MSFT_DOMAIN
+    scales = list(node.inputs[SCALE_INPUTS[FPTQ_DOMAIN] :])
     if not scales:
         return
-    first = SCALE_INPUTS[STOCK_DOMAIN]
-    node.resize_inputs(SCALE_INPUTS[DOMAIN])
+    first = SCALE_INPUTS[MSFT_DOMAIN]
+    node.resize_inputs(SCALE_INPUTS[FPTQ_DOMAIN])
     node.resize_inputs(first + len(scales))
     for index, value in enumerate(scales):
         node.replace_input_with(first + index, value)
@@ -110,7 +110,7 @@ def _reason_against(node: ir.Node) -> str | None:
         return "it has no present"
     if node.attributes.get_int("kv_cache_bit_width", 0) != 0:
         return "it is quantized already"
-    if node.domain == STOCK_DOMAIN and any(node.inputs[SCALE_INPUTS[STOCK_DOMAIN] :]):
+    if node.domain == MSFT_DOMAIN and any(node.inputs[SCALE_INPUTS[MSFT_DOMAIN] :]):
         return "it has inputs after its sinks"
     for index in _PAST:
         past = node.inputs[index]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import Constant, constant_of
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, domain_of
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle, quantize_rtn
 from fptq_onnx.passes._edit import constant_initializer, lazy_initializer
@@ -80,7 +81,7 @@ def quantize_embeddings(
         for node in found.lookups:
             (_eight if bits == 8 else _four)(model.graph, node, table, store)
     if done and bits == 4:
-        model.graph.opset_imports["com.microsoft"] = 1
+        model.graph.opset_imports[MSFT_DOMAIN] = 1
         model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
     if done:
         common_passes.RemoveUnusedNodesPass()(model)
@@ -126,7 +127,7 @@ def _form(value: ir.Value | None) -> tuple[object, ...]:
 
 def _table_of(node: ir.Node) -> Constant | None:
     """The table of a Gather of token embeddings."""
-    if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "Gather" or domain_of(node) != "":
         return None
     axis = node.attributes.get("axis")
     table = constant_of(node.inputs[0])
@@ -250,7 +251,7 @@ def _four(graph: ir.Graph, node: ir.Node, table: Constant, store: WeightStore) -
         "GatherBlockQuantized",
         [codes, node.inputs[1], scales],
         {"gather_axis": 0, "quantize_axis": 1, "block_size": _BLOCK_4},
-        domain="com.microsoft",
+        domain=MSFT_DOMAIN,
     )
     _replace(node, [found])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fptq_onnx.graph.walk_back import domain_of
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.passes._edit import constant_initializer
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -29,6 +29,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.graph.linears.roles import find_blocks
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
@@ -44,7 +45,6 @@ from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_s
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.mixed_precision import planned_bits
 from fptq_onnx.runtime.native_library import library_path
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import FLOAT, Plan
@@ -234,7 +234,7 @@ class Job:
 
     def _library(self, model: ir.Model) -> Path | None:
         """Our library if the model needs it; a conversion that is not checked can do without."""
-        if CUSTOM_DOMAIN not in model.opset_imports:
+        if FPTQ_DOMAIN not in model.opset_imports:
             return None
         try:
             return library_path()
