@@ -24,6 +24,7 @@ from fptq_onnx.numerics.panels import (
     panel_count,
     step_count,
 )
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import (
     current_input,
     lazy_initializer,
@@ -37,7 +38,7 @@ OP_TYPES = {4: "MatMulW4A8", 8: "MatMulW8A8"}  # by bits of a weight
 DOMAIN_VERSION = 1
 
 
-def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
     """Replace every quantized linear by our op, in place.
 
     Args:
@@ -49,16 +50,17 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         FptqError: a linear is weight-only.
     """
     linears = find_linears(model).by_name()
-    for entry in plan.linears:
+    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    for entry in quantized:
         if entry.scheme == WEIGHT_ONLY:
             raise FptqError(
                 f"our ops multiply int8 activations, and the plan leaves those of {entry.name} in "
                 f"float: write --target matmulnbits"
             )
-        if entry.scheme != FLOAT:
-            _emit(model.graph, linears[entry.name], entry, store)
+        _emit(model.graph, linears[entry.name], entry, store)
     model.graph.opset_imports[FPTQ_DOMAIN] = DOMAIN_VERSION
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(quantized))
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.graph.op_domains import MSFT_DOMAIN
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count, group_length
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import (
     current_input,
     lazy_initializer,
@@ -35,7 +36,7 @@ FLOAT_ACTIVATIONS = 1
 _BLOCK_FOR_PER_CHANNEL = 256
 
 
-def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
     """Replace every quantized linear by MatMulNBits, in place; a bias stays a separate Add.
 
     Args:
@@ -44,11 +45,12 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         store: the quantized weights by linear name; read again when the model is written.
     """
     linears = find_linears(model).by_name()
-    for entry in plan.linears:
-        if entry.scheme != FLOAT:
-            _emit(model.graph, linears[entry.name], entry, store)
+    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    for entry in quantized:
+        _emit(model.graph, linears[entry.name], entry, store)
     model.graph.opset_imports[MSFT_DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(quantized))
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import lazy_initializer
 
 # The op reads lists of this length at most (native/ops/linear_attributes.cc).
@@ -26,14 +27,11 @@ Joined = dict[tuple[int, ...], tuple[ir.Value, list[ir.Value | None]]]  # by ids
 LINEARS = "fptq.linears"  # metadata of a node: the names of the linears in it, as JSON
 
 
-def fuse_shared_inputs(model: ir.Model) -> int:
-    """Fuse in place.
+def fuse_shared_inputs(model: ir.Model) -> PassResult:
+    """Fuse in place, and count the nodes that now hold several linears.
 
     Args:
         model: with nodes of emit_custom.
-
-    Returns:
-        How many nodes now hold several linears.
     """
     groups: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in model.graph:
@@ -47,7 +45,7 @@ def fuse_shared_inputs(model: ir.Model) -> int:
             if len(some) > 1:
                 _fuse(model.graph, some, joined)
                 fused += 1
-    return fused
+    return PassResult(fused)
 
 
 def _without_others_parts(groups: list[list[ir.Node]]) -> list[list[ir.Node]]:

@@ -29,6 +29,7 @@ from fptq_onnx.numerics.panels import (
     unpack_group_values,
 )
 from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import lazy_initializer
 from fptq_onnx.passes.emit_attention import OP_TYPE as ATTENTION
 from fptq_onnx.passes.emit_custom import OP_TYPES
@@ -42,7 +43,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _GELU_OPSET = 20  # ai.onnx has Gelu from here on
 
 
-def make_portable(model: ir.Model) -> None:
+def make_portable(model: ir.Model) -> PassResult:
     """Replace every op of ours, in place.
 
     Args:
@@ -54,9 +55,8 @@ def make_portable(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if node.domain == FPTQ_DOMAIN and node.op_type != ATTENTION:
             _check(node)
-    for node in list(model.graph):
-        if node.domain != FPTQ_DOMAIN:
-            continue
+    ours = [node for node in model.graph if node.domain == FPTQ_DOMAIN]
+    for node in ours:
         if node.op_type == ATTENTION:  # the same operator, see emit_attention
             stock_attention(node)
         else:
@@ -64,6 +64,7 @@ def make_portable(model: ir.Model) -> None:
     del model.opset_imports[FPTQ_DOMAIN]
     model.graph.opset_imports[MSFT_DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(ours))
 
 
 def _check(node: ir.Node) -> None:

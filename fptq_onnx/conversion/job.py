@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -34,8 +35,10 @@ from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files, copy_tokenizer
+from fptq_onnx.passes import Pass, apply
 from fptq_onnx.passes.choose_schemes import massive_notes
-from fptq_onnx.passes.equalize import equalize, fold_into_producers
+from fptq_onnx.passes.equalize import equalize
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
@@ -139,9 +142,9 @@ class Job:
                 threads=self.threads, quiet=self.quiet, say=self.say,
             )  # fmt: skip
             plan, errors, routing = result.plan, result.errors, result.notes
-            folded = fold_into_producers(model, result.scales)
+            folded = _folded(model, partial(fold_into_producers, scales=result.scales))
         elif self._ranges_decide:
-            folded = equalize(model, plan, self.stats)
+            folded = _folded(model, partial(equalize, plan=plan, stats=self.stats))
             if self.config.quantize:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         else:
@@ -149,7 +152,8 @@ class Job:
                 self.loaded, self.scan, plan, self.stats, self.config, store,
                 track=tracker("quantizing", self.quiet),
             )  # fmt: skip
-            plan, folded = result.plan, fold_into_producers(model, result.scales)
+            plan = result.plan
+            folded = _folded(model, partial(fold_into_producers, scales=result.scales))
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
         massive = () if self.replay else massive_notes(plan)
@@ -241,6 +245,12 @@ class Job:
         except FptqError as error:
             self.say(f"note         onnxruntime-genai will miss our library: {error}")
             return None
+
+
+def _folded(model: ir.Model, fold: Pass) -> tuple[str, ...]:
+    """Run the pass that folds smoothing scales; names of the norms and linears that took them."""
+    ((_, result),) = apply(model, [fold]).results
+    return result.names
 
 
 def _widened_note(names: tuple[str, ...]) -> tuple[str, ...]:

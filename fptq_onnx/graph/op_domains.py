@@ -14,9 +14,14 @@ ONNX_DOMAIN: Final = ""
 _ALSO_ONNX: Final = "ai.onnx"
 
 
+def one_name(domain: str) -> str:
+    """A domain under its one name: '' (ONNX_DOMAIN) for 'ai.onnx'."""
+    return ONNX_DOMAIN if domain == _ALSO_ONNX else domain
+
+
 def domain_of(node: ir.Node) -> str:
     """The domain of a node's op, '' (ONNX_DOMAIN) for ONNX's own under either name."""
-    return ONNX_DOMAIN if node.domain == _ALSO_ONNX else node.domain
+    return one_name(node.domain)
 
 
 def is_onnx_op(node: ir.Node | None, *op_types: str) -> bool:

@@ -101,7 +101,7 @@ def open_generation_model(
         register(options)
     cut = 0
     if loaded.file.stat().st_size <= _LARGEST_COPY:
-        cut = keep_last_logits(model, io.logits.name)
+        cut = keep_last_logits(model, io.logits.name).changed
     try:
         if cut or loaded.data_base is not None:
             place_data(options, loaded.data_folder)
