@@ -1,7 +1,8 @@
 """What is wrong with the structure of a graph: a cheap check for the time between two passes.
 
-Every input is made earlier: by an input, an initializer or a node before, of the graph or of one
-around it. Every name stands for one value. Every output is made. Every domain is imported.
+Every value that is read, and every output, is made earlier: it is an input, an initializer or of a
+node before, in the graph or in one around it. A name stands for one value. Every domain is
+imported.
 Types, shapes and attributes are not looked at: onnx.checker and ONNX Runtime do that on what is
 written.
 """
@@ -20,7 +21,8 @@ from fptq_onnx.graph.op_domains import domain_of, one_name
 class GraphProblem:
     """One thing that is wrong.
 
-    kind: 'order' (of nodes, or nothing makes a value), 'name', 'output', or 'domain' and which.
+    kind: 'missing' (nothing makes a value), 'order' (of nodes; ONNX Runtime does not need it),
+        'name', or 'domain' and which.
     text: a sentence, for people.
     """
 
@@ -48,59 +50,66 @@ def graph_problems(model: ir.Model) -> tuple[GraphProblem, ...]:
 
 
 class _Scope:
-    """The values and names that a node may read: of its graph so far, and of the graphs around."""
+    """What a node may read: values of its graph so far, and of the graphs around it."""
 
     def __init__(self) -> None:
+        self.graphs: list[ir.Graph | ir.Function] = []
         self.values: set[ir.Value] = set()
-        self.names: dict[str, ir.Value] = {}
+        self.names: dict[str, ir.Value] = {}  # what a name stands for here
 
     def problems(self, graph: ir.Graph | ir.Function) -> Iterator[GraphProblem]:
         """Of one graph and what is inside it; what it made is forgotten afterwards."""
-        added: list[ir.Value] = []
+        around, self.names, own = self.names, dict(self.names), set[ir.Value]()
+        self.graphs.append(graph)
         initializers = graph.initializers if isinstance(graph, ir.Graph) else {}
         for name, value in initializers.items():
             if value.name != name:
                 text = f"the initializer {name!r} calls itself {value.name!r}"
                 yield GraphProblem("name", text)
-        yield from self._add((*graph.inputs, *initializers.values()), added)
+        yield from self._add((*graph.inputs, *initializers.values()), own)
         for node in graph:
             for read in node.inputs:
-                if read is not None and read not in self.values:
-                    text = f"{_text(node)} reads {read.name!r}, which {_whose(read)}"
-                    yield GraphProblem("order", text)
+                if read is not None:
+                    yield from self._unread(f"{_text(node)} reads {read.name!r}", read)
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     yield from self.problems(attribute.as_graph())
                 elif attribute.type == ir.AttributeType.GRAPHS:
                     for inner in attribute.as_graphs():
                         yield from self.problems(inner)
-            yield from self._add(node.outputs, added)
+            yield from self._add(node.outputs, own)
         for value in graph.outputs:
-            if value not in self.values:
-                yield GraphProblem("output", f"the output {value.name!r} {_whose(value)}")
-        for value in added:
-            self.values.discard(value)
-            self.names.pop(value.name or "", None)
+            yield from self._unread(f"{value.name!r} is an output", value)
+        self.graphs.pop()
+        self.values -= own
+        self.names = around
 
-    def _add(self, values: Iterable[ir.Value], added: list[ir.Value]) -> Iterator[GraphProblem]:
+    def _add(self, values: Iterable[ir.Value], own: set[ir.Value]) -> Iterator[GraphProblem]:
         for value in values:
-            if value in self.values:  # an initializer may be an input as well
+            if value in own:  # an initializer may be an input as well
                 continue
             self.values.add(value)
-            added.append(value)
-            if value.name:  # an output that is left out has none
-                if self.names.setdefault(value.name, value) is not value:
-                    yield GraphProblem("name", f"two values have the name {value.name!r}")
+            own.add(value)
+            if not value.name:  # an output that is left out
+                continue
+            if self.names.get(value.name) in own:
+                yield GraphProblem("name", f"two values have the name {value.name!r}")
+            self.names[value.name] = value  # an inner graph may use a name again
 
-
-def _whose(value: ir.Value) -> str:
-    """Why nobody can read a value here."""
-    maker = value.producer()
-    if maker is None:
-        return "is no input and no initializer of the graph"
-    if maker.graph is None:
-        return f"is made by {_text(maker)}, which is in no graph"
-    return f"is made by {_text(maker)}, which comes later or is inside another graph"
+    def _unread(self, text: str, value: ir.Value) -> Iterator[GraphProblem]:
+        """Why a value cannot be read here; nothing where it can."""
+        maker = value.producer()
+        if value in self.values:
+            if self.names.get(value.name or "") is not value:
+                yield GraphProblem("name", f"{text}, but the name stands for another value there")
+        elif maker is None:
+            why = "is no input and no initializer of its graph"
+            yield GraphProblem("missing", f"{text}, which {why}")
+        elif maker.graph in self.graphs:
+            yield GraphProblem("order", f"{text}, which {_text(maker)} makes only later")
+        else:
+            why = "is in no graph" if maker.graph is None else "is inside another graph"
+            yield GraphProblem("missing", f"{text}, which {_text(maker)} makes, and that {why}")
 
 
 def _text(node: ir.Node) -> str:
