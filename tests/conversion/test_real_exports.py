@@ -104,7 +104,7 @@ def test_equalization_is_exact(shared_exports: Path, name: str) -> None:
     stats = forced_statistics(scan)
     plan = choose_schemes(scan, stats, Config())
     assert plan.counts()[LAE_STATIC] == EXPORTS[name][2]
-    folded = equalize(source.model, plan, stats)
+    folded = equalize(source.model, plan, stats).names
     assert len(folded) == len(plan.folded_sites())
     after = op_counts(source.model)
     assert all(after[op] <= before[op] for op in after)  # folded casts may go, nothing comes
