@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime
 
-from fptq_onnx.benchmarking.generation_speed import Speed, load_within, measure_speeds
+from fptq_onnx.benchmarking.benchmark import Speed, load_within, measure_speeds
 from fptq_onnx.benchmarking.ort_quantizer import quantize_stock
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.float16 import convert_float16

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from fptq_onnx.calibration.data import Feeds, TokenWindows
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear, find_linears
-from fptq_onnx.model_io.fingerprint import fingerprint
-from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.load import LoadedModel, fingerprint
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.passes.tap_activations import Tap, tap_activations

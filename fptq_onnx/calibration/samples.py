@@ -18,9 +18,8 @@ from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
-from fptq_onnx.model_io.fingerprint import fingerprint
 from fptq_onnx.model_io.hf_config import read_special_ids
-from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.load import LoadedModel, fingerprint
 from fptq_onnx.model_io.model_folder import hub_snapshot
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.progress import track, tracker

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -18,9 +19,12 @@ from fptq_onnx.model_io.model_choice import find_model_file
 from fptq_onnx.model_io.opset.raise_old_opset import OLDEST, raise_old_opset
 from fptq_onnx.model_io.tensor_spec import check_tensors
 
-__all__ = ["LoadedModel", "load_model", "tensors_of"]
+__all__ = ["LoadedModel", "fingerprint", "load_model", "tensors_of"]
 
 NEWEST_OPSET = 28
+# Of a tensor, for a fingerprint.
+_PIECES = 8  # spread evenly
+_LENGTH = 64  # values of each
 _ALREADY_QUANTIZED = {
     "MatMulNBits",
     "MatMulBnb4",
@@ -152,6 +156,31 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
         ) from error
     base = None if data.as_named else data.folder
     return LoadedModel(model, file, data.files, raised_from, base, notes)
+
+
+def fingerprint(model: ir.Model) -> str:
+    """Tell a model from others by its weights, without reading them all.
+
+    Name, type, shape and a few values of every initializer: two trainings, two sizes or two
+    exporters differ in these, while a copy, or the same graph with its data in other files, does
+    not.
+
+    Args:
+        model: loaded, and normalized or not: only models in the same state can be compared.
+
+    Returns:
+        A digest in hexadecimal; of a big model some megabytes are read.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.numpy().reshape(-1)
+        for start in np.linspace(0, max(0, flat.size - _LENGTH), _PIECES, dtype=np.int64):
+            digest.update(np.ascontiguousarray(flat[start : start + _LENGTH]).tobytes())
+    return digest.hexdigest()
 
 
 def _sparse_weight(proto: onnx.ModelProto) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.model_io.hf_config import read_config
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.model_folder import hub_repository, hub_snapshot, model_name
@@ -14,7 +14,6 @@ from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.runtime.decoder import find_io
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
 from fptq_onnx.runtime.decoder_io import DecoderIO
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.config import TARGETS

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fptq_onnx.errors import NoDecoderError
 from fptq_onnx.model_io.hf_config import architecture_of, is_masked_model
 from fptq_onnx.model_io.tensor_spec import FLOAT_DTYPES, TensorSpec
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
 from fptq_onnx.runtime.kv_cache import CacheTensor, cache_tensor, pair_cache, symbolic_sizes
 
 INPUT_IDS_NAMES = ("input_ids", "tokens", "input_tokens")

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.model_io.tensor_spec import CACHE_DTYPES, TensorSpec
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.errors import FOR_TEXT, FptqError, NoDecoderError
 from fptq_onnx.generation.kv.base import CacheRows
 from fptq_onnx.generation.kv.left_padded import PaddedRows
 from fptq_onnx.generation.kv.no_cache import RefedRows
@@ -18,7 +18,6 @@ from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.passes.keep_last_logits import keep_last_logits
 from fptq_onnx.runtime.decoder import Decoder, find_io
-from fptq_onnx.runtime.decoder_advice import FOR_TEXT, NoDecoderError
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN, first_line, place_data
 from fptq_onnx.runtime.thread_count import check_threads
 
