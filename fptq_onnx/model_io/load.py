@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -12,14 +14,19 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.graph_state import GraphState
+from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.model_io.constant_inputs import drop_constant_inputs
 from fptq_onnx.model_io.downloaded_file import check_model_downloaded
 from fptq_onnx.model_io.external_data import locate_data, tensors_of
+from fptq_onnx.model_io.hf_config import SpecialIds, read_special_ids
 from fptq_onnx.model_io.model_choice import find_model_file
 from fptq_onnx.model_io.opset.raise_old_opset import OLDEST, raise_old_opset
-from fptq_onnx.model_io.tensor_spec import check_tensors
+from fptq_onnx.model_io.tensor_spec import TensorSpec, check_tensors, graph_inputs, graph_outputs
 
 __all__ = ["LoadedModel", "fingerprint", "load_model", "tensors_of"]
+
+T = TypeVar("T")
 
 NEWEST_OPSET = 28
 # Of a tensor, for a fingerprint.
@@ -63,6 +70,55 @@ class LoadedModel:
     raised_from: int | None = None
     data_base: Path | None = None
     notes: tuple[str, ...] = ()
+    _found: dict[str, tuple[object, object]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def once(self, what: str, given: object, find: Callable[[], T]) -> T:
+        """A fact about the model, found when it is first asked for.
+
+        Args:
+            what: the name of the fact.
+            given: all that it depends on and that may change, to be compared with what it was;
+                the fact is found anew where it differs, so that none outlives what it speaks of.
+            find: finds it; what it raises is not kept.
+        """
+        known = self._found.get(what)
+        if known is None or known[0] != given:
+            known = self._found[what] = (given, find())
+        return known[1]  # type: ignore[return-value]  # a fact has the type of its finder
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """Specs of what a caller must feed, as the graph is now: passes may change their types."""
+        return graph_inputs(self.model.graph)
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """Specs of what the model gives, as the graph is now."""
+        return graph_outputs(self.model.graph)
+
+    @property
+    def linears(self) -> LinearScan:
+        """See `find_linears`. The same scan, with all it has found, until the graph is changed."""
+        return self.once("linears", GraphState(self.model), lambda: find_linears(self.model))
+
+    @property
+    def special_ids(self) -> SpecialIds:
+        """See `read_special_ids`: of the files beside the model, as they were at first."""
+        return self.special_ids_with(None)
+
+    def special_ids_with(self, tokenizer_folder: Path | None) -> SpecialIds:
+        """The same, where the tokenizer may be in another folder.
+
+        Raises:
+            FptqError: see `read_special_ids`.
+        """
+        return self.once(
+            f"special ids {tokenizer_folder}",
+            None,
+            lambda: read_special_ids(self.folder, tokenizer_folder),
+        )
 
     @property
     def folder(self) -> Path:
@@ -214,4 +270,13 @@ def _check_values(model: ir.Model, file: Path) -> None:
                 raise FptqError(
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
+                )
+    for graph in model.graphs():
+        own = {id(value) for node in graph for value in node.outputs}
+        own |= {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+        for value in graph.outputs:
+            if id(value) not in own:
+                raise FptqError(
+                    f"{file} is not a valid ONNX model: the graph {graph.name!r} gives "
+                    f"{value.name!r}, which none of its nodes makes; put an Identity there"
                 )

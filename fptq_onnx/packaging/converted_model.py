@@ -12,9 +12,7 @@ from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.model_folder import hub_repository, hub_snapshot, model_name
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
-from fptq_onnx.runtime.decoder import find_io
-from fptq_onnx.runtime.decoder_io import DecoderIO
+from fptq_onnx.runtime.decoder_io import DecoderIO, decoder_io_of
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.config import TARGETS
 
@@ -57,9 +55,8 @@ class ConvertedModel:
         Raises:
             FptqError: not a causal language model.
         """
-        graph = self.main.model.graph
         try:
-            return find_io(self.main.file, graph_inputs(graph), graph_outputs(graph))
+            return decoder_io_of(self.main)
         except NoDecoderError as error:
             raise error.advised("this package is for models that generate text") from error
 

@@ -15,9 +15,9 @@ from fptq_onnx.generation.kv.no_cache import RefedRows
 from fptq_onnx.generation.kv.per_sequence import SeparateRows
 from fptq_onnx.generation.kv.shared_buffer import SharedRows, can_share
 from fptq_onnx.model_io.load import load_model
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.passes.keep_last_logits import keep_last_logits
-from fptq_onnx.runtime.decoder import Decoder, find_io
+from fptq_onnx.runtime.decoder import Decoder
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN, first_line, place_data
 from fptq_onnx.runtime.thread_count import check_threads
 
@@ -82,7 +82,7 @@ def open_generation_model(
     loaded = load_model(path, allow_quantized=True)
     model = loaded.model
     try:
-        io = find_io(loaded.file, graph_inputs(model.graph), graph_outputs(model.graph))
+        io = decoder_io_of(loaded)
     except NoDecoderError as error:
         raise error.advised(FOR_TEXT) from error
     shares = can_share(model.graph, io)
