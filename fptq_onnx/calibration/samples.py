@@ -19,7 +19,7 @@ from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.model_io.load import LoadedModel, fingerprint
-from fptq_onnx.model_io.model_folder import hub_snapshot
+from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 from fptq_onnx.progress import track, tracker
 from fptq_onnx.runtime.decoder import Decoder
 from fptq_onnx.runtime.decoder_io import INPUT_IDS_NAMES, decoder_io_of, find_logits
@@ -240,11 +240,6 @@ class Samples:
         if paths:
             stats.save(paths[0])
         return stats
-
-
-def folder_of_tokenizer(path: Path) -> Path:
-    """The folder meant by --tokenizer, which may name the file in it."""
-    return path.parent if path.is_file() else hub_snapshot(path)
 
 
 def _vocab_size(loaded: LoadedModel) -> int | None:

@@ -21,6 +21,7 @@ from fptq_onnx.model_io.downloaded_file import check_model_downloaded
 from fptq_onnx.model_io.external_data import locate_data, tensors_of
 from fptq_onnx.model_io.hf_config import SpecialIds, read_special_ids
 from fptq_onnx.model_io.model_choice import find_model_file
+from fptq_onnx.model_io.model_proto import OPSETS
 from fptq_onnx.model_io.opset.raise_old_opset import OLDEST, raise_old_opset
 from fptq_onnx.model_io.tensor_spec import TensorSpec, check_tensors, graph_inputs, graph_outputs
 
@@ -28,7 +29,6 @@ __all__ = ["LoadedModel", "fingerprint", "load_model", "tensors_of"]
 
 T = TypeVar("T")
 
-NEWEST_OPSET = 28
 # Of a tensor, for a fingerprint.
 _PIECES = 8  # spread evenly
 _LENGTH = 64  # values of each
@@ -187,9 +187,9 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     if "ai.onnx" in model.opset_imports:  # the other name of the default domain
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     opset = model.opset_imports.get("", 0)
-    if not OLDEST <= opset <= NEWEST_OPSET:
+    if not OLDEST <= opset <= OPSETS[-1]:
         raise FptqError(
-            f"{file} uses opset {opset}, supported are {OLDEST} to {NEWEST_OPSET}: export it again "
+            f"{file} uses opset {opset}, supported are {OLDEST} to {OPSETS[-1]}: export it again "
             f"with one of these"
             + (", or raise it with onnx.version_converter" if 0 < opset < OLDEST else "")
         )

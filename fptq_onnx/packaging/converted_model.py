@@ -10,9 +10,11 @@ from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.model_io.hf_config import read_config
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.model_folder import hub_repository, hub_snapshot, model_name
+from fptq_onnx.model_io.model_proto import read_proto
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.runtime.decoder_io import DecoderIO, decoder_io_of
+from fptq_onnx.runtime.proto_graph import ProtoGraph
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.config import TARGETS
 
@@ -48,6 +50,10 @@ class ConvertedModel:
     def needs_library(self) -> bool:
         """Whether the main model has ops of ours."""
         return CUSTOM_DOMAIN in self.main.model.opset_imports
+
+    def graph(self) -> ProtoGraph:
+        """The graph of the main model, as it is in its file."""
+        return ProtoGraph(read_proto(self.main.file).graph)
 
     def decoder_io(self) -> DecoderIO:
         """How the main model is fed.

@@ -54,7 +54,6 @@ def write_edge_package(
     if converted.needs_library:
         libraries.mkdir()
         copied = copy_library(target, library, libraries)
-    graph = converted.main.model.graph
     io = converted.decoder_io()
     special = converted.main.special_ids
     has_portable = write_graphs(converted, model, fallback=fallback)
@@ -66,7 +65,7 @@ def write_edge_package(
         graph=MODEL_FILE,
         portable=PORTABLE_FILE if has_portable else None,
         library=f"../lib/{copied.name}" if copied is not None else None,
-        shared_cache=can_share(graph, io),
+        shared_cache=can_share(converted.graph(), io),
         context_length=special.context_length,
         vocabulary=vocabulary,
         end=special.eos,

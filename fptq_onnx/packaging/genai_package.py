@@ -77,10 +77,9 @@ def _config(converted: ConvertedModel) -> dict[str, Any]:
     special = converted.main.special_ids
     if pointed_config(given, MODEL_FILE, None) is not None:
         return _with_ends(given, special)
-    graph = converted.main.model.graph
     io = converted.decoder_io()
     config = read_config(converted.main.folder, "config.json")
-    return make_genai_config(io, special, config, shared_cache=can_share(graph, io))
+    return make_genai_config(io, special, config, shared_cache=can_share(converted.graph(), io))
 
 
 def _with_ends(given: dict[str, Any], special: SpecialIds) -> dict[str, Any]:

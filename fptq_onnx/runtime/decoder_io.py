@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fptq_onnx.errors import NoDecoderError
 from fptq_onnx.model_io.hf_config import architecture_of, is_masked_model, read_config
-from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.model_proto import read_proto
 from fptq_onnx.model_io.tensor_spec import FLOAT_DTYPES, TensorSpec
 from fptq_onnx.runtime.kv_cache import (
     CacheTensor,
@@ -24,6 +24,10 @@ from fptq_onnx.runtime.kv_cache import (
     pair_cache,
     symbolic_sizes,
 )
+from fptq_onnx.runtime.proto_graph import ProtoGraph
+
+if TYPE_CHECKING:  # a model may be run without importing what loads it
+    from fptq_onnx.model_io.load import LoadedModel
 
 INPUT_IDS_NAMES = ("input_ids", "tokens", "input_tokens")
 _MASK = ("attention_mask",)
@@ -182,9 +186,7 @@ def find_io(
 
     if genai or config:
         return find(None)
-    import onnx_ir as ir  # reading the graph again is the exception, so is its import
-
-    return find(head_size_of_graph(ir.load(model_file).graph))
+    return find(head_size_of_graph(ProtoGraph(read_proto(model_file).graph)))
 
 
 def _no_language_model(wrong: str) -> NoDecoderError:
