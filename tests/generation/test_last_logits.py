@@ -89,3 +89,52 @@ def test_logits_that_are_not_rows_are_left_alone(rng: np.random.Generator, name:
     text = """m (float[batch, 8] x) => (float[batch, 12] logits) { logits = MatMul(x, w) }"""
     model = ir.to_proto(build(text, {"w": weight(rng, 8, 12)}))
     assert keep_last_logits(model.graph, name) == 0
+
+
+def test_the_order_of_nodes_stays_one_that_can_be_run(rng: np.random.Generator) -> None:
+    """Two values enter: one made in the middle, the other an input, cut before the first node."""
+    text = """m (float[batch, sequence, 8] x, float[batch, sequence, 8] residual)
+        => (float[batch, sequence, 12] logits)
+    <float[batch, sequence, 8] mixed, float[batch, 1, 8] mean, float[batch, sequence, 8] sum>
+    {
+        axis = Constant<value_ints = [1]>()
+        mean = ReduceMean(x, axis)
+        mixed = Sub(x, mean)
+        sum = Add(mixed, residual)
+        logits = MatMul(sum, w_head)
+    }"""
+    model = ir.to_proto(build(text, {"w_head": weight(rng, 8, 12)}))
+    feeds = {name: rng.standard_normal((2, 5, 8), np.float32) for name in ("x", "residual")}
+    before = ort.InferenceSession(model.SerializeToString()).run(["logits"], feeds)[0]
+    assert keep_last_logits(model.graph, "logits") == 3
+    onnx.checker.check_model(model)  # each value is made before it is read
+    cuts = [node for node in model.graph.node if node.op_type == "Gather"]
+    assert sorted(node.input[0] for node in cuts) == ["mean", "residual", "x"]
+    after = ort.InferenceSession(model.SerializeToString()).run(["logits"], feeds)[0]
+    np.testing.assert_allclose(after[:, 0], before[:, -1], rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_branch_reads_is_computed_for_all(rng: np.random.Generator) -> None:
+    text = """m (bool c, float[batch, sequence, 8] x)
+        => (float[batch, sequence, 12] logits, float[batch, sequence, 8] other)
+    <float[batch, sequence, 8] r>
+    {
+        r = Relu(x)
+        logits = MatMul(r, w_head)
+        other = If(c) <then_branch = t () => (u) { u = Abs(r) },
+                       else_branch = e () => (v) { v = Neg(x) }>
+    }"""
+    model = ir.to_proto(build(text, {"w_head": weight(rng, 8, 12)}))
+    assert keep_last_logits(model.graph, "logits") == 1  # the head, and not what `t` reads
+    (cut,) = [node for node in model.graph.node if node.op_type == "Gather"]
+    assert cut.input[0] == "r"
+
+
+def test_the_last_axis_of_norms_alone(rng: np.random.Generator) -> None:
+    for axis, cut in ((-1, 2), (2, 2), (1, 1)):
+        text = f"""m (float[batch, 5, 8] x) => (float[batch, 5, 12] logits)
+        <float[batch, 5, 8] n>
+        {{ n = LayerNormalization<axis = {axis}>(x, gain)  logits = MatMul(n, w_head) }}"""
+        gain = weight(rng, 8) if axis != 1 else weight(rng, 5, 8)
+        model = ir.to_proto(build(text, {"gain": gain, "w_head": weight(rng, 8, 12)}))
+        assert keep_last_logits(model.graph, "logits") == cut
