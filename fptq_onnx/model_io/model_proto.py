@@ -98,7 +98,7 @@ def _data_is_there(tensor: onnx.TensorProto, folder: Path) -> bool:
         return True
     said = {entry.key: entry.value for entry in tensor.external_data}
     location = said.get("location", "")
-    if "\\" in location or os.path.isabs(location):
+    if os.path.isabs(location):
         return False
     path, bits = folder / location, _BITS.get(tensor.data_type)
     if not location or bits is None or not path.is_file():

@@ -49,6 +49,7 @@ def test_the_last_row_is_the_same_and_the_mixer_sees_all(rng: np.random.Generato
     x = rng.standard_normal((2, 5, 8), np.float32)
     before = logits(model, x)
     assert keep_last_logits(model.graph, "logits") == 6  # all but the mean
+    assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 1
     after = logits(model, x)
     assert after.shape == (2, 1, 12)
     # The same sums over 8 or 16 terms, perhaps in another order.
