@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
+from fptq_onnx.graph.op_domains import ONNX_DOMAIN, one_name
 from fptq_onnx.model_io.tensor_spec import Shape, specs_of_protos
-
-_STANDARD = ("", "ai.onnx")
 
 
 class ProtoGraph:
@@ -91,7 +90,7 @@ class ProtoGraph:
 
 def domain_of(node: onnx.NodeProto) -> str:
     """The node's domain, "" for the standard one by either of its names."""
-    return "" if node.domain in _STANDARD else str(node.domain)
+    return "" if one_name(node.domain) == ONNX_DOMAIN else str(node.domain)
 
 
 def integers_of(node: onnx.NodeProto) -> Mapping[str, int]:

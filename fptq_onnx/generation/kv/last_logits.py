@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN
 from fptq_onnx.runtime.proto_graph import ProtoGraph, domain_of, integers_of
 
 # Ops that treat every [..., channels] row by itself. Elementwise ones broadcast constants.
@@ -29,12 +30,12 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _ROWWISE = {
     "": {*_ELEMENTWISE, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"},
-    "com.microsoft": {
+    MSFT_DOMAIN: {
         "BiasGelu", "FastGelu", "Gelu", "MatMulNBits", "QuickGelu",
         "SimplifiedLayerNormalization", "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     },
-    "fptq": {"MatMulW4A8", "MatMulW8A8"},
+    FPTQ_DOMAIN: {"MatMulW4A8", "MatMulW8A8"},
 }  # fmt: skip
 _LAST_AXIS_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 _LAST = "keep_last_logits/last"
