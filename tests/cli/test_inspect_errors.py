@@ -10,12 +10,9 @@ SHARING = {VICTIM, "model.layers.3.mlp.up_proj"}  # they read the same value
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+def planned(conversions):
     """The default recipe's output."""
-    folder = tmp_path_factory.mktemp("errors") / "out"
-    done = command("convert", MODEL, "-o", folder, *RANDOM_FEW)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return conversions.command("out", MODEL, *RANDOM_FEW).folder
 
 
 def rows_of(done):

@@ -15,12 +15,10 @@ from support.command_line import MODEL, RANDOM_FEW, command, leftovers, refused
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """The embedded model, converted to all targets once."""
-    output = tmp_path_factory.mktemp("out") / "all"
-    result = command("convert", MODEL, "-o", output, "--target", "all", *RANDOM_FEW)
-    assert result.returncode == 0, result.stderr
-    return output, result.stdout
+def converted(conversions):
+    """The embedded model, converted to all targets once, and what was printed."""
+    done = conversions.command("all", MODEL, "--target", "all", *RANDOM_FEW)
+    return done.folder, done.printed
 
 
 @pytest.fixture
@@ -152,6 +150,7 @@ def test_output_inside_the_input(copy):
     refused("convert", copy / "model.onnx", "-o", copy, "--overwrite", saying="folder of the input")
 
 
+@pytest.mark.process
 def test_disk_full(tmp_path):
     # A file size limit is the portable way to make writing fail half-way.
     limited = "import resource, sys; from fptq_onnx.cli.main import main;" + (
@@ -177,6 +176,7 @@ def test_few_tokens_are_warned_of(tmp_path):
         assert ("tokens are few to calibrate on" in done.stdout) == warned
 
 
+@pytest.mark.process
 def test_interrupt_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [
@@ -215,6 +215,7 @@ def test_bad_options(tmp_path, arguments, saying):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize(
     "arguments", [("convert", MODEL, "-o", "out", *RANDOM_FEW), ("inspect", MODEL, *RANDOM_FEW)]

@@ -79,6 +79,7 @@ def test_the_figure_in_its_card() -> None:
     assert f"{found:.3f} on `heldout.txt`" in (DEMO / "README.md").read_text("utf-8")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not EXPORT.is_dir(), reason="no shared export here")
 def test_it_is_the_export_rounded(tmp_path: Path) -> None:
     out = tmp_path / "demo"

@@ -26,6 +26,8 @@ from fptq_onnx.model_io.tensor_spec import session_inputs, session_outputs
 from fptq_onnx.packaging.decoder_text import decoder_text
 from fptq_onnx.runtime.decoder import find_io, open_decoder
 
+pytestmark = pytest.mark.process
+
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 60
 
