@@ -111,6 +111,7 @@ def test_the_reader_gives_each_window_once() -> None:
     assert stories[0].strip().startswith(tokenizer.decode(first.tolist()).strip())
 
 
+@pytest.mark.slow
 def test_edit_plan_changes_what_was_edited_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

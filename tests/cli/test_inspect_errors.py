@@ -51,6 +51,7 @@ def test_every_figure_is_there_and_totals_are_worse_than_local_ones(planned):
     assert later and all(row["input_total_sqnr_db"] < row["input_local_sqnr_db"] for row in later)
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_measures_when_asked(tmp_path):
     folder = tmp_path / "out"
     options = ("--recipe", "paper", *RANDOM_FEW)

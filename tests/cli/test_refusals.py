@@ -78,6 +78,7 @@ def test_text_without_tokenizer(copy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_tokenizer_from_elsewhere(copy, tmp_path):
     (copy / "tokenizer.json").unlink()
     result = command(
@@ -136,6 +137,7 @@ def test_output_exists(tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_an_earlier_output(tmp_path):
     for extra in ((), ("--overwrite",)):
         result = command(
@@ -150,6 +152,7 @@ def test_output_inside_the_input(copy):
     refused("convert", copy / "model.onnx", "-o", copy, "--overwrite", saying="folder of the input")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_disk_full(tmp_path):
     # A file size limit is the portable way to make writing fail half-way.
@@ -245,6 +248,7 @@ def test_options_that_a_plan_decides(tmp_path):
         refused("convert", MODEL, "--plan", "plan.json", *option, saying=saying)
 
 
+@pytest.mark.slow
 def test_statistics_of_another_model(tmp_path):
     stats = tmp_path / "stats.npz"
     assert command("convert", MODEL, "--dry-run", "--stats", stats, *RANDOM_FEW).returncode == 0

@@ -71,6 +71,7 @@ def test_its_large_matrices_are_float16_behind_casts() -> None:
         assert tensor.offset % 64 == 0
 
 
+@pytest.mark.slow
 def test_the_figure_in_its_card() -> None:
     windows = first_windows(DEMO / "heldout.txt", DEMO, count=10**3, length=256)
     assert len(windows) == 54
