@@ -70,7 +70,7 @@ def test_web_pages(tmp_path: Path, page: bytes) -> None:
         (b'{"error": "Repository not found"}\r\n', 'a text that begins with \'{"error"'),
         ("Zugriff verweigert: ä".encode() * 200, "a text that begins with 'Zugriff"),
         (b"PK\x03\x04" + bytes(50), "a zip archive: unpack it"),
-        (gzip.compress(b"model"), "compressed by gzip"),
+        (gzip.compress(b"model", mtime=0), "compressed by gzip"),
         (b"GGUF" + bytes(50), "a GGUF model"),
     ],
 )
