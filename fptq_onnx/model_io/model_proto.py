@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.op_domains import ONNX_DOMAIN, one_name
 from fptq_onnx.model_io.downloaded_file import check_downloaded, check_model_downloaded
 from fptq_onnx.model_io.tensor_spec import check_tensors
 
@@ -63,13 +64,13 @@ def plain_proto(file: Path) -> onnx.ModelProto | None:
     except FptqError:
         return None
     graph = proto.graph
-    opsets = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    opsets = [entry for entry in proto.opset_import if one_name(entry.domain) == ONNX_DOMAIN]
     initializers = {tensor.name for tensor in graph.initializer}
     plain = (
         not helped
-        and not any(entry.domain == "ai.onnx" for entry in proto.opset_import)
         and len(opsets) == 1
-        and opsets[0] in OPSETS
+        and opsets[0].domain == ONNX_DOMAIN
+        and opsets[0].version in OPSETS
         and len(graph.node) > 0
         and not proto.functions
         and not graph.sparse_initializer

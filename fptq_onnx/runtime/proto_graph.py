@@ -8,8 +8,6 @@ import onnx
 
 from fptq_onnx.model_io.tensor_spec import Shape, specs_of_protos
 
-_STANDARD = ("", "ai.onnx")
-
 
 class ProtoGraph:
     """A view of a graph as it is when this is made.
@@ -87,11 +85,6 @@ class ProtoGraph:
                     seen.add(source)
                     waiting.append(source)
         return found
-
-
-def domain_of(node: onnx.NodeProto) -> str:
-    """The node's domain, "" for the standard one by either of its names."""
-    return "" if node.domain in _STANDARD else str(node.domain)
 
 
 def integers_of(node: onnx.NodeProto) -> Mapping[str, int]:

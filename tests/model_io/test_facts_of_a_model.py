@@ -15,9 +15,9 @@ from support.tiny_graphs import build, weight
 from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.graph.graph_state import GraphState
 from fptq_onnx.graph.linears import linears
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.model_io import load
 from fptq_onnx.model_io.load import LoadedModel, load_model
-from fptq_onnx.passes.equalize import replace_weight
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.runtime import decoder_io
 from fptq_onnx.runtime.decoder_io import decoder_io_of
