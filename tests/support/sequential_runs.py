@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,13 +47,13 @@ class Setting:
         return choose_schemes(self.scan, self.stats, config)
 
     def solve(
-        self, config: Config, plan: Plan | None = None, **options: object
+        self, config: Config, plan: Plan | None = None, **options: Any
     ) -> tuple[SequentialResult, WeightStore]:
         self.runs += 1
         store = WeightStore(self.folder / f"weights{self.runs}")
         result = quantize_sequentially(
             self.loaded, self.scan, plan or self.plan(config), self.stats, config,
             feeds_of(*self.batches), store, self.folder / "values", threads=1, **options,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         assert not list((self.folder / "values").iterdir())
         return result, store
