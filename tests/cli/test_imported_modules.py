@@ -20,6 +20,8 @@ from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.scheme.recipes import find_recipe
 
+pytestmark = pytest.mark.process
+
 LIBRARIES = {"jinja2", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "starlette",
              "sympy", "tokenizers", "tqdm", "uvicorn"}  # fmt: skip
 OF_GRAPHS = {"onnx_ir", "sympy"}
