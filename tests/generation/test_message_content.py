@@ -96,7 +96,7 @@ QUOTED = {
     "single quotes": "{% if p.type == 'text' %}'{{ p.text }}'{% endif %}",
     "a field": "{% if p.type == 'text' %}{\"text\": {{ p.text | tojson }}}{% endif %}",
     "JSON of JSON": "{% if p.type == 'text' %}{{ p.text | tojson | tojson }}{% endif %}",
-    "an own dictionary": "{% if p.type == 'text' %}{{ {'type': 'text', 'text': p.text} }}{% endif %}",
+    "an own dictionary": "{% if p.type %}{{ {'type': 'text', 'text': p.text} }}{% endif %}",
     "cut": "{% if p.type == 'text' %}\"{{ p.text[:6] }}\"{% endif %}",
 }
 WANTED = {

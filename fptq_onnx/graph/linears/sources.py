@@ -55,9 +55,7 @@ class Sources:
             self._constant[id(value)] = constant_of(value) is not None
         return self._constant[id(value)]
 
-    def another_linear(
-        self, value: ir.Value, linear: Linear, *, convolutions: bool = True
-    ) -> bool:
+    def another_linear(self, value: ir.Value, linear: Linear, *, convolutions: bool = True) -> bool:
         """Whether a value holds what a linear makes that is neither `linear` nor before it.
 
         What another linear only picked (TopK, ArgMax) does not count.
