@@ -34,16 +34,17 @@ from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files, copy_tokenizer
 from fptq_onnx.passes.choose_schemes import massive_notes
-from fptq_onnx.passes.equalize import equalize, fold_into_producers
+from fptq_onnx.passes.equalize import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
-from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
 from fptq_onnx.progress import human_bytes, tracker
 from fptq_onnx.quantization.bit_budget import quantize_within_budget
 from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_statistics
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.mixed_precision import planned_bits
+from fptq_onnx.quantization.task import QuantizationTask
 from fptq_onnx.runtime.native_library import library_path
+from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
@@ -112,7 +113,13 @@ class Job:
         """Whether the model must be run layer group by layer group."""
         if self.config.needs_sequential or plan.needs_sequential or self.measure_errors:
             return True
-        return not self.replay and needs_tokens(self.scan, self.stats, self.config)
+        return needs_tokens(self.task(plan))
+
+    def task(self, plan: Plan) -> QuantizationTask:
+        """What the solver is given."""
+        return QuantizationTask(
+            self.loaded, self.scan, plan, self.stats, self.config, as_planned=self.replay
+        )
 
     @property
     def _ranges_decide(self) -> bool:
@@ -130,26 +137,16 @@ class Job:
         model = load_model(self.loaded.file).model
         widened = _widened_note(narrow_interface(model))
         normalize(model)
-        errors: tuple[LinearErrors, ...] = ()
-        routing: tuple[str, ...] = ()
         if self.needs_sequential(plan):
+            context = RunContext(self.threads, not self.quiet, self.say)
             result = quantize_within_budget(
-                self.loaded, self.scan, plan, self.stats, self.config,
-                self.source, store, work / ".values", replay=self.replay,
-                threads=self.threads, quiet=self.quiet, say=self.say,
-            )  # fmt: skip
-            plan, errors, routing = result.plan, result.errors, result.notes
-            folded = fold_into_producers(model, result.scales)
-        elif self._ranges_decide:
-            folded = equalize(model, plan, self.stats)
-            if self.config.quantize:
-                quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
+                self.task(plan), self.source, store, work / ".values", context
+            )
         else:
-            result = quantize_from_statistics(
-                self.loaded, self.scan, plan, self.stats, self.config, store,
-                track=tracker("quantizing", self.quiet),
-            )  # fmt: skip
-            plan, folded = result.plan, fold_into_producers(model, result.scales)
+            track = tracker("quantizing", self.quiet)
+            result = quantize_from_statistics(self.task(plan), store, track=track)
+        plan, errors, routing = result.plan, result.errors, result.notes
+        folded = fold_into_producers(model, result.scales)
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
         massive = () if self.replay else massive_notes(plan)

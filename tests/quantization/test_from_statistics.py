@@ -37,9 +37,7 @@ def test_it_decides_and_rounds_as_the_walk_does(
     assert not config.needs_sequential
     walked, by_walk = setting.solve(config)
     store = WeightStore(tmp_path / "plain")
-    found = quantize_from_statistics(
-        setting.loaded, setting.scan, setting.plan(config), setting.stats, config, store
-    )
+    found = quantize_from_statistics(setting.task(config), store)
     assert found.plan == walked.plan
     assert found.scales.keys() == walked.scales.keys()
     assert all((found.scales[name] == walked.scales[name]).all() for name in found.scales)
@@ -66,17 +64,19 @@ def test_massive_tokens_need_a_walk_where_divisors_are_fixed(
 ) -> None:
     setting = Setting(rng, tmp_path)
     plain = find_recipe("smoothquant").config()
-    assert not needs_tokens(setting.scan, setting.stats, plain)
+    task = setting.task(plain)
+    assert not needs_tokens(task)
     name = setting.scan.linears[0].x.name or ""
     channel = setting.stats.ranges[name]
     sizes = count_sizes(np.full(100, channel.tensor_absmax / 1e4))
     ranges = {**setting.stats.ranges, name: replace(channel, sizes=sizes)}
-    massive = replace(setting.stats, ranges=ranges)
-    assert needs_tokens(setting.scan, massive, plain)
-    assert not needs_tokens(setting.scan, massive, replace(plain, equalization="none"))
+    massive = replace(task, stats=replace(setting.stats, ranges=ranges))
+    assert needs_tokens(massive)
+    assert not needs_tokens(replace(massive, as_planned=True))
+    assert not needs_tokens(replace(massive, config=replace(plain, equalization="none")))
     top = channel.tensor_absmax
-    assert needs_tokens(setting.scan, massive, replace(PAPER, v0=top / 2, v1=top * 2))
-    assert not needs_tokens(setting.scan, massive, replace(PAPER, v0=top / 3, v1=top / 2))
+    assert needs_tokens(replace(massive, config=replace(PAPER, v0=top / 2, v1=top * 2)))
+    assert not needs_tokens(replace(massive, config=replace(PAPER, v0=top / 3, v1=top / 2)))
 
 
 @pytest.fixture(scope="module")
