@@ -34,7 +34,7 @@ from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files, copy_tokenizer
 from fptq_onnx.passes.choose_schemes import massive_notes
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
 from fptq_onnx.progress import human_bytes, tracker

@@ -23,7 +23,7 @@ from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.numerics.smoothing_scales import NONE, smoothing_scale
 from fptq_onnx.quantization.fold_targets import FoldTarget
 from fptq_onnx.quantization.mixed_precision import precision_candidates
-from fptq_onnx.quantization.scheme_decision import GroupFacts, ScaleChoice, SchemePolicy
+from fptq_onnx.quantization.scheme_policies import GroupFacts, ScaleChoice, SchemePolicy
 from fptq_onnx.quantization.scheme_search import SchemeSearch
 from fptq_onnx.quantization.shared_rounding import SharedRounding
 from fptq_onnx.quantization.weight_rounding import WeightInputs, round_layer_group

@@ -19,7 +19,8 @@ from fptq_onnx.graph.folding.linear_sites import column_scales
 from fptq_onnx.numerics.group_weights import half_scales
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.layer_group_step import GroupInputs, LayerGroupStep
-from fptq_onnx.quantization.scheme_decision import AsPlanned, ByOptions
+from fptq_onnx.quantization.scheme_decision import ByOptions
+from fptq_onnx.quantization.scheme_policies import AsPlanned
 from fptq_onnx.quantization.shared_rounding import SharedRounding
 from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.quantization.task import QuantizationTask

@@ -13,8 +13,7 @@ from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.layer_group import LayerGroupInputs
 from fptq_onnx.quantization.moe_notes import RoutingNotes
 from fptq_onnx.quantization.paired_activations import PairedActivations
-from fptq_onnx.quantization.shared_hessian import SharedHessian
-from fptq_onnx.quantization.shared_rounding import SharedRounding
+from fptq_onnx.quantization.shared_rounding import SharedHessian, SharedRounding
 from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.quantization.task import QuantizationTask
 from fptq_onnx.quantization.weight_rounding import float_weight

@@ -10,7 +10,7 @@ from support.tiny_graphs import FLOAT16_EPS, op_counts, run
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
+from fptq_onnx.passes.fold_into_producers import fold_into_producers, replace_weight
 
 S = np.exp(np.linspace(-3, 3, M)).astype(np.float32)
 

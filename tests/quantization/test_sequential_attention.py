@@ -17,7 +17,7 @@ from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.quantization.sequential import quantize_sequentially
 from fptq_onnx.quantization.task import QuantizationTask
 from fptq_onnx.quantization.token_inputs import TokenInputs

@@ -11,7 +11,7 @@ from support.tiny_graphs import run
 
 from fptq_onnx.graph.folding.linear_sites import find_linear_sites
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 
 def _feeds(rng: np.random.Generator, model: ir.Model) -> dict[str, NDArray[np.float32]]:
