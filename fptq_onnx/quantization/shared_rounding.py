@@ -24,7 +24,7 @@ from fptq_onnx.scheme.weight_store import WeightStore
 
 import onnx_ir.passes.common as common_passes  # isort: skip
 
-# Of Hessians held at once: 4 inputs of 4096 channels. The float model is run anew for the next ones.
+# Of Hessians held at once: 4 of 4096 channels. The float model is run anew for the next ones.
 _MOST_BYTES = 1 << 30
 
 

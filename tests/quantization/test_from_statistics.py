@@ -13,7 +13,7 @@ from support.sequential_runs import Setting
 
 from fptq_onnx.calibration import samples
 from fptq_onnx.calibration.samples import Samples
-from fptq_onnx.conversion import job as conversion_job
+from fptq_onnx.conversion import quantize_model as conversion_steps
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_statistics
@@ -96,7 +96,7 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
         raise AssertionError("not needed")
 
     monkeypatch.setattr(samples, "write_windows", never)
-    monkeypatch.setattr(conversion_job, "quantize_within_budget", never)
+    monkeypatch.setattr(conversion_steps, "quantize_within_budget", never)
     recipe = find_recipe(name)
     done = convert(
         MODEL, tmp_path / "out", targets=(recipe.target,), samples=Samples(max_samples=4),
