@@ -71,11 +71,20 @@ def check_options(
     say: Callable[[str], None],
     **rest: Any,
 ) -> Options:
-    """The options of `convert` as one record.
+    """The options of `convert` as one record; it says more of each.
 
     Args:
-        model, output, targets, samples, config, plan, verify_samples, gate, threads, quiet, say:
-            see convert.
+        model: a .onnx file or a folder with one.
+        output: the folder to write; None for `default_output`.
+        targets: any of config.TARGETS.
+        samples: a Samples, or its `source`; None for what the model itself writes.
+        config: None for the default.
+        plan: to replay, or its file.
+        verify_samples: samples to compare with the original on.
+        gate: None refuses nothing.
+        threads: intra-op threads.
+        quiet: show no progress.
+        say: receives lines for people.
         rest: fields of Options that are taken as they are.
 
     Raises:

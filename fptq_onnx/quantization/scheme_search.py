@@ -29,7 +29,9 @@ Rows = NDArray[np.float32]
 NOT_ROUNDED = "not rounded"
 Rounding = float | str | None  # a static scale, NOT_ROUNDED, or None: one scale per token
 
-# Columns of each weight that a candidate is judged by, spread over all of them.
+# Columns of each weight that a candidate is judged by, spread over all of them. All candidates see
+# the same columns, so that what 256 of thousands happen to be does not decide between them; every
+# candidate is a rounding and a product of so many.
 _COLUMNS = 256
 
 
