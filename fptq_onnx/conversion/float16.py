@@ -101,7 +101,7 @@ def convert_float16(
             f"{human_bytes(report.bytes_after)}, 16 bits per weight"
         )
         if verify_samples:
-            result = verify(loaded, folder, samples, verify_samples, threads=threads)
+            result = verify(loaded, folder, samples, verify_samples, RunContext(threads))
             say(result.line)
             if gate is not None:
                 gate.check(FLOAT16, result)

@@ -12,7 +12,7 @@ from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.passes.quantize_cache import find_caches, present_names, quantize_cache
-from fptq_onnx.progress import tracker
+from fptq_onnx.runtime.run_context import RunContext
 
 
 def check_cache(model: ir.Model) -> None:
@@ -37,9 +37,7 @@ def quantize_written_caches(
     model_file: Path,
     loaded: LoadedModel,
     samples: Samples,
-    *,
-    threads: int,
-    quiet: bool,
+    context: RunContext,
 ) -> tuple[int, tuple[str, ...]]:
     """Measure what the written model keeps, and write its graph again; its data file stays.
 
@@ -51,8 +49,7 @@ def quantize_written_caches(
         model_file: where it was saved.
         loaded: the original, for the samples.
         samples: what calibration used.
-        threads: intra-op threads, 0 lets ONNX Runtime choose.
-        quiet: show no progress.
+        context: threads and progress.
 
     Returns:
         How many attentions have one now, and why others do not.
@@ -62,10 +59,10 @@ def quantize_written_caches(
     """
     nodes, declined = find_caches(model)
     names = [name for node in nodes for name in present_names(node)]
-    feeds = whole_feeds(loaded, samples.open(loaded, threads=threads, quiet=quiet))
-    track = tracker("measuring the KV cache", quiet)
+    feeds = whole_feeds(loaded, samples.open(loaded, context))
+    track = context.tracker("measuring the KV cache")
     quantize_cache(
-        model, nodes, cache_ranges(model_file, feeds, names, threads=threads, track=track)
+        model, nodes, cache_ranges(model_file, feeds, names, threads=context.threads, track=track)
     )
     ir.save(model, model_file)
     return len(nodes), declined

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.calibration.samples import Samples
+from fptq_onnx.calibration.statistics import statistics_of
 from fptq_onnx.conversion.check_input import check_input
 from fptq_onnx.conversion.int8_kv_cache import check_cache
 from fptq_onnx.conversion.options import Options, check_options, default_output
@@ -114,7 +115,7 @@ def convert(
     loaded = _load(options)
     scan = _find(loaded, options)
     loaded = _check_raised(loaded, options)
-    measured = _calibrate(loaded, options)
+    measured = statistics_of(loaded, options.samples, options.stats, options.context)
     start, warnings = _plan(scan, measured, options)
     replayed = options.plan is not None
     task = QuantizationTask(loaded, scan, start, measured, options.config, as_planned=replayed)
@@ -167,19 +168,11 @@ def _check_raised(loaded: LoadedModel, options: Options) -> LoadedModel:
     context = options.context
     raised = check_raised(
         loaded,
-        lambda: options.samples.open(loaded, threads=context.threads, quiet=not context.progress),
+        lambda: options.samples.open(loaded, context),
         context.log,
         threads=context.threads,
     )
     return replace(loaded, notes=(*loaded.notes, *raised)) if raised else loaded
-
-
-def _calibrate(loaded: LoadedModel, options: Options) -> ActivationStats:
-    context = options.context
-    return options.samples.statistics(
-        loaded, options.stats,
-        threads=context.threads, quiet=not context.progress, say=context.log,
-    )  # fmt: skip
 
 
 def _plan(

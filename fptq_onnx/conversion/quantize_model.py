@@ -115,7 +115,7 @@ def _solve(
     context = options.context
     if not _needs_tokens(task, options):
         return quantize_from_statistics(task, store, track=context.tracker("quantizing"))
-    source = options.samples.open(task.loaded, threads=context.threads, quiet=not context.progress)
+    source = options.samples.open(task.loaded, context)
     return quantize_within_budget(task, source, store, work / ".values", context)
 
 

@@ -102,9 +102,8 @@ def _quantize_caches(
         return report
     context = options.context
     done, declined = quantize_written_caches(
-        model, folder / MODEL_FILE, prepared.task.loaded, options.samples,
-        threads=context.threads, quiet=not context.progress,
-    )  # fmt: skip
+        model, folder / MODEL_FILE, prepared.task.loaded, options.samples, context
+    )
     context.log(f"KV cache     int8 in {done} attentions, a scale for every channel")
     context.log_all(f"note         {text}" for text in declined)
     return replace(report, notes=(*report.notes, *declined))
@@ -118,8 +117,8 @@ def _verified(
         return report
     context, task = options.context, prepared.task
     result = verify(
-        task.loaded, folder, options.samples, options.verify_samples, threads=context.threads,
-        quiet=not context.progress, divided=scaled_outputs(task.scan.linears, prepared.folded),
+        task.loaded, folder, options.samples, options.verify_samples, context,
+        divided=scaled_outputs(task.scan.linears, prepared.folded),
     )  # fmt: skip
     context.log(result.line)
     options.gate.check(target, result)

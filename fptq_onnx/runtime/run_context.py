@@ -36,3 +36,6 @@ class RunContext:
         """Log lines, then warnings."""
         for line in (*lines, *(f"warning      {text}" for text in warnings)):
             self.log(line)
+
+
+DEFAULT = RunContext()

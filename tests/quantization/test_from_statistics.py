@@ -11,12 +11,13 @@ import pytest
 from support.command_line import MODEL
 from support.sequential_runs import Setting
 
-from fptq_onnx.calibration import samples
+from fptq_onnx.calibration import open_samples
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion import quantize_model as conversion_steps
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_statistics
+from fptq_onnx.runtime import run_context
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.recipes import find_recipe
@@ -95,7 +96,7 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
     def never(*given: Any, **more: Any) -> None:
         raise AssertionError("not needed")
 
-    monkeypatch.setattr(samples, "write_windows", never)
+    monkeypatch.setattr(open_samples, "write_windows", never)
     monkeypatch.setattr(conversion_steps, "quantize_within_budget", never)
     recipe = find_recipe(name)
     done = convert(
@@ -116,7 +117,7 @@ def test_samples_that_are_needed_are_written_as_asked(
     """Once, with the threads asked for and with progress, also where statistics are given."""
     threads: list[int] = []
     shown: list[tuple[str, bool]] = []
-    opened, tracker = samples.open_session_in_memory, samples.tracker
+    opened, tracker = open_samples.open_session_in_memory, run_context.tracker
 
     def opening(*given: Any, **more: Any) -> Any:
         threads.append(more["threads"])
@@ -126,11 +127,12 @@ def test_samples_that_are_needed_are_written_as_asked(
         shown.append((what, quiet))
         return tracker(what, True)
 
-    monkeypatch.setattr(samples, "open_session_in_memory", opening)
-    monkeypatch.setattr(samples, "tracker", tracking)
+    monkeypatch.setattr(open_samples, "open_session_in_memory", opening)
+    monkeypatch.setattr(run_context, "tracker", tracking)
     convert(
         MODEL, tmp_path / "out", samples=Samples(max_samples=2, max_seq_len=32),
         config=Config(**settings), stats=ActivationStats.load(stats), verify_samples=1, threads=2,
         quiet=False,
     )  # fmt: skip
-    assert threads == [2] and shown == [("writing samples", False)]
+    assert threads == [2] and shown.count(("writing samples", False)) == 1
+    assert not any(quiet for _, quiet in shown)
