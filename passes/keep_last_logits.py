@@ -13,25 +13,28 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN, ONNX_DOMAIN, domain_of, is_onnx_op
+from fptq_onnx.passes._contract import PassResult
+
 # Ops that treat every [..., channels] row by itself. Elementwise ones broadcast constants.
 _ELEMENTWISE = {
     "Add", "Cast", "Clip", "Div", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
     "LeakyRelu", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Sigmoid", "Silu", "Softplus", "Sqrt",
     "Sub", "Swish", "Tanh",
 }  # fmt: skip
+_LAST_AXIS_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 _ROWWISE = {
-    "": {*_ELEMENTWISE, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"},
-    "com.microsoft": {
+    ONNX_DOMAIN: {*_ELEMENTWISE, *_LAST_AXIS_NORMS},
+    MSFT_DOMAIN: {
         "BiasGelu", "FastGelu", "Gelu", "MatMulNBits", "QuickGelu",
         "SimplifiedLayerNormalization", "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     },
-    "fptq": {"MatMulW4A8", "MatMulW8A8"},
+    FPTQ_DOMAIN: {"MatMulW4A8", "MatMulW8A8"},
 }  # fmt: skip
-_LAST_AXIS_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 
 
-def keep_last_logits(model: ir.Model, logits: str) -> int:
+def keep_last_logits(model: ir.Model, logits: str) -> PassResult:
     """Change the graph in place; the logits become [batch, 1, vocabulary].
 
     Args:
@@ -39,13 +42,13 @@ def keep_last_logits(model: ir.Model, logits: str) -> int:
         logits: name of the output.
 
     Returns:
-        How many nodes compute the last position only; 0 where the graph was left as it is, because
-        nothing says that its rows are [batch, sequence, channels].
+        How many nodes compute the last position only, as `changed`; 0 where the graph was left as
+        it is, because nothing says that its rows are [batch, sequence, channels].
     """
     graph = model.graph
     output = next((value for value in graph.outputs if value.name == logits), None)
     if output is None or _rank(output) != 3:
-        return 0
+        return PassResult()
     inside: dict[ir.Node, None] = {}
     for node in reversed(list(graph)):
         if _rowwise(node) and _leads_nowhere_else(node, output, inside) and _inputs_have_rows(node):
@@ -57,7 +60,7 @@ def keep_last_logits(model: ir.Model, logits: str) -> int:
         if value is not None and not _constant(value) and value.producer() not in inside
     }
     if not inside:
-        return 0
+        return PassResult()
     last = ir.Value(
         name="keep_last_logits/last",
         const_value=ir.tensor(np.array([-1], np.int64), name="keep_last_logits/last"),
@@ -68,7 +71,7 @@ def keep_last_logits(model: ir.Model, logits: str) -> int:
     for node in inside:
         for made in node.outputs:
             _shorten(made)
-    return len(inside)
+    return PassResult(len(inside))
 
 
 def _cut(
@@ -89,10 +92,10 @@ def _cut(
 
 
 def _rowwise(node: ir.Node) -> bool:
-    if node.op_type == "MatMul" and node.domain == "":
+    if is_onnx_op(node, "MatMul"):
         weight = node.inputs[1]
         return weight is not None and _constant(weight) and _constant_rank(weight) == 2
-    if node.op_type not in _ROWWISE.get(node.domain, ()):
+    if node.op_type not in _ROWWISE.get(domain_of(node), ()):
         return False
     if node.op_type in _LAST_AXIS_NORMS:
         return node.attributes.get_int("axis", -1) in (-1, 2)

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files
-from fptq_onnx.passes.fold_into_producers import replace_weight
 from fptq_onnx.passes.normalize import normalize
 
 

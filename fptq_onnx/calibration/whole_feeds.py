@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fptq_onnx.calibration.data import Source, TokenWindows
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.runtime.decoder import empty_cache, find_io, token_feeds
@@ -56,7 +57,7 @@ def rotates_one_row(loaded: LoadedModel) -> bool:
     """
     return any(
         node.op_type == "RotaryEmbedding"
-        and node.domain in ("", "ai.onnx")
+        and domain_of(node) == ""
         and (len(node.inputs) < 4 or node.inputs[3] is None)
         for node in loaded.model.graph
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from fptq_onnx.conversion.graph_optimization_check import check_graph_optimizati
 from fptq_onnx.conversion.options import Options
 from fptq_onnx.conversion.report import scheme_lines
 from fptq_onnx.model_io.load import load_model
+from fptq_onnx.passes import apply
 from fptq_onnx.passes.choose_schemes import massive_notes
 from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
@@ -70,14 +72,14 @@ def quantize_model(
     widened = _widened_note(narrow_interface(model))
     normalize(model)
     result = _solve(task, options, store, work)
-    folded = fold_into_producers(model, result.scales)
+    ((_, done),) = apply(model, [partial(fold_into_producers, scales=result.scales)]).results
     context = options.context
     context.log_all(scheme_lines(result.plan), warnings)
-    context.log(f"folded       {len(folded)} equalizations into the norms and linears before")
+    context.log(f"folded       {len(done.names)} equalizations into the norms and linears before")
     massive = () if task.as_planned else massive_notes(result.plan)
     optimized = _optimize_graph(model, task, options)
     notes = (*task.loaded.notes, *widened, *result.notes, *massive, *optimized)
-    return Prepared(task, model, result.plan, store, folded, result.errors, warnings, notes)
+    return Prepared(task, model, result.plan, store, done.names, result.errors, warnings, notes)
 
 
 def rehearse(task: QuantizationTask, options: Options, warnings: tuple[str, ...]) -> Prepared:

@@ -18,13 +18,13 @@ from fptq_onnx.conversion.verify import verify
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.roles import find_blocks
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files, copy_tokenizer
 from fptq_onnx.progress import human_bytes
 from fptq_onnx.runtime.native_library import library_path
 from fptq_onnx.runtime.run_context import RunContext
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 
 PLAN_FILE = "plan.json"
 _BITS_SHOWN = 0.005  # half of the last digit printed: less is not seen
@@ -127,7 +127,7 @@ def _verified(
 
 def _library(model: ir.Model, context: RunContext) -> Path | None:
     """Our library if the model needs it; a conversion that is not checked can do without."""
-    if CUSTOM_DOMAIN not in model.opset_imports:
+    if FPTQ_DOMAIN not in model.opset_imports:
         return None
     try:
         return library_path()

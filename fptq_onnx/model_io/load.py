@@ -186,3 +186,12 @@ def _check_values(model: ir.Model, file: Path) -> None:
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
                 )
+    for graph in model.graphs():
+        own = {id(value) for node in graph for value in node.outputs}
+        own |= {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+        for value in graph.outputs:
+            if id(value) not in own:
+                raise FptqError(
+                    f"{file} is not a valid ONNX model: the graph {graph.name!r} gives "
+                    f"{value.name!r}, which none of its nodes makes; put an Identity there"
+                )

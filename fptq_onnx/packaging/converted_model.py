@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.hf_config import read_config
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.model_folder import hub_repository, hub_snapshot, model_name
@@ -16,7 +17,6 @@ from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.runtime.decoder import find_io
 from fptq_onnx.runtime.decoder_advice import NoDecoderError
 from fptq_onnx.runtime.decoder_io import DecoderIO
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.config import TARGETS
 
 _CUSTOM, _PORTABLE = "custom", "matmulnbits"
@@ -50,7 +50,7 @@ class ConvertedModel:
     @property
     def needs_library(self) -> bool:
         """Whether the main model has ops of ours."""
-        return CUSTOM_DOMAIN in self.main.model.opset_imports
+        return FPTQ_DOMAIN in self.main.model.opset_imports
 
     def decoder_io(self) -> DecoderIO:
         """How the main model is fed.

@@ -11,11 +11,11 @@ import onnxruntime as ort
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.downloaded_file import check_model_downloaded
 from fptq_onnx.model_io.external_data import needs_help
 from fptq_onnx.runtime.thread_count import check_threads
 
-CUSTOM_DOMAIN = "fptq"
 _FEW_ELEMENTS = 64
 _FATAL_ONLY = 4  # what goes wrong comes as an exception as well, and is told once
 
@@ -67,7 +67,7 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     proto = _read_proto(path)
-    if CUSTOM_DOMAIN in {entry.domain for entry in proto.opset_import}:
+    if FPTQ_DOMAIN in {entry.domain for entry in proto.opset_import}:
         from fptq_onnx.runtime.native_library import (
             register,  # only then: the library may not be there
         )

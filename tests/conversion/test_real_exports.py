@@ -110,7 +110,7 @@ def test_equalization_is_exact(shared_exports: Path, tmp_path: Path, name: str) 
     store = WeightStore(tmp_path / "weights")
     config = replace(PAPER, quantize=False)
     result = carried_out(source.model, plan, stats, store, config)
-    folded = fold_into_producers(source.model, result.scales)
+    folded = fold_into_producers(source.model, result.scales).names
     assert len(folded) == len(plan.folded_sites())
     after = op_counts(source.model)
     assert all(after[op] <= before[op] for op in after)  # folded casts may go, nothing comes

@@ -14,12 +14,13 @@ from fptq_onnx.generation.kv.left_padded import PaddedRows
 from fptq_onnx.generation.kv.no_cache import RefedRows
 from fptq_onnx.generation.kv.per_sequence import SeparateRows
 from fptq_onnx.generation.kv.shared_buffer import SharedRows, can_share
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.passes.keep_last_logits import keep_last_logits
 from fptq_onnx.runtime.decoder import Decoder, find_io
 from fptq_onnx.runtime.decoder_advice import FOR_TEXT, NoDecoderError
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN, first_line, place_data
+from fptq_onnx.runtime.session import first_line, place_data
 from fptq_onnx.runtime.thread_count import check_threads
 
 # A graph whose weights are inside its file is copied to be changed. That is worth it while small.
@@ -92,7 +93,7 @@ def open_generation_model(
     options = options or ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception, too
     options.intra_op_num_threads = threads or 0
-    if CUSTOM_DOMAIN in model.opset_imports:
+    if FPTQ_DOMAIN in model.opset_imports:
         # Only then: the library may not be there.
         from fptq_onnx.runtime.native_library import prefer_huge_pages, register
 
@@ -100,7 +101,7 @@ def open_generation_model(
         register(options)
     cut = 0
     if loaded.file.stat().st_size <= _LARGEST_COPY:
-        cut = keep_last_logits(model, io.logits.name)
+        cut = keep_last_logits(model, io.logits.name).changed
     try:
         if cut or loaded.data_base is not None:
             place_data(options, loaded.data_folder)
