@@ -37,7 +37,7 @@ def quantize_stock(source: Path, output: Path, block_size: int) -> float:
     stock = _stock_module()
     loaded = load_model(source)
     normalize(loaded.model)
-    linears = find_linears(loaded.model).linears
+    linears = loaded.linears.linears
     for linear in linears:  # it does not see weights behind a Cast or a Transpose
         # A copy: a view would keep the file mapped, which reading all of it then cannot close.
         w = np.array(linear.weight.load(), linear.weight.dtype.numpy())

@@ -13,11 +13,9 @@ from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
-from fptq_onnx.model_io.hf_config import read_special_ids
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
-from fptq_onnx.runtime.decoder import Decoder, find_io
-from fptq_onnx.runtime.decoder_io import INPUT_IDS_NAMES, find_logits
+from fptq_onnx.runtime.decoder import Decoder
+from fptq_onnx.runtime.decoder_io import INPUT_IDS_NAMES, decoder_io_of, find_logits
 from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.text.tokenizer import prefix_of
@@ -53,7 +51,7 @@ def draw_samples(samples: Samples, loaded: LoadedModel, *, threads: int = 0) -> 
     Raises:
         FptqError: see open_source.
     """
-    inputs, outputs = graph_inputs(loaded.model.graph), graph_outputs(loaded.model.graph)
+    inputs, outputs = loaded.inputs, loaded.outputs
     source = open_source(
         samples.source,
         model_folder=loaded.folder,
@@ -91,12 +89,11 @@ def write_samples(
         context: threads and progress.
     """
     random = replace(drawn, unwritten=False)
-    graph, source = loaded.model.graph, drawn.source
-    io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+    source, io = drawn.source, decoder_io_of(loaded)
     if not isinstance(source, TokenWindows) or not io.has_cache or io.fixed_sequence is not None:
         return random
     session = open_session_in_memory(loaded.model, loaded.data_folder, threads=context.threads)
-    special = read_special_ids(loaded.folder, samples.tokenizer_folder)
+    special = loaded.special_ids_with(samples.tokenizer_folder)
     texts = samples.tokenizer_folder or loaded.folder
     windows = [*source.windows, *source.heldout]
     try:

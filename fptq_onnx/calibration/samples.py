@@ -11,7 +11,7 @@ from fptq_onnx.calibration.data import GENERATED, Source
 from fptq_onnx.calibration.open_samples import OpenedSamples, draw_samples, write_samples
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.model_folder import hub_snapshot
+from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 from fptq_onnx.runtime.run_context import DEFAULT, RunContext
 
 
@@ -105,8 +105,3 @@ class Samples:
         if self._opened is None:
             self._opened = draw_samples(self, loaded, threads=threads)
         return self._opened
-
-
-def folder_of_tokenizer(path: Path) -> Path:
-    """The folder meant by --tokenizer, which may name the file in it."""
-    return path.parent if path.is_file() else hub_snapshot(path)

@@ -11,8 +11,7 @@ from fptq_onnx.calibration.collect import collect
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_io.fingerprint import fingerprint
-from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.model_io.load import LoadedModel, fingerprint
 from fptq_onnx.progress import track
 from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.scheme.activation_stats import ActivationStats

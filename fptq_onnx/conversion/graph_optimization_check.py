@@ -21,9 +21,9 @@ from fptq_onnx.conversion.graph_optimization import ALL, GraphOptimization, opti
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.output_difference import max_abs_diff, max_finite, ratio
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.passes import Declined, PassError
-from fptq_onnx.runtime.decoder import DecoderIO, array_of, empty_cache, find_io, token_feeds
+from fptq_onnx.runtime.decoder import array_of, empty_cache, token_feeds
+from fptq_onnx.runtime.decoder_io import DecoderIO, decoder_io_of
 from fptq_onnx.runtime.session import first_line, open_session_in_memory
 
 # Of the largest element of an output. Sums in another order differ by some 1e-6 in float32; what a
@@ -172,8 +172,7 @@ def run_samples(
             for sample in source.verification[:_ROWS]:
                 yield dict(zip(names, session.run(names, sample), strict=True))
             return
-        graph = loaded.model.graph
-        io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+        io = decoder_io_of(loaded)
         yield from _run_decoder(session, io, source, one_row=rotates_one_row(loaded))
     except FptqError:
         raise

@@ -19,7 +19,7 @@ from fptq_onnx.conversion.report import Report, coverage_lines, why_none
 from fptq_onnx.conversion.targets import check_targets
 from fptq_onnx.conversion.write_target import write_target
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears.linears import LinearScan, find_linears
+from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
@@ -148,7 +148,7 @@ def _load(options: Options) -> LoadedModel:
 
 def _find(loaded: LoadedModel, options: Options) -> LinearScan:
     """The linears, of which options and plan may speak and every target must be able to hold."""
-    scan = find_linears(loaded.model)
+    scan = loaded.linears
     options.context.log_all(coverage_lines(scan))
     if not scan.linears:
         raise FptqError(

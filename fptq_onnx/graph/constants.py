@@ -15,8 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fptq_onnx.graph.constant_math import in_float32, pick, power, root_of_squares
-from fptq_onnx.graph.constant_shapes import new_shape
+from fptq_onnx.graph.constant_folding import in_float32, new_shape, pick, power, root_of_squares
 from fptq_onnx.graph.op_domains import domain_of
 
 Array = NDArray[np.generic]

@@ -44,6 +44,10 @@ FLOAT_DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 CACHE_DTYPES = FLOAT_DTYPES | {"int8"}
 
 
+# One entry per axis: an int where fixed, a str where symbolic, None where nothing is known.
+Shape = tuple[int | str | None, ...]
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a model.
@@ -52,13 +56,12 @@ class TensorSpec:
         name: as in the graph.
         dtype: NumPy's name ("float32", "int64", "bool", ...) or "bfloat16"; "" where the graph does
             not say, or holds something that is not a tensor.
-        shape: one entry per axis: an int where fixed, a str where symbolic, None where the graph
-            says nothing of that axis. None for the whole where even the rank is unknown.
+        shape: see Shape. None for the whole where even the rank is unknown.
     """
 
     name: str
     dtype: str
-    shape: tuple[int | str | None, ...] | None
+    shape: Shape | None
 
     @property
     def rank(self) -> int | None:
@@ -136,8 +139,7 @@ def specs_of_values(values: Iterable[ir.Value]) -> list[TensorSpec]:
     """Specs of onnx_ir values, as far as they carry type and shape."""
     specs = []
     for value in values:
-        dtype = "" if value.dtype is None else value.dtype.name.lower()
-        dtype = {"float": "float32", "double": "float64", "string": "str"}.get(dtype, dtype)
+        dtype = "" if value.dtype is None else _numpy_name(value.dtype.name)
         shape = None
         if value.shape is not None:
             shape = tuple(
@@ -145,6 +147,30 @@ def specs_of_values(values: Iterable[ir.Value]) -> list[TensorSpec]:
             )
         specs.append(TensorSpec(value.name or "", dtype, shape))
     return specs
+
+
+def specs_of_protos(values: Iterable[onnx.ValueInfoProto]) -> list[TensorSpec]:
+    """Specs of inputs, outputs or other values of a graph as protobuf; no tensor has no dtype."""
+    from onnx import TensorProto  # most who read a TensorSpec need none of onnx
+
+    specs = []
+    for value in values:
+        if value.type.WhichOneof("value") != "tensor_type":
+            specs.append(TensorSpec(value.name, "", None))
+            continue
+        tensor = value.type.tensor_type
+        shape = None
+        if tensor.HasField("shape"):
+            kinds = ((axis, axis.WhichOneof("value")) for axis in tensor.shape.dim)
+            shape = tuple(getattr(axis, kind) if kind else None for axis, kind in kinds)
+        dtype = _numpy_name(TensorProto.DataType.Name(tensor.elem_type))
+        specs.append(TensorSpec(value.name, dtype, shape))
+    return specs
+
+
+def _numpy_name(onnx_name: str) -> str:
+    name = onnx_name.lower()
+    return {"float": "float32", "double": "float64", "string": "str"}.get(name, name)
 
 
 def _from_node_arg(arg: ort.NodeArg, role: str) -> TensorSpec:

@@ -2,7 +2,7 @@ import math
 
 from fptq_onnx.evaluation.evaluate import Evaluation
 from fptq_onnx.evaluation.lambada import LastWordFigures
-from fptq_onnx.evaluation.metrics import WindowFigures
+from fptq_onnx.evaluation.perplexity import WindowFigures
 from fptq_onnx.evaluation.standard_errors import Estimate
 from fptq_onnx.evaluation.table import evaluation_table
 
