@@ -6,9 +6,12 @@ STAMP  := $(VENV)/.installed
 EXPORT_VENV := .venv-export
 PACKAGE_VENV := .venv-package
 RAY_VENV := .venv-ray
+# Small matrices: threads of BLAS would only wait for each other. A file stays on one process: its
+# tests share models.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
 NATIVE_SOURCES := $(wildcard native/*/*.cc native/*/*.h)
 
-.PHONY: demo test lint format types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
+.PHONY: demo check test lint format types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
 
 # A change of the build files, or of any native source, builds and installs again.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
@@ -21,6 +24,10 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
+
+# While you work: no test that takes seconds or starts a process. Two minutes.
+check: lint types
+	$(PYTEST) -m "not slow and not process"
 
 test: lint types native-test pytest
 
@@ -91,10 +98,8 @@ wheel-aarch64: $(STAMP)
 	  --no-deps --no-build-isolation --wheel-dir dist \
 	  --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/toolchains/aarch64-linux-gnu.cmake .
 
-# Small matrices: threads of BLAS would only wait for each other. A file stays on one process: its
-# tests share models.
 pytest: $(STAMP)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
 
 # lm-evaluation-harness on our models, with the extra it needs; local task files, no network.
 test-lm-eval: $(STAMP)

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.command_line import MODEL
+from support.command_line import MODEL, RANDOM_FEW
+from support.conversion_cache import ConversionCache
 from support.edge_tools import runtime_library
 from tokenizers import Tokenizer
 
@@ -42,12 +43,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(conversions: ConversionCache) -> Path:
     """The embedded model, by the command line."""
-    output = tmp_path_factory.mktemp("examples") / "story"
-    random = ("--calibration", "random", "--max-samples", "2", "--max-seq-len", "32")
-    options = ("-o", str(output), "--recipe", "paper", *random, "-q")
-    assert command(["convert", str(MODEL), *options]) == 0
+    options = ("--recipe", "paper", "--calibration", "random", *RANDOM_FEW, "-q")
+    output = conversions.command("story", MODEL, *options).folder
     return output
 
 
@@ -112,6 +111,7 @@ def test_the_reader_gives_each_window_once() -> None:
     assert stories[0].strip().startswith(tokenizer.decode(first.tolist()).strip())
 
 
+@pytest.mark.slow
 def test_edit_plan_changes_what_was_edited_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +124,7 @@ def test_edit_plan_changes_what_was_edited_alone(
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
     """examples/cpp, built as its README says; warnings are errors."""
     if shutil.which("c++") is None or shutil.which("cmake") is None:
         pytest.skip("needs a C++ compiler, c++, and cmake")

@@ -54,6 +54,7 @@ def test_passes_are_linked_into_the_package() -> None:
         assert str(link.readlink()) == "../passes"
 
 
+@pytest.mark.process
 def test_passes_have_one_identity() -> None:
     """Importing the folder by its own name would make second copies of every class."""
     done = subprocess.run(

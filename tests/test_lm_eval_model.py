@@ -21,6 +21,8 @@ from fptq_onnx.text.windows import load_tokenizer, read_documents
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval: pip install '.[lm-eval]'")
 
+pytestmark = pytest.mark.process
+
 TASKS = Path(__file__).parent / "lm_eval_tasks"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class _Builder:
         self.weights: dict[str, ir.Value] = {}
 
     def node(
-        self, op: str, inputs: list[ir.Value | None], name: str, *, width: int | None = None,
+        self, op: str, inputs: Sequence[ir.Value | None], name: str, *, width: int | None = None,
         domain: str = "", outputs: int = 1, **attributes: int | float | str,
     ) -> ir.Node:  # fmt: skip
         """Add a node; with a width, its first output is float [batch, sequence, width]."""
@@ -74,7 +74,11 @@ class _Builder:
         return made
 
     def weight(
-        self, name: str, dims: tuple[int, ...], dtype: ir.DataType, make: Callable[[], ir.Tensor]
+        self,
+        name: str,
+        dims: tuple[int, ...],
+        dtype: ir.DataType,
+        make: Callable[[], ir.TensorProtocol],
     ) -> ir.Value:
         """A weight that is made when it is written."""
         lazy = ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(dims), name=name)
@@ -93,7 +97,7 @@ class _Builder:
         """A matrix of normal numbers, the same for a seed and a name."""
         seed = [self.shape.seed, *name.encode()]
 
-        def draw() -> ir.Tensor:
+        def draw() -> ir.TensorProtocol:
             rng = np.random.default_rng(seed)
             array = np.empty(rows * columns, np.float32)
             for start in range(0, array.size, _ROWS):  # no second copy while scaling
@@ -208,18 +212,23 @@ def llama(shape: Shape) -> ir.Model:
     logits = builder.linear(norm, "/lm_head", shape.vocab, k=shape.hidden)
     logits.name = "logits"
     graph = ir.Graph(
-        inputs, [logits, *outputs], nodes=builder.nodes, initializers=builder.weights.values(),
+        inputs, [logits, *outputs], nodes=builder.nodes, initializers=[*builder.weights.values()],
         opset_imports={"": 21, "com.microsoft": 1}, name="llama",
     )  # fmt: skip
     return ir.Model(graph, ir_version=10, producer_name="make_llama")
 
 
-def _input(name: str, dtype: ir.DataType, dims: list[str | int]) -> ir.Value:
+def _input(name: str, dtype: ir.DataType, dims: Sequence[str | int]) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
 
 
 def _cache(shape: Shape, prefix: str, layer: int, kind: str, length: str) -> ir.Value:
-    dims = ["batch_size", shape.kv_heads, f"{length}_sequence_length", shape.head_size]
+    dims: list[str | int] = [
+        "batch_size",
+        shape.kv_heads,
+        f"{length}_sequence_length",
+        shape.head_size,
+    ]
     return _input(f"{prefix}.{layer}.{kind}", _FLOAT, dims)
 
 

@@ -25,6 +25,7 @@ from qemu_sysroot import make_sysroot
 
 from fptq_onnx.generation.engine import Engine, Request
 from fptq_onnx.generation.language_model import LanguageModel
+from fptq_onnx.generation.sequence import Generation
 
 Tokens = list[list[int]]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -116,7 +117,7 @@ def by_engine(model: Path, work: Work, rows: int) -> Tokens:
     """
     engine: Engine = LanguageModel.open(model, threads=1).engine(max_rows=rows)
     waiting = [Request(tuple(ids), work.new) for ids in work.ids]
-    started = []
+    started: list[Generation] = []
     while len(started) < len(waiting) or engine.active:
         while engine.room and len(started) < len(waiting):
             started.append(engine.add(waiting[len(started)]).generation)

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.command_line import MODEL
+
+pytestmark = pytest.mark.process
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 

@@ -31,6 +31,7 @@ def check_same(found: Logits, expected: Logits) -> None:
     assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_tokens_do_not_depend_on_how_they_are_fed(rng, name, tmp_path):
     result = convert(

@@ -14,6 +14,8 @@ from fptq_onnx.benchmarking.benchmark_table import bench_table
 from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
 from fptq_onnx.cli.bench import add_load_options, load_of
 
+pytestmark = pytest.mark.process
+
 FEW = ("--prefill", "8", "16", "--depth", "4", "--batch", "1", "2", "--steps", "2", "--rounds", "2",
        "--threads", "1")  # fmt: skip
 

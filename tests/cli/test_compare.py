@@ -9,6 +9,8 @@ from support.command_line import MODEL, command, refused
 from fptq_onnx.benchmarking.benchmark import load_within, measure_speeds
 from fptq_onnx.benchmarking.compare_recipes import Comparison
 
+pytestmark = pytest.mark.process
+
 HELDOUT = MODEL / "heldout.txt"
 SMALL = ("--max-windows", "3", "--max-samples", "2", "--rounds", "1", "--decode", "4", "-q")
 

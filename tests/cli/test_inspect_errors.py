@@ -10,12 +10,9 @@ SHARING = {VICTIM, "model.layers.3.mlp.up_proj"}  # they read the same value
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+def planned(conversions):
     """The default recipe's output."""
-    folder = tmp_path_factory.mktemp("errors") / "out"
-    done = command("convert", MODEL, "-o", folder, *RANDOM_FEW)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return conversions.command("out", MODEL, *RANDOM_FEW).folder
 
 
 def rows_of(done):
@@ -54,6 +51,7 @@ def test_every_figure_is_there_and_totals_are_worse_than_local_ones(planned):
     assert later and all(row["input_total_sqnr_db"] < row["input_local_sqnr_db"] for row in later)
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_measures_when_asked(tmp_path):
     folder = tmp_path / "out"
     options = ("--recipe", "paper", *RANDOM_FEW)

@@ -15,12 +15,10 @@ from support.command_line import MODEL, RANDOM_FEW, command, leftovers, refused
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """The embedded model, converted to all targets once."""
-    output = tmp_path_factory.mktemp("out") / "all"
-    result = command("convert", MODEL, "-o", output, "--target", "all", *RANDOM_FEW)
-    assert result.returncode == 0, result.stderr
-    return output, result.stdout
+def converted(conversions):
+    """The embedded model, converted to all targets once, and what was printed."""
+    done = conversions.command("all", MODEL, "--target", "all", *RANDOM_FEW)
+    return done.folder, done.printed
 
 
 @pytest.fixture
@@ -80,6 +78,7 @@ def test_text_without_tokenizer(copy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_tokenizer_from_elsewhere(copy, tmp_path):
     (copy / "tokenizer.json").unlink()
     result = command(
@@ -138,6 +137,7 @@ def test_output_exists(tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_an_earlier_output(tmp_path):
     for extra in ((), ("--overwrite",)):
         result = command(
@@ -152,6 +152,8 @@ def test_output_inside_the_input(copy):
     refused("convert", copy / "model.onnx", "-o", copy, "--overwrite", saying="folder of the input")
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_disk_full(tmp_path):
     # A file size limit is the portable way to make writing fail half-way.
     limited = "import resource, sys; from fptq_onnx.cli.main import main;" + (
@@ -177,6 +179,7 @@ def test_few_tokens_are_warned_of(tmp_path):
         assert ("tokens are few to calibrate on" in done.stdout) == warned
 
 
+@pytest.mark.process
 def test_interrupt_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [
@@ -215,6 +218,7 @@ def test_bad_options(tmp_path, arguments, saying):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize(
     "arguments", [("convert", MODEL, "-o", "out", *RANDOM_FEW), ("inspect", MODEL, *RANDOM_FEW)]
@@ -244,6 +248,7 @@ def test_options_that_a_plan_decides(tmp_path):
         refused("convert", MODEL, "--plan", "plan.json", *option, saying=saying)
 
 
+@pytest.mark.slow
 def test_statistics_of_another_model(tmp_path):
     stats = tmp_path / "stats.npz"
     assert command("convert", MODEL, "--dry-run", "--stats", stats, *RANDOM_FEW).returncode == 0

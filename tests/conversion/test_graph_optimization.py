@@ -77,6 +77,7 @@ def test_what_is_found(name: str) -> None:
     assert done.counts == expected and not done.declined
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize("name", sorted({*EXPORTS} & {*FOUND}))
 def test_the_same_logits_however_it_is_fed(
@@ -105,6 +106,7 @@ def test_the_same_logits_however_it_is_fed(
         check_same(after.by_steps(ids, 1), before.by_steps(ids, 1))
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize("name", sorted({*EXPORTS} & {DYNAMO, OPTIMUM}))
 def test_every_target_gets_it_and_keeps_its_interface(name: str, tmp_path: Path) -> None:
@@ -159,6 +161,7 @@ def broken(model: ir.Model) -> PassResult:
     return PassResult(1)
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize(
     ("planted", "sign"),
@@ -244,6 +247,7 @@ def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
     assert not found.lines and not found.notes and not optimize_graph(loaded.model).counts
 
 
+@pytest.mark.slow
 @shared
 def test_the_command_says_what_it_did_and_can_leave_it(tmp_path: Path) -> None:
     source = SHARED / "onnx" / DYNAMO

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from support.any_feeds import HandFed
 from support.command_line import MODEL, RANDOM_FEW, command
+from support.conversion_cache import ConversionCache
 from support.edge_tools import opened, smoke_test
 
 from fptq_onnx.calibration.samples import Samples
-from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.evaluation.perplexity import compare
 from fptq_onnx.generation.engine import Request
 from fptq_onnx.generation.greedy import generate
@@ -25,16 +25,14 @@ PROMPT = [1, 432, 445, 261, 406]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(conversions: ConversionCache) -> dict[str, Path]:
     """Targets by name with an int8 cache; and custom without, as "float"."""
-    root = tmp_path_factory.mktemp("int8")
+    targets = ("custom", "matmulnbits")
     samples = Samples("generated", max_samples=4, max_seq_len=64)
     config = replace(PAPER, kv_cache="int8")
-    both = convert(
-        MODEL, root / "out", targets=("custom", "matmulnbits"), samples=samples, config=config
-    )
-    plain = convert(MODEL, root / "float", samples=samples, config=PAPER)
-    return {**both.folders, "float": plain.folders["custom"]}
+    both = conversions.convert("out", MODEL, targets=targets, samples=samples, config=config)
+    plain = conversions.convert("float", MODEL, samples=samples, config=PAPER)
+    return {**{target: both / target for target in targets}, "float": plain}
 
 
 @pytest.mark.parametrize("target", ["custom", "matmulnbits"])
@@ -73,6 +71,7 @@ def test_rows_of_a_batch_write_what_each_writes_alone(folders: dict[str, Path]) 
     assert [len(tokens) for tokens in alone] == [20, 21, 22, 23]
 
 
+@pytest.mark.process
 def test_an_edge_package_runs_it(folders: dict[str, Path], tmp_path: Path) -> None:
     archive = tmp_path / "story.tar.gz"
     done = command("package", folders["custom"], "--for", "edge", "-o", archive)

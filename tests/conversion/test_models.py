@@ -71,6 +71,7 @@ def test_its_large_matrices_are_float16_behind_casts() -> None:
         assert tensor.offset % 64 == 0
 
 
+@pytest.mark.slow
 def test_the_figure_in_its_card() -> None:
     windows = first_windows(DEMO / "heldout.txt", DEMO, count=10**3, length=256)
     assert len(windows) == 54
@@ -79,6 +80,7 @@ def test_the_figure_in_its_card() -> None:
     assert f"{found:.3f} on `heldout.txt`" in (DEMO / "README.md").read_text("utf-8")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not EXPORT.is_dir(), reason="no shared export here")
 def test_it_is_the_export_rounded(tmp_path: Path) -> None:
     out = tmp_path / "demo"

@@ -22,6 +22,8 @@ from fptq_onnx.text.windows import load_tokenizer
 genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai: make test-export")
 pytest.importorskip("optimum.onnxruntime", reason="needs optimum-onnx: make test-export")
 
+pytestmark = pytest.mark.process
+
 SHARED = Path(os.environ.get("FPTQ_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SOURCES = ["random", *(["trained"] if (SHARED / "hf").is_dir() else [])]
 NEW = 30

@@ -44,6 +44,7 @@ def test_other_models_have_no_kl():
         Gate(max_kl=1).check("custom", Verification(None, (), 8, held_out=False))
 
 
+@pytest.mark.slow
 def test_a_missed_gate_writes_nothing(tmp_path):
     arguments = ("convert", MODEL, "-o", tmp_path / "out", "--weights", "rtn", *RANDOM_FEW)
     refused(*arguments, "--max-kl", "1e-6", saying="nothing was written")

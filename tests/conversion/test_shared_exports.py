@@ -31,7 +31,7 @@ LINEARS = {
     "qwen2-genai": 11,
 }
 
-pytestmark = pytest.mark.skipif(not EXPORTS, reason="no shared exports here")
+pytestmark = [pytest.mark.skipif(not EXPORTS, reason="no shared exports here"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", EXPORTS)

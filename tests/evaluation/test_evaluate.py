@@ -42,6 +42,7 @@ def plain() -> tuple[ort.InferenceSession, tokenizers.Tokenizer]:
     return session, tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
+@pytest.mark.slow
 def test_perplexity_equals_an_independent_computation(plain) -> None:
     session, tokenizer = plain
     ids = [

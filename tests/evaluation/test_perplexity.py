@@ -179,6 +179,7 @@ def accuracy(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_the_accuracy_script(tmp_path: Path) -> None:
     report = tmp_path / "accuracy.json"
     text = DEMO / "heldout.txt"

@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.command_line import MODEL, RANDOM_FEW, command, leftovers, refused
+from support.command_line import (
+    MODEL,
+    RANDOM_FEW,
+    assert_refused,
+    command,
+    leftovers,
+    process,
+    refused,
+)
 from support.hf_models import small_bert, small_gpt2, small_llama
 
 from fptq_onnx.exporting.exporters import EXPORTERS
@@ -23,6 +31,8 @@ from fptq_onnx.runtime.decoder import open_decoder
 from fptq_onnx.runtime.session import open_session
 
 pytest.importorskip("torch", reason="needs the extra export: make test-export")
+
+pytestmark = pytest.mark.process
 if importlib.util.find_spec("optimum") is None:
     pytest.skip("needs the extra export: make test-export", allow_module_level=True)
 
@@ -252,10 +262,11 @@ def test_a_full_disk(llama: Path, tmp_path: Path, exporter: str) -> None:
     def small_files_only() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    refused(
+    done = process(
         "export", llama, "-o", tmp_path / "out", "--exporter", exporter,
-        saying="the disk is full", preexec_fn=small_files_only,
+        preexec_fn=small_files_only,
     )  # fmt: skip
+    assert_refused(done, saying="the disk is full")
     assert leftovers(tmp_path) == []
 
 

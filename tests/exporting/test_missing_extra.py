@@ -38,6 +38,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find_exporter("absent")
 
 
+@pytest.mark.process
 def test_looking_for_exporters_imports_none() -> None:
     code = (
         "import sys, fptq_onnx.cli.main, fptq_onnx.exporting.export_model\n"

@@ -75,12 +75,14 @@ def a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None
     monkeypatch.setattr(module.sys, "executable", str(script))
 
 
+@pytest.mark.process
 def test_a_worker_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_worker(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
     with pytest.raises(FptqError, match="it was killed, perhaps for lack of memory"):
         run_worker(JOB, tmp_path, tmp_path, quiet=True, verbose=False)
 
 
+@pytest.mark.process
 def test_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def test_progress(
     assert "exporting: 0 s, 2.0 kB written" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_an_interrupt_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_worker(tmp_path, monkeypatch, "open(result + '.pid', 'w').write(str(os.getpid()))\n"
              "time.sleep(60)")  # fmt: skip

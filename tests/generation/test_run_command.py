@@ -119,6 +119,7 @@ def test_a_prompt_that_begins_with_a_dash() -> None:
     refused("run", saying="required: model")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
 def test_output_that_cannot_be_written(redirection: str) -> None:
     if "full" in redirection and not Path("/dev/full").exists():
@@ -144,6 +145,7 @@ LOCALES = [{}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCE
            {"PYTHONIOENCODING": "latin-1"}]  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
 def test_piped_bytes_in_any_locale(locale: dict[str, str], chat_model: Path) -> None:
     def piped(data: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes]:
@@ -262,6 +264,7 @@ def test_lines_without_a_template_are_prompts() -> None:
     assert out.getvalue() == command("run", MODEL, "Once", "--max-tokens", 5).stdout
 
 
+@pytest.mark.process
 def test_interrupt_keeps_the_text(chat_model: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "fptq_onnx", "run", str(MODEL), "Once", "--temperature", "5",

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from fptq_onnx.passes.equalize import replace_weight
 from support.command_line import MODEL
 from support.tiny_graphs import build, weight
 
 from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.graph.graph_state import GraphState
 from fptq_onnx.graph.linears import linears
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.model_io import load
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.passes.normalize import normalize

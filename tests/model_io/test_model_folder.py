@@ -33,6 +33,7 @@ def converted(tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hub", "onnx"])
 def test_from_python(kind, tmp_path):
     top = hub_cache(tmp_path) if kind == "hub" else onnx_subfolder(tmp_path)
@@ -42,6 +43,7 @@ def test_from_python(kind, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_every_command_opens_links_and_an_onnx_folder(tmp_path):
     """Each runs to its end: the graph is found and opened, and the tokenizer that is elsewhere."""
     layout = hub_cache(tmp_path, below="onnx")
@@ -70,6 +72,7 @@ def test_every_command_opens_links_and_an_onnx_folder(tmp_path):
     assert timed.returncode == 0, timed.stderr
 
 
+@pytest.mark.slow
 def test_compare_opens_a_hub_cache(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
@@ -172,6 +175,7 @@ def test_the_folder_onnx_as_the_current_one(tmp_path, monkeypatch):
         assert LanguageModel.open(path, threads=1).special.bos == 1
 
 
+@pytest.mark.slow
 def test_a_folder_with_torch_weights_and_graphs_is_not_exported(tmp_path):
     folder = onnx_subfolder(tmp_path)
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')

@@ -173,6 +173,7 @@ def test_write_errors_are_explained(tmp_path: Path, code: int, match: str) -> No
     assert listing(tmp_path) == []
 
 
+@pytest.mark.process
 def test_a_real_limit_on_file_size(tmp_path: Path) -> None:
     """A process that may write 4096 bytes a file: the model's data cannot be written."""
     code = """

@@ -95,6 +95,7 @@ def test_a_conversion_of_marked_files_gives_plain_ones(tmp_path: Path) -> None:
     assert Plan.load(plan) == Plan.load(tmp_path / "o" / "plan.json")
 
 
+@pytest.mark.process
 def test_a_piped_prompt_with_a_mark() -> None:
     """PowerShell puts one before what it pipes."""
     words = [sys.executable, "-m", "fptq_onnx", "run", str(MODEL), "--max-tokens", "3"]

@@ -124,6 +124,7 @@ def has_huge_pages() -> bool:
 
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc"),
     pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="ASan maps memory too"),
 ]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.conversion_cache import ConversionCache
 
 from fptq_onnx.calibration.samples import Samples
-from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.generation.greedy import generate
 from fptq_onnx.runtime.decoder import open_decoder
 from fptq_onnx.scheme.config import PAPER
@@ -27,19 +27,18 @@ MODELS = [
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda path: path.name)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def both(request: pytest.FixtureRequest, conversions: ConversionCache) -> list[Path]:
     """The model converted with and without fusion; the paper's recipe, which needs no solving."""
     source: Path = request.param
     if not source.is_dir():
         pytest.skip(f"no model at {source}")
-    folder = tmp_path_factory.mktemp(source.name)
-    written = []
-    for fuse in (True, False):
-        output = folder / ("fused" if fuse else "plain")
-        samples = Samples("random", max_samples=4, max_seq_len=64)
-        convert(source, output, samples=samples, config=replace(PAPER, fuse=fuse), verify_samples=0)
-        written.append(output)
-    return written
+    samples = Samples("random", max_samples=4, max_seq_len=64)
+    return [
+        conversions.convert(
+            name, source, samples=samples, config=replace(PAPER, fuse=fuse), verify_samples=0
+        )
+        for name, fuse in (("fused", True), ("plain", False))
+    ]
 
 
 def continuation(folder: Path, threads: int) -> list[int]:

@@ -176,6 +176,7 @@ print(anonymous() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="ASan needs memory itself")
 def test_weights_are_used_where_they_are_mapped(op: Any, tmp_path: Path) -> None:
@@ -256,6 +257,7 @@ def test_registering_twice(op: Any, activations: Any) -> None:
     np.testing.assert_array_equal(session.run(None, {"A": x})[0], op.expected(node, x)[0])
 
 
+@pytest.mark.process
 def test_importing_runtime_does_not_import_onnxruntime() -> None:
     code = "import sys, fptq_onnx.runtime.native_library; sys.exit('onnxruntime' in sys.modules)"
     root = Path(runtime.__file__).parents[1]

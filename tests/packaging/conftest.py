@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import MODEL, RANDOM_FEW, command
+from support.conversion_cache import ConversionCache
 from support.edge_tools import compile_runner, opened
 
 from fptq_onnx.packaging.manifest import write_manifest
@@ -14,12 +15,9 @@ FAST = ("--recipe", "paper", "--calibration", "random", *RANDOM_FEW, "--embeddin
 
 
 @pytest.fixture(scope="session")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(conversions: ConversionCache) -> Path:
     """Converted to custom and matmulnbits."""
-    output = tmp_path_factory.mktemp("converted") / "story"
-    done = command("convert", MODEL, "-o", output, "--target", "custom,matmulnbits", *FAST)
-    assert done.returncode == 0, done.stderr
-    return output
+    return conversions.command("story", MODEL, "--target", "custom,matmulnbits", *FAST).folder
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +48,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def package(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(edge: Path, tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
     return opened(edge, tmp_path_factory.mktemp("opened"))
 
 
 @pytest.fixture(scope="session")
-def runner(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runner(package: Path, tmp_path_factory: pytest.TempPathFactory, starts_processes: None) -> Path:
     return compile_runner(package, tmp_path_factory.mktemp("runner"))

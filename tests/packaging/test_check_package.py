@@ -47,6 +47,7 @@ def test_an_honest_package(archive: Path, folder: Path, tmp_path: Path) -> None:
         check_package(archive, out)
 
 
+@pytest.mark.process
 def test_sha256sum_agrees(folder: Path) -> None:
     command = ["sha256sum", "-c", "SHA256SUMS"]
     assert subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0

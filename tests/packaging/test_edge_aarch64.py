@@ -24,6 +24,7 @@ PROMPT = [1, 432, 445, 261, 406]
 NEW = 40
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.skipif(
         not (LIBRARY and RUNTIME), reason="needs a library and an ONNX Runtime for Arm: "
         "make test-package-aarch64"

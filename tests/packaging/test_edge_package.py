@@ -27,6 +27,8 @@ from fptq_onnx.packaging.decoder_text import decoder_text
 from fptq_onnx.runtime.decoder import open_decoder
 from fptq_onnx.runtime.decoder_io import find_io
 
+pytestmark = pytest.mark.process
+
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 60
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.edge_tools import fptq_run, run_tokens, runtime_library
 
+pytestmark = pytest.mark.process
+
 PROMPT = [1, 432, 445, 261, 406]
 
 

@@ -16,6 +16,8 @@ from fptq_onnx.runtime.decoder import open_decoder
 
 genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai: make test-export")
 
+pytestmark = pytest.mark.process
+
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 40
 PROMPT_LENGTH = 5  # of "Once upon a time", with the token that begins a text

@@ -148,6 +148,7 @@ def test_encoders_have_no_tokens_to_write(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["encoder", "t"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
 def test_disk_full(custom: Path, tmp_path: Path, kind: str) -> None:
     limited = "import resource, sys; from fptq_onnx.cli.main import main;" + (

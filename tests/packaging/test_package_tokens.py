@@ -13,6 +13,8 @@ from support.wider_tokenizer import UNKNOWN, wider_tokenizer
 
 from fptq_onnx.generation.language_model import LanguageModel
 
+pytestmark = pytest.mark.process
+
 SETTINGS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "BOS": ({}, [1]),
     "none, though config.json names one": ({"post_processor": None}, []),

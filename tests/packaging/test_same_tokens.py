@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 from support.command_line import MODEL, command
 
+pytestmark = pytest.mark.process
+
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "same_tokens.py"
 PROMPTS, TOKENS, EMULATED_TOKENS = 6, 40, 10
 WAYS = [

@@ -27,6 +27,8 @@ from fptq_onnx.model_io.tensor_spec import TensorSpec, session_inputs, session_o
 from fptq_onnx.packaging.triton_config import triton_config
 from fptq_onnx.runtime.decoder import Decoder, empty_cache, open_decoder
 
+pytestmark = pytest.mark.process
+
 NEEDS = "needs KServe and tritonclient: make test-package"
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 12

@@ -106,6 +106,7 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
     assert done.reports[recipe.target].schemes["static"] == 31 - 6 * (name == "paper")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"weights": "rtn", "policy": "static", "equalization": "none"}],

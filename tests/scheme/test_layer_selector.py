@@ -78,6 +78,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(option, expression, sayi
         Config(**{option: (expression,)})
 
 
+@pytest.mark.slow
 def test_the_command_line_keeps_them_in_float_and_says_where_each_linear_is(tmp_path):
     out = tmp_path / "out"
     arguments = ("--recipe", "paper", "--ignore", "role:down", "--ignore", "layer:4-5")

@@ -46,6 +46,8 @@ EXPECTED = {
 }
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_recipe_writes_what_it_says(name, tmp_path):
     present, absent, bits, kl = EXPECTED[name]
@@ -60,6 +62,7 @@ def test_a_recipe_writes_what_it_says(name, tmp_path):
     assert report["verification"]["kl"] < (2 * kl if SATURATES and 8 < bits < 9 else kl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["w8a8", "smoothquant"])
 def test_stock_onnxruntime_runs_all_8_bit_linears_as_integer_products(name, tmp_path):
     arguments = ("--recipe", name, "--verify-samples", "0", "-o", tmp_path / "out", *RANDOM_FEW)
@@ -72,6 +75,7 @@ def test_stock_onnxruntime_runs_all_8_bit_linears_as_integer_products(name, tmp_
     assert ops.count("MatMulIntegerToFloat") == 31 and "MatMul" not in ops
 
 
+@pytest.mark.slow
 def test_gptq_leaves_activations_in_float(tmp_path):
     arguments = ("--recipe", "gptq", "-o", tmp_path / "out", *RANDOM_FEW)
     assert command("convert", MODEL, *arguments).returncode == 0

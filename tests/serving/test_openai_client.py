@@ -36,7 +36,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(chat_model: Path) -> Iterator[Server]:
+def server(chat_model: Path, starts_processes: None) -> Iterator[Server]:
     with serving("--max-running", 4, model=chat_model) as found:
         yield found
 

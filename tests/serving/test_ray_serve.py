@@ -20,6 +20,8 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from support.http_serving import JSON, NAME, Server, completion, until
 
+pytestmark = pytest.mark.process
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
 KEY = "secret"
 PROMPTS = ["Once upon a time", "The little dog ran to the park and", "Tim", "Mom said"]

@@ -24,6 +24,7 @@ from fptq_onnx.errors import FptqError
 LONG = {"max_tokens": 240, "ignore_eos": True, "stream": True}
 
 
+@pytest.mark.process
 def test_where_it_serves_is_printed() -> None:
     with serving() as server:
         assert server.said == [f"serving {NAME} on {server.url}"]
@@ -37,6 +38,7 @@ def test_where_it_serves_is_printed() -> None:
         assert server.complete(model=NAME).status == 404
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_ones_end(number: signal.Signals) -> None:
     with serving("--max-running", 4) as server, ThreadPoolExecutor(8) as pool:
@@ -66,6 +68,7 @@ def begin(server: Server) -> tuple[http.client.HTTPConnection, http.client.HTTPR
     return connection, response
 
 
+@pytest.mark.process
 def test_draining_has_an_end() -> None:
     with serving("--max-running", 16, "--drain-seconds", 0) as server:
         assert server.process is not None
@@ -82,6 +85,7 @@ def test_draining_has_an_end() -> None:
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.process
 def test_a_second_signal_ends_what_runs() -> None:
     with serving("--max-running", 16) as server:
         assert server.process is not None
@@ -94,6 +98,7 @@ def test_a_second_signal_ends_what_runs() -> None:
         assert any(b"shutting_down" in body for body in bodies)
 
 
+@pytest.mark.process
 def test_idle_connections_do_not_hold_it_up() -> None:
     with serving() as server:
         assert server.process is not None
@@ -106,6 +111,7 @@ def test_idle_connections_do_not_hold_it_up() -> None:
             connection.close()
 
 
+@pytest.mark.process
 def test_the_key_of_the_environment() -> None:
     key = {serve_command.KEY_VARIABLE: "secret"}
     with serving(environment=key) as server:
@@ -116,6 +122,7 @@ def test_the_key_of_the_environment() -> None:
         assert server.ask("GET", "/v1/models", Authorization="Bearer other").status == 200
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("options", "warned"),
     [(("--host", "0.0.0.0"), True), (("--host", "0.0.0.0", "--api-key", "x"), False), ((), False)],
@@ -183,6 +190,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         serve_command.check_extra()
 
 
+@pytest.mark.process
 def test_the_command_line_imports_no_server() -> None:
     code = "import sys, fptq_onnx.cli.main; sys.exit('uvicorn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)

@@ -27,6 +27,7 @@ def stopped(server: Server) -> tuple[float, str]:
     return time.monotonic() - started, server.process.stderr.read()
 
 
+@pytest.mark.process
 def test_a_body_that_is_half_sent_is_refused_at_once() -> None:
     with serving() as server:
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
@@ -41,6 +42,7 @@ def test_a_body_that_is_half_sent_is_refused_at_once() -> None:
         assert "Traceback" not in said
 
 
+@pytest.mark.process
 def test_a_client_that_never_reads_is_left() -> None:
     with serving() as server:
         with socket.socket() as connection:

@@ -5,10 +5,14 @@ Nodes are called like l0_q, so that a test can read off what a linear is; no pat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
 from support.tiny_graphs import build, weight
+
+Part = Callable[[str, str], str]  # of a value's name and a prefix, the text of the nodes
 
 H, M, VOCAB = 8, 12, 16
 
@@ -76,7 +80,7 @@ def add(x: str, y: str, out: str) -> str:
     return f" {out} = Add({x}, {y})"
 
 
-def sequential(layers: int, attend=attention, mlp=gated, last: str = "down") -> str:
+def sequential(layers: int, attend: Part = attention, mlp: Part = gated, last: str = "down") -> str:
     """Pre-norm layers from x to y, attention before the MLP."""
     text, x = "", "x"
     for i in range(layers):

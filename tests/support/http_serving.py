@@ -42,12 +42,13 @@ class Answered:
 
     @property
     def json(self) -> dict[str, Any]:
-        return json.loads(self.body)
+        content: dict[str, Any] = json.loads(self.body)
+        return content
 
     @property
     def error(self) -> dict[str, Any]:
         """The error object, which has all four fields of OpenAI's."""
-        error = self.json["error"]
+        error: dict[str, Any] = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert error["message"] and error["type"]
         return error
@@ -65,7 +66,7 @@ class Answered:
         """Of completions, streamed or not."""
         if self.body.startswith(b"data: "):
             return "".join(one["choices"][0]["text"] for one in self.events if one["choices"])
-        return self.json["choices"][0]["text"]
+        return str(self.json["choices"][0]["text"])
 
 
 @dataclass

@@ -114,7 +114,7 @@ def one_linear(
     body = "p = MatMul(x, w) y = Add(p, b)" if bias else "y = MatMul(x, w)"
     path = _save(folder, body, {"w": w, "b": b} if bias else {"w": w}, N)
     return _built(
-        path, rng, lambda x: x @ w.astype(np.float64) + bias * b, place, channels,
+        path, rng, lambda x: np.asarray(x @ w.astype("f8") + bias * b, np.float64), place, channels,
         one_sample=one_sample,
     )  # fmt: skip
 

@@ -13,6 +13,8 @@ from support.tiny_graphs import build, weight
 
 K, N = 8, 6
 
+Scalar = float | list[int] | list[list[int]]
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -25,14 +27,14 @@ class Norm:
 
     text: str
     gains: tuple[str, ...]
-    scalars: Mapping[str, float | list[int] | list[list[int]]] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     opset: int = 18
     inputs: str = f"float[A, S, {K}] x"
 
 
-_EPS = {"eps": 1e-5}
-_MEAN = {"axes": [-1]}
-_LAYER = {**_EPS, **_MEAN, "two": 2.0}
+_EPS: dict[str, Scalar] = {"eps": 1e-5}
+_MEAN: dict[str, Scalar] = {"axes": [-1]}
+_LAYER: dict[str, Scalar] = {**_EPS, **_MEAN, "two": 2.0}
 _SKIP = f"float[A, S, {K}] x, float[A, S, {K}] skip"
 
 NORMS = {

@@ -98,7 +98,7 @@ def quantized(
 ) -> Quantized:
     """Plan with made-up statistics (maxima 1 unless given) and quantize into `folder`."""
     scan = find_linears(model)
-    stats = stats_of(model, absmax or {})
+    stats = stats_of(model, absmax or {})  # type: ignore[arg-type]  # of any float type
     plan = choose_schemes(scan, stats, Config(**config))  # type: ignore[arg-type]
     if schemes is not None:
         rows = [

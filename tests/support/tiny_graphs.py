@@ -57,7 +57,7 @@ def raw(body: str, weights: Arrays, opset: int = 18) -> ir.Model:
     return model
 
 
-def tensor_of(name: str, array: NDArray[np.generic]) -> ir.Tensor:
+def tensor_of(name: str, array: NDArray[np.generic]) -> ir.Tensor[NDArray[np.generic]]:
     """An ir tensor of an array, bfloat16 and int4 included."""
     return ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype), name=name)
 
@@ -105,11 +105,14 @@ def product_bound(
     `extra` more roundings: the bias, the final conversion.
     """
     k = w.shape[0]
-    magnitude = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64)
-    return (k + extra) * eps * magnitude
+    magnitude: NDArray[np.float64] = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64)
+    bound: NDArray[np.float64] = (k + extra) * eps * magnitude
+    return bound
 
 
-def stats_of(model: ir.Model, absmax: Mapping[str, Sequence[float] | NDArray]) -> ActivationStats:
+def stats_of(
+    model: ir.Model, absmax: Mapping[str, Sequence[float] | NDArray[np.floating]]
+) -> ActivationStats:
     """Statistics with the given channel maxima; linear inputs not named get ones.
 
     Every other channel is negative, so that a reader of only `high` is found out.

@@ -13,6 +13,7 @@ import datetime
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as work:
         templates = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-        stored = {
+        stored: dict[str, Mapping[str, object]] = {
             "templates": {name: chat_ids(Path(work) / name, name) for name in templates},
             "setups": {name: text_ids(Path(work) / name, name) for name in SETUPS},
         }

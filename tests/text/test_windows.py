@@ -198,6 +198,7 @@ def test_an_empty_text_is_refused(tmp_path: Path) -> None:
         first_windows(path, DEMO, count=1, length=8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "text/ts_valid.txt").is_file(), reason="no shared text here")
 def test_evaluation_protocol_gives_the_reference_perplexity() -> None:
     from fptq_onnx.evaluation.perplexity import perplexity

@@ -110,6 +110,7 @@ def test_check_tells_how_to_mend_it(tool, monkeypatch, tmp_path: Path, capsys) -
     assert stale.read_text() == tool.reference(build_parser())
 
 
+@pytest.mark.process
 def test_the_script_runs() -> None:
     done = subprocess.run(
         [sys.executable, TOOLS / "cli_reference.py", "--check"],
