@@ -1,8 +1,6 @@
 """Decide how the input of each linear is quantized: the FPTQ policy (arXiv 2308.15987, section 3).
 
-    max|x| <= v0              static       one int8 scale for the tensor
-    v0 < max|x| <= v1         lae_static   equalize, then one int8 scale; needs a fold site
-    max|x| > v1, or no site   per_token    one int8 scale per row, found at run time
+    by its range              static, lae_static or per_token    (scheme/scheme_policy.py)
     matched by --ignore       float        left alone
     a router, or a gate       float        unless --w8 or --quantize-routers asks for it (gates.py)
 
@@ -18,14 +16,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.declined import Declined
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.gates import find_gates
 from fptq_onnx.graph.linears.linears import Linear, LinearScan
 from fptq_onnx.graph.linears.shared_weights import decline_fixed, fixed_weights
 from fptq_onnx.numerics.group_weights import PER_CHANNEL
-from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalization_scale, equalized_absmax
 from fptq_onnx.numerics.smoothing_scales import LAE
 from fptq_onnx.numerics.token_sizes import loses_tokens
@@ -36,17 +35,19 @@ from fptq_onnx.scheme.plan import (
     FLOAT,
     LAE_STATIC,
     PER_TOKEN,
-    STATIC,
     STAYS,
     WEIGHT_ONLY,
     LinearPlan,
     Plan,
 )
-
-UNSEEN = "no token of the calibration samples reaches it"
-MASSIVE = "a few tokens are far larger than the rest"
-ONE_SCALE = "one scale for all tokens"
-_SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "float": WEIGHT_ONLY}
+from fptq_onnx.scheme.scheme_policy import (
+    MASSIVE,
+    ONE_SCALE,
+    UNSEEN,
+    asks_for_lae,
+    by_thresholds,
+    with_scheme,
+)
 
 
 def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> Plan:
@@ -76,9 +77,14 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     }
     kept |= {name: f"kept in float by --ignore {which!r}" for name, which in ignored.items()}
     entries = [
-        _entry(linear, ranges, sites[linear.name], kept.get(linear.name), config)
-        if linear.name in kept or not stats.ranges[linear.x.name or ""].unseen
-        else _unseen(linear, config)
+        _entry(
+            linear,
+            ranges,
+            sites[linear.name],
+            kept.get(linear.name),
+            config,
+            unseen=stats.ranges[linear.x.name or ""].unseen,
+        )
         for linear in scan.linears
     ]
     # 8 bits need no smaller groups, and ONNX Runtime cannot run them in blocks (target qdq).
@@ -150,14 +156,17 @@ def _entry(
     site: FoldSite | str,
     kept: str | None,
     config: Config,
+    *,
+    unseen: bool,
 ) -> LinearPlan:
-    absmax = ranges[linear.name].tensor_absmax
+    channel = ranges[linear.name]
+    largest = channel.tensor_absmax
     entry = LinearPlan(
         name=linear.name,
         path=linear.path,
         k=linear.k,
         n=linear.n,
-        range=absmax,
+        range=largest,
         scheme=PER_TOKEN,
         reason="",
         fold_site=None,
@@ -167,50 +176,42 @@ def _entry(
     )
     if kept is not None:
         return replace(entry, scheme=FLOAT, reason=kept)
-    massive = loses_tokens(ranges[linear.name].sizes, absmax)
-    left_out = f"; {MASSIVE}, so {ONE_SCALE} is left out"
-    if config.policy in _SAME_FOR_ALL:
-        same = _SAME_FOR_ALL[config.policy]
-        if same == STATIC and massive:
-            return replace(entry, reason=f"--policy {config.policy}{left_out}")
-        static = float(static_scale(absmax)) if same == STATIC else None
-        return replace(entry, scheme=same, reason=f"--policy {config.policy}", input_scale=static)
-    if absmax <= config.v0 and massive:
-        return replace(entry, reason=f"range {absmax:.4g} <= v0 = {config.v0:g}{left_out}")
-    if absmax <= config.v0:
-        return replace(
-            entry,
-            scheme=STATIC,
-            reason=f"range {absmax:.4g} <= v0 = {config.v0:g}",
-            input_scale=float(static_scale(absmax)),
-        )
-    if absmax > config.v1:
-        return replace(entry, reason=f"range {absmax:.4g} > v1 = {config.v1:g}")
-    between = f"v0 = {config.v0:g} < range {absmax:.4g} <= v1 = {config.v1:g}"
-    if isinstance(site, str):
-        return replace(entry, reason=f"{between}, but it cannot be equalized: {site}")
-    scale = site_scale(site, ranges)
-    problem = fold_overflow(site, scale)
-    if problem:
-        return replace(entry, reason=f"{between}, but it cannot be equalized: {problem}")
-    return replace(
+    if config.policy == "float":
+        reason = UNSEEN if unseen else "--policy float"
+        return replace(entry, scheme=WEIGHT_ONLY, reason=reason)
+    if unseen:  # by a router: a scale for all tokens is not to be had
+        return with_scheme(entry, static=False, largest=0.0, reason=UNSEEN)
+    massive = loses_tokens(channel.sizes, largest)
+    if config.policy in ("static", "per_token"):
+        wanted, reason = config.policy == "static", f"--policy {config.policy}"
+    elif not asks_for_lae(largest, config):
+        wanted, reason = by_thresholds(largest, config, None)
+    else:
+        smoothing = _lae_scale(linear, site, ranges)
+        declined = smoothing if isinstance(smoothing, Declined) else None
+        static, reason = by_thresholds(largest, config, declined)
+        if isinstance(site, FoldSite) and not isinstance(smoothing, Declined):
+            entry = replace(entry, fold_site=site.name, equalization=LAE)
+            largest = equalized_absmax(channel.absmax, smoothing)
+        return with_scheme(entry, static=static, largest=largest, reason=reason)
+    return with_scheme(
         entry,
-        scheme=LAE_STATIC,
-        reason=between,
-        fold_site=site.name,
-        equalization=LAE,
-        input_scale=float(static_scale(equalized_absmax(ranges[linear.name].absmax, scale))),
+        static=wanted and not massive,
+        largest=largest,
+        reason=reason,
+        left_out=ONE_SCALE if wanted and massive else "",
     )
 
 
-def _unseen(linear: Linear, config: Config) -> LinearPlan:
-    """Of a linear that a router sent nothing: a scale for all tokens is not to be had."""
-    scheme = WEIGHT_ONLY if config.policy == "float" else PER_TOKEN
-    return LinearPlan(
-        linear.name, linear.path, linear.k, linear.n, range=0.0, scheme=scheme, reason=UNSEEN,
-        fold_site=None, input_scale=None, block_size=config.block_size,
-        symmetric=config.symmetric,
-    )  # fmt: skip
+def _lae_scale(
+    linear: Linear, site: FoldSite | str, ranges: Mapping[str, ChannelRange]
+) -> NDArray[np.float32] | Declined:
+    """LAE's smoothing scales [K] of a linear's input, or why they cannot be folded."""
+    if isinstance(site, str):
+        return Declined(linear.name, site)
+    smoothing = site_scale(site, ranges)
+    problem = fold_overflow(site, smoothing)
+    return Declined(linear.name, problem) if problem else smoothing
 
 
 def massive_notes(plan: Plan) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import Constant, constant_of
 from fptq_onnx.graph.declined import Declined
 from fptq_onnx.graph.op_domains import MSFT_DOMAIN, is_onnx_op
-from fptq_onnx.numerics.clip_search import quantize_mse
-from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle, quantize_rtn
+from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle
+from fptq_onnx.numerics.weight_methods import GroupFormat, quantize_weight
 from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import constant_initializer, lazy_initializer
 from fptq_onnx.scheme.weight_store import WeightStore
@@ -190,8 +190,9 @@ def _rounded(table: Constant, bits: int) -> GroupWeights:
             f"the embedding {table.name} holds NaN or infinity: use --embedding-bits 32"
         )
     if bits == 8:
-        return quantize_rtn(rows, _block_8(table.shape[1]), bits=8)
-    return quantize_mse(rows, np.ones(table.shape[1]), _BLOCK_4, bits=4)
+        return quantize_weight(rows, "rtn", None, GroupFormat(_block_8(table.shape[1]), bits=8))
+    # Every channel of an embedding counts the same: no token's input weighs one more.
+    return quantize_weight(rows, "mse", np.ones(table.shape[1]), GroupFormat(_BLOCK_4, bits=4))
 
 
 def _block_8(channels: int) -> int:

@@ -1,34 +1,18 @@
-"""Which samples a conversion calibrates and verifies on, and how statistics are got from them."""
+"""Which samples a conversion calibrates and verifies on: as a user names them, opened once."""
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fptq_onnx.calibration.bidirectional import is_bidirectional
-from fptq_onnx.calibration.collect import collect
-from fptq_onnx.calibration.data import GENERATED, RANDOM, Source, TokenWindows, open_source
-from fptq_onnx.calibration.encoder_feeds import encoder_feeds
-from fptq_onnx.calibration.generated import without_loops, write_windows
+from fptq_onnx.calibration.data import GENERATED, Source
+from fptq_onnx.calibration.open_samples import OpenedSamples, draw_samples, write_samples
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.constants import constant_of
-from fptq_onnx.model_io.load import LoadedModel, fingerprint
+from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
-from fptq_onnx.progress import track, tracker
-from fptq_onnx.runtime.decoder import Decoder
-from fptq_onnx.runtime.decoder_io import INPUT_IDS_NAMES, decoder_io_of, find_logits
-from fptq_onnx.runtime.session import open_session_in_memory
-from fptq_onnx.scheme.activation_stats import ActivationStats
-from fptq_onnx.text.tokenizer import prefix_of
-
-# Far fewer than the channels of any layer, GPTQ's Hessian are of low rank.
-_FEW_TOKENS = 512
+from fptq_onnx.runtime.run_context import DEFAULT, RunContext
 
 
 @dataclass
@@ -52,10 +36,7 @@ class Samples:
     seed: int = 0
     text_field: str = "text"
     tokenizer: Path | None = None
-    _opened: Source | None = None
-    _kind: str = ""
-    _loops: int = 0
-    _unwritten: bool = False
+    _opened: OpenedSamples | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
@@ -83,31 +64,28 @@ class Samples:
             "max_samples": self.max_samples,
             "max_seq_len": self.max_seq_len,
             "seed": self.seed,
-            "random_for_loops": self._loops,
+            "random_for_loops": 0 if self._opened is None else self._opened.loops,
         }
 
     @property
     def kind(self) -> str:
         """What `open` found: "generated", "random", or "" for samples that were given."""
-        return self._kind
+        return "" if self._opened is None else self._opened.kind
 
-    def open(self, loaded: LoadedModel, *, threads: int = 0, quiet: bool = True) -> Source:
+    def open(self, loaded: LoadedModel, context: RunContext = DEFAULT) -> Source:
         """The samples for this model; opened, and written where need be, once.
 
         Args:
             loaded: the model.
-            threads: intra-op threads, 0 lets ONNX Runtime choose.
-            quiet: show no progress.
+            context: threads and progress.
 
         Raises:
             FptqError: see open_source and write_windows.
         """
-        source = self.drawn(loaded, threads=threads)
-        if self._unwritten and isinstance(source, TokenWindows):
-            self._unwritten = False
-            self._write(loaded, source, threads, quiet)
-        assert self._opened is not None
-        return self._opened
+        opened = self._drawn(loaded, context.threads)
+        if opened.unwritten:
+            opened = self._opened = write_samples(self, opened, loaded, context)
+        return opened.source
 
     def drawn(self, loaded: LoadedModel, *, threads: int = 0) -> Source:
         """The same, but random tokens where the model has not written its samples yet.
@@ -121,141 +99,9 @@ class Samples:
         Raises:
             FptqError: see open_source.
         """
+        return self._drawn(loaded, threads).source
+
+    def _drawn(self, loaded: LoadedModel, threads: int) -> OpenedSamples:
         if self._opened is None:
-            self._opened = open_source(
-                self.source,
-                model_folder=loaded.folder,
-                inputs=loaded.inputs,
-                vocab_size=_vocab_size(loaded),
-                max_samples=self.max_samples,
-                max_seq_len=self.max_seq_len,
-                seed=self.seed,
-                text_field=self.text_field,
-                tokenizer_folder=self.tokenizer_folder,
-            )
-            if isinstance(self._opened, TokenWindows):
-                self._kind = RANDOM if self.source in (RANDOM, GENERATED) else ""
-                outputs = loaded.outputs
-                feeds = encoder_feeds(
-                    self._opened,
-                    loaded.inputs,
-                    outputs,
-                    lambda sample: is_bidirectional(
-                        loaded, find_logits(outputs).name, sample, threads=threads
-                    ),
-                )
-                if feeds is not None:
-                    self._opened = feeds
-                self._unwritten = feeds is None and self.source == GENERATED
+            self._opened = draw_samples(self, loaded, threads=threads)
         return self._opened
-
-    def _write(self, loaded: LoadedModel, drawn: TokenWindows, threads: int, quiet: bool) -> None:
-        """Replace random tokens by what the model writes after the first ones, if it can."""
-        io = decoder_io_of(loaded)
-        if not io.has_cache or io.fixed_sequence is not None:
-            return
-        session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
-        special = loaded.special_ids_with(self.tokenizer_folder)
-        texts = self.tokenizer_folder or loaded.folder
-        try:
-            written = write_windows(
-                Decoder(session, io),
-                [*drawn.windows, *drawn.heldout],
-                np.random.default_rng(self.seed),
-                prefix=prefix_of(texts, special, _vocab_size(loaded) or special.vocab_size),
-                eos=special.eos,
-                known=special.vocab_size,
-                track=tracker("writing samples", quiet),
-            )
-        except FptqError:
-            return  # what stops the model here stops calibration too, and that can say where
-        written, self._loops = without_loops(written, [*drawn.windows, *drawn.heldout])
-        cut = len(drawn.windows)
-        self._opened = replace(drawn, windows=written[:cut], heldout=written[cut:])
-        self._kind = GENERATED
-
-    def statistics(
-        self,
-        loaded: LoadedModel,
-        known: ActivationStats | Sequence[Path],
-        *,
-        threads: int,
-        quiet: bool,
-        say: Callable[[str], None],
-    ) -> ActivationStats:
-        """Statistics as given, read from files, or measured now.
-
-        Args:
-            loaded: the model.
-            known: statistics; or paths, several of which are merged, while a single one that does
-                not exist yet is measured for and written.
-            threads: intra-op threads of the calibration run.
-            quiet: show no progress.
-            say: receives a line for people.
-
-        Raises:
-            FptqError: a file is missing, damaged or of another model, or calibration fails.
-        """
-        if isinstance(known, ActivationStats):
-            return known
-        paths = [Path(path) for path in known]
-        if paths and (len(paths) > 1 or paths[0].exists()):
-            merged = functools.reduce(
-                ActivationStats.merged, (ActivationStats.load(path) for path in paths)
-            )
-            names = ", ".join(str(path) for path in paths)
-            if merged.model not in ("", fingerprint(loaded.model)):
-                raise FptqError(
-                    f"the statistics in {names} are of another model: measure them for this one, "
-                    f"with --stats and the name of a new file"
-                )
-            say(f"calibration  not run: statistics of {merged.samples} samples from {names}")
-            if not merged.know_sizes:
-                say(
-                    "warning      the statistics are of an earlier version and hold no sizes of "
-                    "tokens: static scales that a few huge tokens set are not noticed, measure anew"
-                )
-            return merged
-        started = time.monotonic()
-        source = self.open(loaded, threads=threads, quiet=quiet)
-        stats = collect(
-            loaded,
-            source,
-            description=self.kind or str(self.describe()["source"]),
-            threads=threads,
-            track=lambda items, total: track(items, total=total, what="calibrating", quiet=quiet),
-        )
-        tokens = f" of up to {self.max_seq_len} tokens" if isinstance(source, TokenWindows) else ""
-        say(
-            f"calibration  {stats.samples} samples{tokens} from {stats.source} "
-            f"({time.monotonic() - started:.1f} s)"
-        )
-        if isinstance(source, TokenWindows):
-            count = sum(window.size for window in source.windows)
-            if count < _FEW_TOKENS:
-                say(
-                    f"warning      {count} tokens are few to calibrate on: weights fitted to them "
-                    f"serve other text badly, give at least {_FEW_TOKENS}"
-                )
-        if paths:
-            stats.save(paths[0])
-        return stats
-
-
-def _vocab_size(loaded: LoadedModel) -> int | None:
-    """Rows of the embedding table: the constant that a Gather looks token ids up in."""
-    for node in loaded.model.graph:
-        if node.op_type != "Gather" or len(node.inputs) < 2:
-            continue
-        ids = node.inputs[1]
-        while ids is not None and (maker := ids.producer()) is not None:
-            # Exporters flatten the ids, or cast them, before they look them up.
-            ids = maker.inputs[0] if maker.op_type in _KEEPS_IDS else None
-        if ids is not None and ids.is_graph_input() and ids.name in INPUT_IDS_NAMES:
-            table = constant_of(node.inputs[0])
-            if table is not None and len(table.shape) == 2:
-                return table.shape[0]
-    return None
-
-
-_KEEPS_IDS = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.check_input import check_input
-from fptq_onnx.conversion.job import say_all
 from fptq_onnx.conversion.provenance import files_size, stamp
 from fptq_onnx.conversion.quality_gate import Gate
 from fptq_onnx.conversion.raised_opset_check import check_raised
@@ -23,7 +22,8 @@ from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files
-from fptq_onnx.progress import human_bytes, tracker
+from fptq_onnx.progress import human_bytes
+from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.scheme.recipes import FLOAT16
 from fptq_onnx.version import __version__
 
@@ -67,7 +67,8 @@ def convert_float16(
     check_output(source, output, overwrite=overwrite)
     _check_floats(loaded)
     check_input(loaded)
-    say_all(say, [f"note         {text}" for text in loaded.notes])
+    context = RunContext(threads, not quiet, say)
+    context.log_all(f"note         {text}" for text in loaded.notes)
     scan = loaded.linears
     notes = check_raised(loaded, lambda: samples.open(loaded), say, threads=threads)
     with atomic_folder(output) as folder:
@@ -89,7 +90,7 @@ def convert_float16(
             notes=notes,
         )
         stamp(model, report)
-        save_model(model, folder, tracker("writing fp16", quiet))
+        save_model(model, folder, context.tracker("writing fp16"))
         copy_side_files(loaded.folder, folder, MODEL_FILE)
         if any(graph is not model.graph for graph in model.graphs()):
             _try_apart(folder / MODEL_FILE)
@@ -99,7 +100,7 @@ def convert_float16(
             f"{human_bytes(report.bytes_after)}, 16 bits per weight"
         )
         if verify_samples:
-            result = verify(loaded, folder, samples, verify_samples, threads=threads)
+            result = verify(loaded, folder, samples, verify_samples, RunContext(threads))
             say(result.line)
             if gate is not None:
                 gate.check(FLOAT16, result)

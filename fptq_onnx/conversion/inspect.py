@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.conversion.job import PLAN_FILE
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.conversion.report import plan_table, scheme_counts
+from fptq_onnx.conversion.write_target import PLAN_FILE
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.roles import Block, find_blocks
 from fptq_onnx.model_io.hf_config import find_model_file

@@ -14,7 +14,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.passes import apply
 from fptq_onnx.passes.quantize_cache import find_caches, present_names, quantize_cache
-from fptq_onnx.progress import tracker
+from fptq_onnx.runtime.run_context import RunContext
 
 
 def check_cache(model: ir.Model) -> None:
@@ -39,9 +39,7 @@ def quantize_written_caches(
     model_file: Path,
     loaded: LoadedModel,
     samples: Samples,
-    *,
-    threads: int,
-    quiet: bool,
+    context: RunContext,
 ) -> tuple[int, tuple[str, ...]]:
     """Measure what the written model keeps, and write its graph again; its data file stays.
 
@@ -53,8 +51,7 @@ def quantize_written_caches(
         model_file: where it was saved.
         loaded: the original, for the samples.
         samples: what calibration used.
-        threads: intra-op threads, 0 lets ONNX Runtime choose.
-        quiet: show no progress.
+        context: threads and progress.
 
     Returns:
         How many attentions have one now, and why others do not.
@@ -64,9 +61,9 @@ def quantize_written_caches(
     """
     nodes, _ = find_caches(model)
     names = [name for node in nodes for name in present_names(node)]
-    feeds = whole_feeds(loaded, samples.open(loaded, threads=threads, quiet=quiet))
-    track = tracker("measuring the KV cache", quiet)
-    ranges = cache_ranges(model_file, feeds, names, threads=threads, track=track)
+    feeds = whole_feeds(loaded, samples.open(loaded, context))
+    track = context.tracker("measuring the KV cache")
+    ranges = cache_ranges(model_file, feeds, names, threads=context.threads, track=track)
     done = apply(model, [partial(quantize_cache, absmax=ranges)])
     ir.save(done.model, model_file)
     return done.changed, tuple(map(str, done.declined))

@@ -1,39 +1,39 @@
-"""The conversion, from an exported model to a W4A8 folder: the whole flow on one screen.
-
-load -> normalize -> calibrate -> plan -> equalize -> quantize -> clean up -> emit(target)
--> save + verify
-"""
+"""The conversion, from an exported model to a W4A8 folder: the flow is the body of `convert`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fptq_onnx.calibration.samples import Samples
+from fptq_onnx.calibration.statistics import statistics_of
 from fptq_onnx.conversion.check_input import check_input
 from fptq_onnx.conversion.int8_kv_cache import check_cache
-from fptq_onnx.conversion.job import Job, notes_once, say_all
+from fptq_onnx.conversion.options import Options, check_options, default_output
 from fptq_onnx.conversion.quality_gate import Gate
+from fptq_onnx.conversion.quantize_model import quantize_model, rehearse
 from fptq_onnx.conversion.raised_opset_check import check_raised
 from fptq_onnx.conversion.report import Report, coverage_lines, why_none
-from fptq_onnx.conversion.targets import FLOAT_TARGET, check_targets
+from fptq_onnx.conversion.targets import check_targets
+from fptq_onnx.conversion.write_target import write_target
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import LinearScan
-from fptq_onnx.model_io.load import load_model
-from fptq_onnx.model_io.model_folder import hub_repository, model_name
+from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import atomic_folder, check_output
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.quantization.layer_errors import LinearErrors
+from fptq_onnx.quantization.task import QuantizationTask
 from fptq_onnx.runtime.native_library import library_path
-from fptq_onnx.runtime.thread_count import check_threads
 from fptq_onnx.scheme.activation_stats import ActivationStats
-from fptq_onnx.scheme.config import TARGETS, Config
+from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.layer_selector import select
 from fptq_onnx.scheme.plan import Plan
+
+__all__ = ["Conversion", "convert", "default_output"]
 
 
 @dataclass(frozen=True)
@@ -107,99 +107,81 @@ def convert(
     Raises:
         FptqError: anything a user can mend; one sentence says what and how.
     """
-    config = config or Config()
-    if not isinstance(samples, Samples):
-        samples = Samples() if samples is None else Samples(samples)
-    if verify_samples < 0:
-        raise FptqError("--verify-samples must not be negative")
-    check_threads(threads)
-    gate = gate or Gate()
-    if gate.closed and not verify_samples:
-        raise FptqError("--max-kl and --min-top1 need samples to compare on: --verify-samples")
-    _check_targets(targets)
-    if plan is not None:
-        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-        config = plan.applied(config)
-    if "qdq" in targets and config.embedding_bits == 4:
-        raise FptqError("standard ops have no lookup in 4 bits: --embedding-bits 8 for target qdq")
-    loaded = load_model(Path(model))
-    destination = default_output(Path(model)) if output is None else Path(output)
-    if not dry_run:
-        check_output(Path(model), destination, overwrite=overwrite)
-        if "custom" in targets and verify_samples and config.quantize:
+    options = check_options(
+        model, output, targets=targets, samples=samples, config=config, stats=stats, plan=plan,
+        overwrite=overwrite, dry_run=dry_run, measure_errors=measure_errors,
+        verify_samples=verify_samples, gate=gate, threads=threads, quiet=quiet, say=say,
+    )  # fmt: skip
+    loaded = _load(options)
+    scan = _find(loaded, options)
+    loaded = _check_raised(loaded, options)
+    measured = statistics_of(loaded, options.samples, options.stats, options.context)
+    start, warnings = _plan(scan, measured, options)
+    replayed = options.plan is not None
+    task = QuantizationTask(loaded, scan, start, measured, options.config, as_planned=replayed)
+    if options.dry_run:
+        seen = rehearse(task, options, warnings)
+        return Conversion(scan, seen.plan, measured, {}, {}, warnings, seen.errors, seen.notes)
+    reports: dict[str, Report] = {}
+    with atomic_folder(options.output) as work:
+        done = quantize_model(task, options, warnings, work)
+        for target in options.written:
+            folder = options.folder_of(target, work)
+            folder.mkdir(exist_ok=True)
+            reports[target] = write_target(done, target, folder, options)
+        done.store.remove()
+    folders = {target: options.folder_of(target, options.output) for target in options.written}
+    return Conversion(scan, done.plan, measured, folders, reports, warnings, done.errors)
+
+
+def _load(options: Options) -> LoadedModel:
+    """Read and normalize the model; refuse what would go wrong later."""
+    loaded = load_model(options.model)
+    if not options.dry_run:
+        check_output(options.model, options.output, overwrite=options.overwrite)
+        if "custom" in options.targets and options.verify_samples and options.config.quantize:
             library_path()  # better refused now than when the written model is to be run
-    say = notes_once(say)
     normalize(loaded.model)
     check_input(loaded)
+    return loaded
+
+
+def _find(loaded: LoadedModel, options: Options) -> LinearScan:
+    """The linears, of which options and plan may speak and every target must be able to hold."""
     scan = loaded.linears
-    say_all(say, coverage_lines(scan))
+    options.context.log_all(coverage_lines(scan))
     if not scan.linears:
         raise FptqError(
             f"no linear layer found in {loaded.file} ({scan.coverage}): nothing to quantize"
             f"{why_none(scan, loaded.model)}"
         )
-    _check_names(scan, config, plan)
-    if config.quantize:
-        check_targets(targets, loaded.model)
-        if config.kv_cache == "int8":
+    _check_names(scan, options.config, options.plan)
+    if options.config.quantize:
+        check_targets(options.targets, loaded.model)
+        if options.config.kv_cache == "int8":
             check_cache(loaded.model)
+    return scan
+
+
+def _check_raised(loaded: LoadedModel, options: Options) -> LoadedModel:
+    """The model, whose notes tell how a raised opset was checked."""
+    context = options.context
     raised = check_raised(
-        loaded, lambda: samples.open(loaded, threads=threads, quiet=quiet), say, threads=threads
-    )
-    stats = samples.statistics(loaded, stats, threads=threads, quiet=quiet, say=say)
-    decided, warnings = _decide(scan, stats, config, plan)
-    job = Job(
         loaded,
-        scan,
-        stats,
-        config,
-        samples,
-        plan is not None,
-        measure_errors,
-        verify_samples,
-        gate,
-        threads,
-        quiet,
-        say,
-        raised,
+        lambda: options.samples.open(loaded, context),
+        context.log,
+        threads=context.threads,
     )
-    if dry_run:
-        prepared = job.rehearse(decided, warnings)
-        notes = job.expected(prepared.plan)
-        return Conversion(scan, prepared.plan, stats, {}, {}, warnings, prepared.errors, notes)
-    wanted = tuple(dict.fromkeys(targets)) if config.quantize else (FLOAT_TARGET,)
-    reports: dict[str, Report] = {}
-    with atomic_folder(destination) as work:
-        prepared = job.prepare(decided, warnings, work)
-        for target in wanted:
-            folder = work if len(wanted) == 1 else work / target
-            folder.mkdir(exist_ok=True)
-            reports[target] = job.write(prepared, target, folder)
-        prepared.store.remove()
-    folders = {
-        target: destination if len(wanted) == 1 else destination / target for target in wanted
-    }
-    return Conversion(scan, prepared.plan, stats, folders, reports, warnings, prepared.errors)
+    return replace(loaded, notes=(*loaded.notes, *raised)) if raised else loaded
 
 
-def default_output(source: Path) -> Path:
-    """`<folder>-w4a8` beside an input folder, `<stem>-w4a8` beside an input file.
-
-    For a model in a hub cache, which is no place to write, `<name>-w4a8` in the current folder.
-    """
-    if hub_repository(source) is not None:
-        return Path.cwd() / f"{model_name(source).split('/')[-1]}-w4a8"
-    resolved = source.absolute()  # a link's neighbours are those of the link
-    return resolved.parent / f"{resolved.name if source.is_dir() else resolved.stem}-w4a8"
-
-
-def _check_targets(targets: Sequence[str]) -> None:
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown or not targets:
-        raise FptqError(
-            f"unknown target {', '.join(map(repr, unknown)) or '(none)'}: use one or more of "
-            f"{', '.join(TARGETS)}"
-        )
+def _plan(
+    scan: LinearScan, stats: ActivationStats, options: Options
+) -> tuple[Plan, tuple[str, ...]]:
+    """What the solver starts from, and warnings about a plan to replay."""
+    if options.plan is None:
+        return choose_schemes(scan, stats, options.config), ()
+    return complete_plan(options.plan, scan, stats)
 
 
 def _check_names(scan: LinearScan, config: Config, plan: Plan | None) -> None:
@@ -217,11 +199,3 @@ def _check_names(scan: LinearScan, config: Config, plan: Plan | None) -> None:
             "--w8 and --plan cannot be combined: give the linear weight_bits 8 in the plan"
         )
     plan.check_against(scan)
-
-
-def _decide(
-    scan: LinearScan, stats: ActivationStats, config: Config, plan: Plan | None
-) -> tuple[Plan, tuple[str, ...]]:
-    if plan is None:
-        return choose_schemes(scan, stats, config), ()
-    return complete_plan(plan, scan, stats)

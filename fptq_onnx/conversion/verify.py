@@ -20,6 +20,7 @@ from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.model_io.tensor_spec import session_inputs
 from fptq_onnx.runtime.decoder import Decoder
 from fptq_onnx.runtime.decoder_io import decoder_io_of
+from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.runtime.session import open_session, open_session_in_memory
 
 _KINDS = {RANDOM: "samples of random tokens", GENERATED: "samples the model wrote"}
@@ -94,9 +95,8 @@ def verify(
     folder: Path,
     samples: Samples,
     count: int,
+    context: RunContext,
     *,
-    threads: int,
-    quiet: bool = True,
     divided: Collection[str] = (),
 ) -> Verification:
     """Check a written model, and run it beside the original.
@@ -106,8 +106,7 @@ def verify(
         folder: holds the written model.
         samples: what calibration used; its held-out part where it has one.
         count: samples to compare on.
-        threads: intra-op threads, 0 lets ONNX Runtime choose.
-        quiet: show no progress where the samples have yet to be written.
+        context: threads, and progress where the samples have yet to be written.
         divided: outputs that differ by what was folded, see `scaled_outputs`.
 
     Raises:
@@ -117,9 +116,9 @@ def verify(
     load_model(written, allow_quantized=True)  # checks that all data is there
     _check(written, loaded.file)
     forget_pages(loaded.model.graph.initializers.values())  # sessions map the files for themselves
-    reference = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
-    candidate = open_session(written, threads=threads or None)
-    source = samples.open(loaded, threads=threads, quiet=quiet)
+    reference = open_session_in_memory(loaded.model, loaded.data_folder, threads=context.threads)
+    candidate = open_session(written, threads=context.threads or None)
+    source = samples.open(loaded, context)
     if isinstance(source, TokenWindows):
         io = decoder_io_of(loaded)
         windows = source.verification[:count]

@@ -11,7 +11,7 @@ small exponent. (With a = 0 all rows get the same root mean square.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +40,21 @@ class ChannelSizes:
 
 
 def weight_sizes(
-    weights: Sequence[NDArray[np.float32]],
+    weights: Iterable[NDArray[np.float32]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """weight_absmax and weight_rms [K] of matrices [K, N] that share their input."""
-    absmax = np.max([np.abs(w).max(axis=1) for w in weights], axis=0).astype(np.float64)
-    squares = np.sum([np.square(w, dtype=np.float64).sum(axis=1) for w in weights], axis=0)
-    return absmax, np.sqrt(squares / sum(w.shape[1] for w in weights))
+    """weight_absmax and weight_rms [K] of matrices [K, N] that share their input.
+
+    Each is looked at once, so they may be read one after the other.
+    """
+    absmax, squares, columns = [], [], 0
+    for w in weights:
+        absmax.append(np.abs(w).max(axis=1))
+        squares.append(np.square(w, dtype=np.float64).sum(axis=1))
+        columns += w.shape[1]
+    return (
+        np.max(absmax, axis=0).astype(np.float64),
+        np.sqrt(np.sum(squares, axis=0) / columns),
+    )
 
 
 def parse_equalization(equalization: str) -> tuple[str, float]:

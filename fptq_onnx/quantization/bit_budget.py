@@ -1,17 +1,14 @@
-"""Walk the model once; with a budget of bits, again with the linears widened that need it most."""
+"""Solve once; with a budget of bits, again with the linears widened that need it most."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fptq_onnx.calibration.data import Source, TokenWindows
 from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears.linears import LinearScan
-from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.progress import tracker
 from fptq_onnx.quantization.mixed_precision import (
     allocate_bits,
     check_budget,
@@ -19,74 +16,60 @@ from fptq_onnx.quantization.mixed_precision import (
     one_form,
 )
 from fptq_onnx.quantization.sequential import SequentialResult, quantize_sequentially
-from fptq_onnx.scheme.activation_stats import ActivationStats
-from fptq_onnx.scheme.config import Config
+from fptq_onnx.quantization.task import QuantizationTask
+from fptq_onnx.quantization.token_inputs import TokenInputs
+from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.scheme.plan import Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
-_PROBE_WINDOWS = 8  # that a layer group's share of the sensitivity is measured on
+# Windows that a layer group's share of the sensitivity is measured on. The model runs over them
+# once for every group, so that their number is what a budget costs in time.
+_PROBE_WINDOWS = 8
 
 
 def quantize_within_budget(
-    loaded: LoadedModel,
-    scan: LinearScan,
-    plan: Plan,
-    stats: ActivationStats,
-    config: Config,
-    source: Source,
-    store: WeightStore,
-    values: Path,
-    *,
-    replay: bool,
-    threads: int,
-    quiet: bool,
-    say: Callable[[str], None],
+    task: QuantizationTask, source: Source, store: WeightStore, values: Path, context: RunContext
 ) -> SequentialResult:
-    """Decide and quantize every linear within the budget, if there is one.
+    """Decide and quantize every linear with tokens, within the budget if there is one.
 
     Args:
-        loaded: the float model, normalized; not changed.
-        scan: its linears.
-        plan: what to start from.
-        stats: channel ranges of all inputs.
-        config: policy, equalization, method and budget.
+        task: model, plan, statistics and options.
         source: the calibration samples.
         store: receives the quantized weights.
         values: a folder to make for intermediate values; removed again.
-        replay: keep the plan's schemes, folds and scales.
-        threads: intra-op threads, 0 lets ONNX Runtime choose.
-        quiet: show no progress.
-        say: receives a line about the budget.
+        context: threads and progress; its log receives a line about the budget.
 
     Raises:
         FptqError: the budget cannot be met or measured; see also quantize_sequentially.
     """
-    feeds = whole_feeds(loaded, source)
+    feeds = whole_feeds(task.loaded, source)
 
     def run(start: Plan, what: str, *, try_wider: bool = False) -> SequentialResult:
+        now = replace(task, plan=start)
+        inputs = TokenInputs(now, feeds, values, threads=context.threads)
         result = quantize_sequentially(
-            loaded, scan, start, stats, config, feeds, store, values,
-            replay=replay, try_wider=try_wider, threads=threads, track=tracker(what, quiet),
-        )  # fmt: skip
+            now, inputs, store, try_wider=try_wider, track=context.tracker(what)
+        )
         shutil.rmtree(values)
         return result
 
-    budget = config.bits_budget
+    plan, budget = task.plan, task.config.bits_budget
     if budget is None:
         return run(plan, "quantizing")
-    if replay:
+    if task.as_planned:
         raise FptqError("--bits-budget and --plan cannot be combined: the plan has the bits")
     if not isinstance(source, TokenWindows):
         raise FptqError("--bits-budget needs token samples (text or random), not feeds: use --w8")
     check_budget(plan, budget)
     first = run(plan, "quantizing", try_wider=True)
     groups, sensitivity = measure_sensitivity(
-        loaded, scan, first.plan, first.scales, store, source.windows[:_PROBE_WINDOWS],
-        threads=threads, track=tracker("probing", quiet),
+        task.loaded, task.scan, first.plan, first.scales, store, source.windows[:_PROBE_WINDOWS],
+        threads=context.threads, track=context.tracker("probing"),
     )  # fmt: skip
-    wider = one_form(allocate_bits(plan, groups, sensitivity, first.ratios, budget), scan.shared)
+    allocated = allocate_bits(plan, groups, sensitivity, first.ratios, budget)
+    wider = one_form(allocated, task.scan.shared)
     pairs = list(zip(plan.linears, wider.linears, strict=True))
-    say(
+    context.log(
         f"budget       {budget:g} bits on average: "
         f"{sum(a.weight_bits < b.weight_bits for a, b in pairs)} linears get 8 bits, "
         f"{sum(a.symmetric > b.symmetric for a, b in pairs)} zero points, "

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fptq_onnx.calibration.whole_feeds import Feed
+from fptq_onnx.graph.declined import Declined
 from fptq_onnx.graph.folding.linear_sites import LinearSite, find_linear_sites
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import Linear
@@ -27,12 +28,19 @@ class FoldTarget:
     norm: the norm; None for a linear.
     source: the linear; None for a norm.
     columns: which of its columns; None for a norm.
+    no_norm: why it is no norm, for what folds into norms only; "" for a norm.
     """
 
     name: str
     norm: FoldSite | None
     source: Linear | None = None
     columns: LinearSite | None = None
+    no_norm: str = ""
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether the scales reach the group's input through the values of an attention."""
+        return self.columns is not None and self.columns.through_attention
 
     def overflow(self, smoothing: NDArray[np.float32]) -> str:
         """Why a gain, or a column or bias, divided by s does not fit its type; or ''."""
@@ -52,40 +60,51 @@ class FoldTarget:
 
 
 def fold_targets(
-    groups: Sequence[LayerGroup], linears: Sequence[Linear], fixed: Mapping[str, str] | None = None
-) -> Mapping[str, FoldTarget | str]:
-    """By the name of a layer group's activation, its site or the reason there is none.
+    groups: Sequence[LayerGroup],
+    linears: Sequence[Linear],
+    fixed: Mapping[str, str] | None = None,
+    *,
+    across_groups: bool = False,
+) -> Mapping[str, FoldTarget | Declined]:
+    """By the name of a layer group's activation, what takes its scales or why nothing can.
 
-    A site all of whose readers are not one group (they read casts of the value) is left alone, and
-    one that would change a weight in `fixed` (shared_weights.py).
+    Args:
+        groups: of the model.
+        linears: of its graph.
+        fixed: by name of each linear whose weight has to stay, why (shared_weights.py).
+        across_groups: also give norms whose readers are several groups (they read casts or
+            reshapes of the value), for scales that depend on the norm's own output alone.
     """
     fixed = fixed or {}
     norms = decline_fixed(find_fold_sites(linears), fixed)
     columns = find_linear_sites(linears)
     by_name = {linear.name: linear for linear in linears}
-    found: dict[str, FoldTarget | str] = {}
+    found: dict[str, FoldTarget | Declined] = {}
     for group in groups:
         name = group.linears[0].name
         norm = norms[name]
         readers = {linear.name for linear in group.linears}
         if isinstance(norm, FoldSite):
-            whole = set(norm.linears) == readers
-            found[group.x] = FoldTarget(norm.name, norm) if whole else _SEVERAL
+            whole = across_groups or set(norm.linears) == readers
+            found[group.x] = FoldTarget(norm.name, norm) if whole else Declined(group.x, _SEVERAL)
         elif name in columns:
             whole = set(columns[name].linears) == readers
             source = by_name[columns[name].name]
-            site = FoldTarget(source.name, None, source, columns[name])
-            stays = fixed_column_site(columns[name], fixed)
-            found[group.x] = (stays or site) if whole else _SEVERAL
+            reason = fixed_column_site(columns[name], fixed) if whole else _SEVERAL
+            found[group.x] = (
+                Declined(group.x, reason)
+                if reason
+                else FoldTarget(source.name, None, source, columns[name], norm)
+            )
         else:
-            found[group.x] = norm
+            found[group.x] = Declined(group.x, norm)
     return found
 
 
 def without_cached_values(
-    sites: Mapping[str, FoldTarget | str], feeds: Iterable[Feed]
-) -> Mapping[str, FoldTarget | str]:
-    """The sites, but none through attention where samples bring a cache of their own.
+    targets: Mapping[str, FoldTarget | Declined], feeds: Iterable[Feed]
+) -> Mapping[str, FoldTarget | Declined]:
+    """The targets, but none through attention where samples bring a cache of their own.
 
     Such a cache was made by another model, and holds values without this one's smoothing scales.
     """
@@ -94,14 +113,13 @@ def without_cached_values(
         for feed in feeds for name, value in feed.items()
     )  # fmt: skip
     if not brought:
-        return sites
+        return targets
     return {
-        x: _CACHED
-        if isinstance(site, FoldTarget) and site.columns is not None
-        and site.columns.through_attention
-        else site
-        for x, site in sites.items()
-    }  # fmt: skip
+        x: Declined(x, _CACHED)
+        if isinstance(target, FoldTarget) and target.in_attention
+        else target
+        for x, target in targets.items()
+    }
 
 
 _SEVERAL = "other linears read the same value through casts"

@@ -1,4 +1,4 @@
-"""One layer group as the choices made for it see it: its input in both models, sizes, a sample.
+"""One layer group with its tokens: its input in both models, the sizes of channels, a sample.
 
 Behind a router the two models' rows may be different tokens: then the quantized model's alone are
 looked at.
@@ -6,29 +6,40 @@ looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.folding.linear_sites import LinearSite
+from fptq_onnx.graph.declined import Declined
 from fptq_onnx.graph.linears.linears import Linear
 from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.numerics.smoothing_scales import ChannelSizes, weight_sizes
 from fptq_onnx.numerics.token_weights import token_weights
+from fptq_onnx.numerics.weight_methods import Seen
+from fptq_onnx.quantization.fold_targets import FoldTarget
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.paired_activations import FLOAT, QUANTIZED, PairedActivations
-from fptq_onnx.quantization.scheme_search import Rounding, Sample, fake_int8
+from fptq_onnx.quantization.scheme_search import (
+    Rounding,
+    Sample,
+    SchemeSearch,
+    fake_int8,
+    rounding_of,
+)
 from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.activation_stats import ChannelRange
+from fptq_onnx.scheme.plan import LinearPlan
 
 Rows = NDArray[np.float32]
 
-# Tokens of a layer group's input that choices are judged by.
+# Tokens of a layer group's input that choices are judged by: 128 MiB for 4096 channels in both
+# models, and enough to judge GPTQ of up to 2048 channels, which takes two tokens for each.
 _SAMPLE_TOKENS = 4096
-# One token in so many has its local output error measured, which takes three matrix products.
+# One token in so many has its local output error measured, which takes three matrix products where
+# the outputs themselves take two: on one token in four that is a third more work.
 _TOKENS_PER_LOCAL_ERROR = 4
 
 
@@ -47,23 +58,21 @@ class LayerGroupInputs:
         activations: PairedActivations,
         weights: list[Rows],
         ranges: ChannelRange,
-        columns: LinearSite | None = None,
+        target: FoldTarget | Declined,
     ) -> None:
         """Read the layer group's input once.
 
         Args:
-            group: where the walk is.
+            group: entered last.
             activations: the two models.
             weights: [K, N] of its linears.
             ranges: of its input.
-            columns: what the smoothing scales of its input would go into, if not a norm.
+            target: what takes the smoothing scales of its input, or why nothing can.
         """
-        self.group, self.activations, self.weights, self.ranges = (
-            group,
-            activations,
-            weights,
-            ranges,
-        )
+        self.group, self.activations = group, activations
+        self.weights, self.ranges, self.target = weights, ranges, target
+        self.errors = {one.name: LinearErrors(one.name, one.path) for one in group.linears}
+        columns = target.columns if isinstance(target, FoldTarget) else None
         float_rows = [len(rows) for rows in activations.rows(group, FLOAT)]
         batches = [len(rows) for rows in activations.rows(group, QUANTIZED)]
         self.paired = not group.routed and float_rows == batches
@@ -110,6 +119,46 @@ class LayerGroupInputs:
         sizes = (ranges.absmax, np.sqrt(squares / max(1, sum(batches))), *weight_sizes(weights))
         # Channels that one column makes have one smoothing scale: the formulas see them alike.
         self.sizes = ChannelSizes(*(columns.tied(x) for x in sizes) if columns else sizes)
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Its outputs are computed, and its errors measured."""
+        return True
+
+    def weight(self, linear: Linear) -> Rows:
+        """The float weight [K, N] of one of its linears."""
+        return self.weights[self.group.linears.index(linear)]
+
+    def search(self, planned: Sequence[LinearPlan], method: str) -> SchemeSearch:
+        """Compares candidates by output error on the sample."""
+        return SchemeSearch(self.sizes, self.sample, self.weights, planned, method)
+
+    def seen(self, method: str, smoothing: Rows, rounding: Rounding) -> Seen | None:
+        """What a method needs of the divided and rounded input; nothing where it sees no token."""
+        if method == "rtn" or self.unseen:
+            return None
+        look = self.moments if method == "gptq" else self.mean_squares
+        return look(smoothing, rounding)
+
+    def advance(
+        self,
+        decided: Sequence[LinearPlan],
+        smoothing: Rows,
+        rounded: Mapping[str, tuple[Rows, Rows]],
+    ) -> None:
+        """Count the weights' errors, compute the outputs in both models, and leave the group."""
+        for name, (weight, left) in rounded.items():
+            self.errors[name].count_weight(weight, left)
+        self.activations.leave(
+            self.group,
+            {
+                linear.name: self.outputs(
+                    linear, self.weight(linear), rounded.get(linear.name), smoothing,
+                    rounding_of(entry), self.errors[linear.name],
+                )
+                for linear, entry in zip(self.group.linears, decided, strict=True)
+            },
+        )  # fmt: skip
 
     def pairs(self) -> Iterator[tuple[Rows, Rows]]:
         """The input in the float and in the quantized model, batch by batch.

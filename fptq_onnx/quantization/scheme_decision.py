@@ -1,4 +1,7 @@
-"""What a group gets: the scales folded in front of it, and one scale for all tokens or one each.
+"""Decide scales and schemes as --equalization and --policy ask.
+
+By output errors where there are tokens to measure them on, and by the paper's thresholds where
+those are asked for (scheme/scheme_policy.py).
 
 Where a few tokens are far larger than the rest, what is fixed by the largest value alone (static
 scales, the scales of LAE and SmoothQuant) serves those tokens and rounds all others away. It is
@@ -8,12 +11,8 @@ then left out, whatever the policy or the equalization asks for, and the plan sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fptq_onnx.graph.declined import Declined
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.log_equalization import equalized_absmax
 from fptq_onnx.numerics.smoothing_scales import (
@@ -21,173 +20,153 @@ from fptq_onnx.numerics.smoothing_scales import (
     LAE,
     NONE,
     SMOOTHQUANT,
-    ChannelSizes,
     smoothing_scale,
 )
 from fptq_onnx.numerics.token_sizes import loses_tokens
-from fptq_onnx.passes.choose_schemes import MASSIVE, UNSEEN
 from fptq_onnx.quantization.fold_targets import FoldTarget
+from fptq_onnx.quantization.scheme_policies import GroupFacts, ScaleChoice, Scales
 from fptq_onnx.quantization.scheme_search import SchemeSearch
-from fptq_onnx.quantization.subgraphs import LayerGroup
-from fptq_onnx.scheme.activation_stats import ChannelRange
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import FLOAT, LinearPlan
+from fptq_onnx.scheme.scheme_policy import (
+    ONE_SCALE,
+    UNSEEN,
+    asks_for_lae,
+    by_thresholds,
+    with_scheme,
+)
 
-# One scale for all tokens is taken where it adds at most this share to the output error: it costs
-# nothing to find at run time.
+# One scale for all tokens is taken where it adds at most this share to the output error. Above 1,
+# since it costs nothing to find at run time; 2 % of a squared error are 0.09 dB of SQNR.
 STATIC_TOLERANCE = 1.02
 
-Divisor = NDArray[np.float32]
 
+class ByOptions:
+    """Decides as the options ask."""
 
-class StageFacts(Protocol):
-    """What is known of a stage: with its tokens in a walk, by statistics alone without one."""
+    def __init__(self, config: Config) -> None:
+        self._config = config
 
-    @property
-    def group(self) -> LayerGroup:
-        """Its linears."""
+    def choose_scales(
+        self,
+        facts: GroupFacts,
+        search: SchemeSearch | None,
+        planned: Sequence[LinearPlan],
+        target: FoldTarget | Declined,
+    ) -> ScaleChoice:
+        """By the formula asked for, or the one with the least output error."""
+        if isinstance(target, Declined):
+            return ScaleChoice(NONE, target)
+        asked = self._asked(facts, planned, target)
+        if isinstance(asked, Declined):
+            return ScaleChoice(NONE, asked)
+        if asked == "search":
+            assert search is not None
+            candidates = [
+                equalization
+                for equalization in CANDIDATES
+                if not target.overflow(smoothing_scale(equalization, facts.sizes))
+            ]
+            best = min(candidates, key=search.error)
+            nothing = Declined(facts.group.x, "no smoothing scales lower the output error")
+            return ScaleChoice(best, nothing if best == NONE else None)
+        problem = target.overflow(smoothing_scale(asked, facts.sizes))
+        if problem:
+            return ScaleChoice(NONE, Declined(facts.group.x, problem))
+        if _serves_few_tokens(facts, search, asked):
+            lost = Declined(facts.group.x, f"{asked} increases the error of most tokens")
+            return ScaleChoice(NONE, lost, left_out=asked)
+        return ScaleChoice(asked)
 
-    @property
-    def ranges(self) -> ChannelRange:
-        """Of its input."""
+    def _asked(
+        self, facts: GroupFacts, planned: Sequence[LinearPlan], target: FoldTarget
+    ) -> str | Declined:
+        """The formula asked for, "search", or why none is."""
+        x, config = facts.group.x, self._config
+        if facts.unseen:
+            return Declined(x, UNSEEN)
+        if all(entry.scheme == FLOAT for entry in planned):
+            return Declined(x, "its linears stay in float")
+        if config.equalization == "none":
+            return Declined(x, "--equalization none asks for no smoothing scales")
+        if config.equalization == "search":
+            return "search"
+        if config.equalization == "smoothquant":
+            if target.in_attention:  # as its authors leave it
+                return Declined(x, "SmoothQuant folds nothing through attention")
+            return SMOOTHQUANT
+        if target.norm is None:  # the paper folds into norms only
+            return Declined(x, target.no_norm)
+        if not asks_for_lae(facts.ranges.tensor_absmax, config):
+            return Declined(x, "its range is not between the thresholds")
+        return LAE
 
-    @property
-    def sizes(self) -> ChannelSizes:
-        """Of its channels."""
-
-    @property
-    def unseen(self) -> bool:
-        """Whether no token reaches it."""
-
-
-def choose_equalization(
-    facts: StageFacts,
-    search: SchemeSearch | None,
-    entries: Sequence[LinearPlan],
-    site: FoldTarget | str,
-    config: Config,
-) -> tuple[str, str]:
-    """Which scales to fold in front of a group, and which are left out for a few tokens' sake.
-
-    Args:
-        facts: of the layer group.
-        search: of its output errors; None without a walk, where nothing is searched.
-        entries: the plans of its linears.
-        site: where smoothing scales would be folded, or why nowhere.
-        config: the equalization asked for, and LAE's thresholds.
-    """
-    if facts.unseen or isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
-        return NONE, ""
-    if config.equalization == "none":
-        return NONE, ""
-    if config.equalization == "search":
-        assert search is not None
-        candidates = [
-            equalization
-            for equalization in CANDIDATES
-            if not site.overflow(smoothing_scale(equalization, facts.sizes))
+    def choose_scheme(
+        self,
+        facts: GroupFacts,
+        search: SchemeSearch | None,
+        planned: Sequence[LinearPlan],
+        choice: ScaleChoice,
+        smoothing: Scales,
+    ) -> list[LinearPlan]:
+        """One scale for all tokens where the policy, or the measured error, says so."""
+        full = facts.ranges.tensor_absmax
+        largest = equalized_absmax(facts.ranges.absmax, smoothing)
+        wanted, reason = self._wanted(facts, choice, largest)
+        no_range = facts.unseen or (facts.group.routed and not full)  # calibration saw no token
+        static = not no_range and self._is_static(facts, search, choice, largest, wanted=wanted)
+        left_out = choice.left_out
+        if wanted and not static and not no_range:
+            left_out = left_out or ONE_SCALE
+        if facts.unseen:
+            reason, left_out = UNSEEN, ""
+        return [
+            with_scheme(entry, static=static, largest=largest, reason=reason, left_out=left_out)
+            for entry in planned
         ]
-        return min(candidates, key=search.error), ""
-    if config.equalization == "smoothquant":
-        if site.columns is not None and site.columns.through_attention:
-            return NONE, ""  # as its authors leave it
-        equalization = SMOOTHQUANT
-    elif site.norm is None:
-        return NONE, ""  # the paper folds into norms only
-    else:
-        equalization = LAE if config.v0 < facts.ranges.tensor_absmax <= config.v1 else NONE
-    if equalization == NONE or site.overflow(smoothing_scale(equalization, facts.sizes)):
-        return NONE, ""
-    return (
-        (NONE, equalization)
-        if _serves_few_tokens(facts, search, equalization)
-        else (equalization, "")
-    )
+
+    def _wanted(self, facts: GroupFacts, choice: ScaleChoice, largest: float) -> tuple[bool, str]:
+        """Whether the policy gives all tokens one scale, whatever that costs them; and its words.
+
+        Args:
+            facts: of the layer group.
+            choice: what is folded.
+            largest: max|x / s|.
+        """
+        full = facts.ranges.tensor_absmax
+        rounded = f"{largest:.4g} where it is rounded"
+        if self._config.policy == "thresholds":
+            static, reason = by_thresholds(full, self._config, choice.declined)
+            of_paper = choice.equalization in (NONE, LAE)
+            return static, reason if of_paper else f"{reason}, {rounded}"
+        return self._config.policy == "static", f"range {full:.4g}, {rounded}"
+
+    def _is_static(
+        self,
+        facts: GroupFacts,
+        search: SchemeSearch | None,
+        choice: ScaleChoice,
+        largest: float,
+        *,
+        wanted: bool,
+    ) -> bool:
+        if not wanted and self._config.policy != "measured":
+            return False
+        if search is None:  # `needs_tokens` saw nothing that needs a look at tokens
+            return not loses_tokens(facts.ranges.sizes, facts.ranges.tensor_absmax)
+        equalization = choice.equalization
+        if search.loses_tokens(equalization, largest):
+            return False
+        scale = float(static_scale(largest))
+        return wanted or (
+            search.error(equalization, scale) <= STATIC_TOLERANCE * search.error(equalization)
+            and search.token_error(equalization, scale)
+            <= STATIC_TOLERANCE * search.token_error(equalization)
+        )
 
 
-def _serves_few_tokens(facts: StageFacts, search: SchemeSearch | None, equalization: str) -> bool:
+def _serves_few_tokens(facts: GroupFacts, search: SchemeSearch | None, equalization: str) -> bool:
     """Whether a massive token set the scales so that the weights lose what other tokens need."""
     if search is None or not search.loses_tokens(NONE, facts.ranges.tensor_absmax):
         return False
     return search.token_error(equalization) > search.token_error(NONE)
-
-
-def wants_static(facts: StageFacts, fold_site: str | None, config: Config) -> bool:
-    """Whether the policy gives all tokens one scale, whatever that costs them."""
-    full = facts.ranges.tensor_absmax
-    if config.policy == "thresholds":
-        return full <= config.v0 or (full <= config.v1 and fold_site is not None)
-    return config.policy == "static"
-
-
-def is_static(
-    facts: StageFacts,
-    search: SchemeSearch | None,
-    equalization: str,
-    smoothing: Divisor,
-    fold_site: str | None,
-    config: Config,
-) -> bool:
-    """Whether the layer group's input gets one scale for all tokens.
-
-    Args:
-        facts: of the layer group.
-        search: of its output errors; None without a walk.
-        equalization: of the smoothing scales folded.
-        smoothing: [K] of that formula.
-        fold_site: the norm that takes them, or None.
-        config: the policy and its thresholds.
-    """
-    if facts.unseen or (facts.group.routed and not facts.ranges.tensor_absmax):
-        return False  # calibration saw no token here
-    wanted = wants_static(facts, fold_site, config)
-    if not wanted and config.policy != "measured":
-        return False
-    if (
-        search is None
-    ):  # without smoothing scales, or where `needs_tokens` saw nothing that needs a look
-        return not loses_tokens(facts.ranges.sizes, facts.ranges.tensor_absmax)
-    largest = equalized_absmax(facts.ranges.absmax, smoothing)
-    if search.loses_tokens(equalization, largest):
-        return False
-    scale = float(static_scale(largest))
-    return wanted or (
-        search.error(equalization, scale) <= STATIC_TOLERANCE * search.error(equalization)
-        and search.token_error(equalization, scale)
-        <= STATIC_TOLERANCE * search.token_error(equalization)
-    )
-
-
-def with_scheme(
-    entry: LinearPlan,
-    facts: StageFacts,
-    smoothing: Divisor,
-    static: bool | None,
-    override: str = "",
-) -> LinearPlan:
-    """The entry with its scheme and static scale.
-
-    Args:
-        entry: as planned, with its equalization.
-        facts: of its layer group.
-        smoothing: [K] of its input.
-        static: one scale for all tokens, or one each; None keeps what the entry has.
-        override: what the options ask for but is left out for a few tokens' sake; "" for nothing.
-    """
-    if entry.scheme in (FLOAT, WEIGHT_ONLY):
-        return entry
-    absmax = equalized_absmax(facts.ranges.absmax, smoothing)
-    scale = float(static_scale(absmax))
-    if static is None:
-        if entry.scheme == PER_TOKEN:
-            return replace(entry, input_scale=None)
-        return entry if entry.input_scale is not None else replace(entry, input_scale=scale)
-    if facts.unseen:
-        return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=UNSEEN)
-    reason = f"range {facts.ranges.tensor_absmax:.4g}, {absmax:.4g} where it is rounded"
-    if override:
-        reason += f"; {MASSIVE}, so {override} is left out"
-    if not static:
-        return replace(entry, scheme=PER_TOKEN, input_scale=None, reason=reason)
-    scheme = LAE_STATIC if entry.equalization == LAE else STATIC
-    return replace(entry, scheme=scheme, input_scale=scale, reason=reason)

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.numerics.clip_search import quantize_mse
-from fptq_onnx.numerics.gptq import quantize_gptq
-from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
+from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.smoothing_scales import ChannelSizes, smoothing_scale
 from fptq_onnx.numerics.token_sizes import count_sizes, loses_tokens
+from fptq_onnx.numerics.weight_methods import GroupFormat, Seen, quantize_weight
 from fptq_onnx.quantization.mixed_precision import precision_candidates
 from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan
 
@@ -30,7 +29,9 @@ Rows = NDArray[np.float32]
 NOT_ROUNDED = "not rounded"
 Rounding = float | str | None  # a static scale, NOT_ROUNDED, or None: one scale per token
 
-# Columns of each weight that a candidate is judged by, spread over all of them.
+# Columns of each weight that a candidate is judged by, spread over all of them. All candidates see
+# the same columns, so that what 256 of thousands happen to be does not decide between them; every
+# candidate is a rounding and a product of so many.
 _COLUMNS = 256
 
 
@@ -170,20 +171,19 @@ def _rounded(
     w: Rows, x8: Rows, entry: LinearPlan, method: str, weights: NDArray[np.float32] | None
 ) -> Rows:
     """The weight as it will be, near enough to compare scales: GPTQ without its refinement."""
-    block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
-    if method == "rtn":
-        return dequantize(quantize_rtn(w, block, symmetric=symmetric, bits=bits))
-    squares = np.square(x8, dtype=np.float64)
-    importance = (squares if weights is None else squares * weights[:, None]).mean(axis=0)
-    # With fewer tokens than GPTQ has freedom for, it would be judged on what it was fitted to.
-    if method == "mse" or len(x8) < 2 * w.shape[0] or not importance.any():
-        return dequantize(quantize_mse(w, importance, block, symmetric=symmetric, bits=bits))
-    moments = Hessian.empty(w.shape[0], with_float=False)
+    seen: Seen | None = None
+    form = GroupFormat(entry.block_size, entry.symmetric, entry.weight_bits)
     try:
-        moments.add(x8, weights=weights)
-        found = quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0)
+        # With fewer tokens than GPTQ has freedom for, it would be judged on what it was fitted to.
+        if method == "gptq" and len(x8) >= 2 * w.shape[0]:
+            seen = Hessian.empty(w.shape[0], with_float=False)
+            seen.add(x8, weights=weights)
+        elif method != "rtn":
+            method = "mse"
+            squares = np.square(x8, dtype=np.float64)
+            seen = (squares if weights is None else squares * weights[:, None]).mean(axis=0)
+        return dequantize(quantize_weight(w, method, seen, form, rounds=0))
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
             f"cannot choose smoothing scales for {entry.name}: {error}; try --weights mse"
         ) from error
-    return dequantize(found)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from fptq_onnx.graph.fixed_values import is_fixed
 from fptq_onnx.graph.linears.linears import Linear
 from fptq_onnx.graph.node_reads import node_reads
 from fptq_onnx.graph.routed_values import routed_values
-from fptq_onnx.quantization.fixed_values import is_fixed
 
 
 @dataclass(frozen=True)

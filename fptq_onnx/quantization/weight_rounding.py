@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear
-from fptq_onnx.numerics.clip_search import quantize_mse
-from fptq_onnx.numerics.gptq import quantize_gptq
-from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
-from fptq_onnx.numerics.hessian import Hessian
-from fptq_onnx.quantization.layer_errors import LinearErrors
+from fptq_onnx.numerics.group_weights import GroupWeights, dequantize
+from fptq_onnx.numerics.weight_methods import GroupFormat, Seen, quantize_weight
 from fptq_onnx.quantization.scheme_search import Rounding, rounding_of
 from fptq_onnx.quantization.shared_rounding import SharedRounding
 from fptq_onnx.quantization.subgraphs import LayerGroup
@@ -21,64 +19,76 @@ from fptq_onnx.scheme.plan import FLOAT, LinearPlan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 Rows = NDArray[np.float32]
-Seen = Hessian | NDArray[np.float64]
+
+
+class WeightInputs(Protocol):
+    """What rounding asks of a layer group."""
+
+    @property
+    def group(self) -> LayerGroup:
+        """Its linears."""
+
+    def weight(self, linear: Linear) -> Rows:
+        """The float weight [K, N] of one of them."""
+
+    def seen(self, method: str, smoothing: NDArray[np.float32], rounding: Rounding) -> Seen | None:
+        """What a method needs of the divided and rounded input; None rounds to nearest."""
 
 
 def round_layer_group(
-    group: LayerGroup,
-    weights: Sequence[Rows],
+    inputs: WeightInputs,
     decided: Sequence[LinearPlan],
     smoothing: NDArray[np.float32],
-    look: Callable[[NDArray[np.float32], Rounding], Seen] | None,
+    method: str,
     store: WeightStore,
-    errors: Mapping[str, LinearErrors],
     shared: SharedRounding,
+    *,
+    keep: bool,
 ) -> dict[str, tuple[Rows, Rows]]:
-    """Round every linear of a layer group but those in float.
+    """Round every linear of a layer group but those in float, one weight at a time.
 
     Args:
-        group: which linears.
-        weights: float32 [K, N] of each, in their order.
-        decided: the plan of each, in the same order.
+        inputs: the layer group and what its linears see.
+        decided: the plan of each linear, in their order.
         smoothing: [K] of their input.
-        look: gives what a method needs of the divided and rounded input: Hessian for GPTQ,
-            mean squares for the clip search. None rounds to nearest.
+        method: one of weight_methods.METHODS.
         store: receives the weights by name.
-        errors: by name; receives those of the weights.
         shared: rounds a weight once that several linears have.
+        keep: return the rounded weights; if not, memory holds one at a time.
 
     Returns:
         By name the divided weight as rounded, and what rounding left of what was aimed at; float32
-        [K, N] each.
+        [K, N] each. Nothing without `keep`.
 
     Raises:
         FptqError: a weight cannot be rounded.
     """
-    seen: dict[Rounding, Seen] = {}
-    quantized: dict[str, tuple[Rows, Rows]] = {}
-    for linear, weight, entry in zip(group.linears, weights, decided, strict=True):
+    seen: dict[Rounding, Seen | None] = {}
+    kept: dict[str, tuple[Rows, Rows]] = {}
+    for linear, entry in zip(inputs.group.linears, decided, strict=True):
         if entry.scheme == FLOAT:
             continue
         rounding = rounding_of(entry)
+        left: Rows | None = None
         if shared.applies(linear, smoothing):
-            left = np.empty_like(weight)
-            if shared.reuse(linear, entry, store):
-                np.subtract(weight, dequantize(store.get(linear.name)), out=left)
-            else:
+            reused = shared.reuse(linear, entry, store)
+            if keep or not reused:
+                w = inputs.weight(linear)
+                left = np.empty_like(w) if keep else None
+            if not reused:
                 of_all = shared.moments(linear, rounding)
-                store.put(linear.name, _quantized(weight, of_all, entry, linear, left))
-            quantized[linear.name] = dequantize(store.get(linear.name)), left
-            errors[linear.name].count_weight(*quantized[linear.name])
-            continue
-        if look is not None and rounding not in seen:
-            seen[rounding] = look(smoothing, rounding)
-        w = weight * smoothing[:, None]
-        left = np.empty_like(w)
-        found = _quantized(w, seen.get(rounding), entry, linear, left)
-        store.put(linear.name, found)
-        quantized[linear.name] = dequantize(found), left
-        errors[linear.name].count_weight(*quantized[linear.name])
-    return quantized
+                store.put(linear.name, _quantized(w, method, of_all, entry, linear, left))
+            elif left is not None:
+                np.subtract(w, dequantize(store.get(linear.name)), out=left)
+        else:
+            if rounding not in seen:
+                seen[rounding] = inputs.seen(method, smoothing, rounding)
+            w = inputs.weight(linear) * smoothing[:, None]
+            left = np.empty_like(w) if keep else None
+            store.put(linear.name, _quantized(w, method, seen[rounding], entry, linear, left))
+        if left is not None:
+            kept[linear.name] = dequantize(store.get(linear.name)), left
+    return kept
 
 
 def float_weight(linear: Linear) -> Rows:
@@ -97,28 +107,11 @@ def float_weight(linear: Linear) -> Rows:
 
 
 def _quantized(
-    w: Rows,
-    seen: Seen | None,
-    entry: LinearPlan,
-    linear: Linear,
-    left: Rows,
+    w: Rows, method: str, seen: Seen | None, entry: LinearPlan, linear: Linear, left: Rows | None
 ) -> GroupWeights:
-    """The weight by the method that what was seen of the inputs serves.
-
-    All of it: GPTQ, unless the inputs are all zero. Mean squares: clip search. Nothing: nearest.
-    What rounding leaves of the weight (of GPTQ's target) is put into `left`.
-    """
-    block, symmetric, bits = entry.block_size, entry.symmetric, entry.weight_bits
+    form = GroupFormat(entry.block_size, entry.symmetric, entry.weight_bits)
     try:
-        if isinstance(seen, Hessian) and np.diag(seen.xx).any():
-            return quantize_gptq(w, seen, block, symmetric=symmetric, bits=bits, left=left)
-        if seen is None:
-            found = quantize_rtn(w, block, symmetric=symmetric, bits=bits)
-        else:
-            importance = seen.diagonal() if isinstance(seen, Hessian) else seen
-            found = quantize_mse(w, importance, block, symmetric=symmetric, bits=bits)
-        np.subtract(w, dequantize(found), out=left)
-        return found
+        return quantize_weight(w, method, seen, form, left=left)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
             f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"

@@ -12,6 +12,7 @@ from support.tiny_graphs import build
 from fptq_onnx import Samples, convert
 from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.errors import FptqError
+from fptq_onnx.model_io.load import load_model
 from fptq_onnx.runtime.decoder import open_decoder
 
 BOTH_SIDES = "m = ReduceMean(x, axis)"
@@ -66,7 +67,7 @@ def test_it_is_calibrated_and_judged_as_what_it_is(
         verify_samples=2,
         say=said.append,
     )
-    assert isinstance(samples._opened, Feeds) == encoder
+    assert isinstance(samples.open(load_model(tmp_path / "in")), Feeds) == encoder
     verification = result.reports["custom"].verification
     assert ("outputs" in verification) == encoder and ("kl" in verification) == (not encoder)
     (line,) = (line for line in said if line.startswith("check"))
@@ -84,4 +85,4 @@ def test_a_config_that_names_no_class(tmp_path, rng, config):
     save(tmp_path, rng, BOTH_SIDES, config)
     samples = Samples(max_samples=2, max_seq_len=6)
     convert(tmp_path, dry_run=True, samples=samples, quiet=True)
-    assert isinstance(samples._opened, Feeds)
+    assert isinstance(samples.open(load_model(tmp_path)), Feeds)

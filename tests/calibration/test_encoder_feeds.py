@@ -10,6 +10,7 @@ from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.errors import FptqError
+from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.tensor_spec import TensorSpec
 
 IDS = TensorSpec("input_ids", "int64", ("b", "s"))
@@ -69,7 +70,8 @@ def test_an_encoder_converts_with_defaults(tmp_path, rng):
     samples = Samples(max_samples=4, max_seq_len=16)
     result = convert(tmp_path / "model.onnx", tmp_path / "out", samples=samples, quiet=True)
     assert len(result.plan.linears) == 2
-    assert samples.kind == "random" and isinstance(samples._opened, Feeds)
+    opened = samples.open(load_model(tmp_path / "model.onnx"))
+    assert samples.kind == "random" and isinstance(opened, Feeds)
     (output,) = result.reports["custom"].verification["outputs"]
     assert output["name"] == "last_hidden_state" and output["sqnr_db"] > 10
 

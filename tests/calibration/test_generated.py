@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.command_line import MODEL
 
+from fptq_onnx.calibration import open_samples
 from fptq_onnx.calibration.data import TokenWindows
 from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.calibration.samples import Samples
@@ -151,12 +152,10 @@ def test_a_window_that_repeats_itself_gives_way_to_a_random_one(rng: np.random.G
 
 
 def test_samples_of_a_model_that_only_repeats_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fptq_onnx.calibration.samples
-
     def repeat(decoder: object, starts: list[np.ndarray], *rest: object, **options: object) -> list:
         return [np.full_like(start, 9) if i else start for i, start in enumerate(starts)]
 
-    monkeypatch.setattr(fptq_onnx.calibration.samples, "write_windows", repeat)
+    monkeypatch.setattr(open_samples, "write_windows", repeat)
     loaded = load_model(MODEL)
     samples, random = Samples(max_samples=3, max_seq_len=32), Samples("random", 3, 32)
     source, drawn = samples.open(loaded), random.open(loaded)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.planned import carried_out
 from support.tiny_graphs import op_counts
 
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import equalize
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.runtime.decoder import Decoder
 from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
-from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.plan import LAE_STATIC
+from fptq_onnx.scheme.weight_store import WeightStore
 
 # Export -> (linears, MatMul-like nodes, linears whose input is the output of a norm).
 # 6 layers: qkv 1 or 3, o, gate, up, down, and the head; a decomposed attention adds 2 products a
@@ -96,14 +99,17 @@ def forced_statistics(scan: LinearScan) -> ActivationStats:
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_equalization_is_exact(shared_exports: Path, name: str) -> None:
+def test_equalization_is_exact(shared_exports: Path, tmp_path: Path, name: str) -> None:
     source, scan = loaded(shared_exports, name)
     expected = logits(source)
     before = op_counts(source.model)
     stats = forced_statistics(scan)
     plan = choose_schemes(scan, stats, Config())
     assert plan.counts()[LAE_STATIC] == EXPORTS[name][2]
-    folded = equalize(source.model, plan, stats).names
+    store = WeightStore(tmp_path / "weights")
+    config = replace(PAPER, quantize=False)
+    result = carried_out(source.model, plan, stats, store, config)
+    folded = fold_into_producers(source.model, result.scales).names
     assert len(folded) == len(plan.folded_sites())
     after = op_counts(source.model)
     assert all(after[op] <= before[op] for op in after)  # folded casts may go, nothing comes

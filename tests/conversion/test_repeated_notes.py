@@ -8,7 +8,7 @@ import numpy as np
 from support.saved_models import saved
 from support.tiny_graphs import build, weight
 
-from fptq_onnx.conversion.job import notes_once
+from fptq_onnx.conversion.options import notes_once
 from fptq_onnx.conversion.pipeline import convert
 
 

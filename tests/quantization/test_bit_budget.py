@@ -11,7 +11,7 @@ from support.layer_groups import loaded
 from support.tiny_graphs import build, weight
 
 from fptq_onnx.calibration.collect import collect
-from fptq_onnx.calibration.data import TokenWindows
+from fptq_onnx.calibration.data import Source, TokenWindows
 from fptq_onnx.calibration.feeds import Feeds
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
@@ -21,7 +21,10 @@ from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.quantization.bit_budget import quantize_within_budget
 from fptq_onnx.quantization.mixed_precision import average_bits, measure_sensitivity
 from fptq_onnx.quantization.sequential import SequentialResult
+from fptq_onnx.quantization.task import QuantizationTask
+from fptq_onnx.runtime.run_context import RunContext
 from fptq_onnx.scheme.config import Config
+from fptq_onnx.scheme.plan import Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 K, M, V = 64, 128, 40
@@ -49,13 +52,24 @@ class Setting:
         self.lines: list[str] = []
         self.store = WeightStore(folder / "weights")
 
-    def solve(self, config: Config, **options: object) -> SequentialResult:
-        given = {"source": self.windows, "plan": choose_schemes(self.scan, self.stats, config),
-                 "replay": False, **options}  # fmt: skip
+    def solve(
+        self,
+        config: Config,
+        *,
+        plan: Plan | None = None,
+        source: Source | None = None,
+        as_planned: bool = False,
+    ) -> SequentialResult:
+        start = plan or choose_schemes(self.scan, self.stats, config)
         result = quantize_within_budget(
-            self.loaded, self.scan, stats=self.stats, config=config, store=self.store,
-            values=self.folder / "values", threads=1, quiet=True, say=self.lines.append, **given,
-        )  # type: ignore[arg-type]  # fmt: skip
+            QuantizationTask(
+                self.loaded, self.scan, start, self.stats, config, as_planned=as_planned
+            ),
+            source or self.windows,
+            self.store,
+            self.folder / "values",
+            RunContext(threads=1, log=self.lines.append),
+        )
         assert not (self.folder / "values").exists()
         return result
 
@@ -88,7 +102,7 @@ def test_harm_is_that_of_the_stage_alone(setting: Setting) -> None:
     result = setting.solve(Config(block_size=64))
     rows = [replace(row, equalization="balance:0.5") for row in result.plan.linears[:3]]
     plan = replace(result.plan, linears=(*rows, result.plan.linears[3]))
-    result = setting.solve(Config(block_size=64), plan=plan, replay=True)
+    result = setting.solve(Config(block_size=64), plan=plan, as_planned=True)
     assert set(result.scales) == {"n", "up"}
 
     def sensitivities() -> list[float]:
@@ -124,7 +138,7 @@ def test_refusals(setting: Setting) -> None:
     with pytest.raises(FptqError, match="cannot be met"):
         setting.solve(Config(block_size=64, bits_budget=4.2))
     with pytest.raises(FptqError, match="--bits-budget and --plan cannot be combined"):
-        setting.solve(Config(block_size=64, bits_budget=6), replay=True)
+        setting.solve(Config(block_size=64, bits_budget=6), as_planned=True)
     feeds = Feeds([{"input_ids": np.zeros((1, 3), np.int64)}])
     with pytest.raises(FptqError, match="needs token samples"):
         setting.solve(Config(block_size=64, bits_budget=6), source=feeds)

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from support.tiny_graphs import build, weight
 
+from fptq_onnx.graph.fixed_values import is_fixed
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.quantization.fixed_values import is_fixed
 from fptq_onnx.quantization.subgraphs import find_layer_groups, segment_model
 
 

@@ -7,13 +7,14 @@ import pytest
 from support.gated import FOLDABLE, NOT_FOLDABLE, M, gated_model
 from support.norms import NORMS, normed_graph
 
+from fptq_onnx.graph.declined import Declined
 from fptq_onnx.graph.folding.linear_sites import LinearSite
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.quantization.fold_targets import FoldTarget, fold_targets, without_cached_values
 from fptq_onnx.quantization.subgraphs import find_layer_groups
 
 
-def sites_of(model: ir.Model) -> dict[str, FoldTarget | str]:
+def sites_of(model: ir.Model) -> dict[str, FoldTarget | Declined]:
     linears = find_linears(model).linears
     return dict(fold_targets(find_layer_groups(model.graph, linears), linears))
 
@@ -30,8 +31,17 @@ def test_a_norm_whose_readers_are_one_stage(rng: np.random.Generator) -> None:
 
 def test_readers_through_a_reshape_are_a_stage_of_their_own(rng: np.random.Generator) -> None:
     """Each layer group would fold smoothing scales of its own: neither may."""
-    found = sites_of(normed_graph(rng, NORMS["LayerNormalization"]))
-    assert found == dict.fromkeys(("n", "rows"), "other linears read the same value through casts")
+    model = normed_graph(rng, NORMS["LayerNormalization"])
+    reason = "other linears read the same value through casts"
+    assert sites_of(model) == {name: Declined(name, reason) for name in ("n", "rows")}
+
+
+def test_scales_of_a_norms_own_output_go_across_groups(rng: np.random.Generator) -> None:
+    model = normed_graph(rng, NORMS["LayerNormalization"])
+    linears = find_linears(model).linears
+    found = fold_targets(find_layer_groups(model.graph, linears), linears, across_groups=True)
+    assert all(isinstance(target, FoldTarget) and target.name == "n" for target in found.values())
+    assert set(found) == {"n", "rows"}
 
 
 def test_columns(rng: np.random.Generator) -> None:
@@ -40,7 +50,8 @@ def test_columns(rng: np.random.Generator) -> None:
     assert isinstance(site, FoldTarget)
     assert site.name == "up" and site.norm is None and site.source is not None
     assert site.source.name == "up"
-    assert isinstance(found["n"], str)
+    assert "which has no gain to fold into" in site.no_norm
+    assert isinstance(found["n"], Declined)
 
 
 def test_columns_read_through_a_cast_by_one_of_two(rng: np.random.Generator) -> None:
@@ -48,12 +59,13 @@ def test_columns_read_through_a_cast_by_one_of_two(rng: np.random.Generator) -> 
         "d2 = MatMul(p, We)", "q = Cast<to = 1>(p) d2 = MatMul(q, We)"
     )
     found = sites_of(gated_model(rng, text))
-    assert found["p"] == found["q"] == "other linears read the same value through casts"
+    reason = "other linears read the same value through casts"
+    assert [found[name] for name in "pq"] == [Declined(name, reason) for name in "pq"]
 
 
 def test_no_site_has_a_reason(rng: np.random.Generator) -> None:
-    found = sites_of(gated_model(rng, NOT_FOLDABLE["squared through a cast"]))
-    assert isinstance(found["p"], str) and "which has no gain to fold into" in found["p"]
+    found = sites_of(gated_model(rng, NOT_FOLDABLE["squared through a cast"]))["p"]
+    assert isinstance(found, Declined) and "which has no gain to fold into" in found.reason
 
 
 @pytest.mark.parametrize("name", ["biases", "Gemm transB"])
@@ -104,8 +116,12 @@ def test_cached_values_that_samples_bring_are_not_divided(
 ) -> None:
     through = FoldTarget("v", None, None, LinearSite("v", (), 2, np.arange(2), True))
     plain = FoldTarget("up", None, None, LinearSite("up", (), 2, np.arange(2)))
-    sites: dict[str, FoldTarget | str] = {"a": through, "p": plain, "n": "why not"}
+    sites: dict[str, FoldTarget | Declined] = {
+        "a": through,
+        "p": plain,
+        "n": Declined("n", "why not"),
+    }
     feeds = [{}, {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))}]
     found = without_cached_values(sites, feeds)
-    assert found["p"] is plain and found["n"] == "why not"
+    assert found["p"] is plain and found["n"] is sites["n"]
     assert found["a"] is through if folds else "cached values" in str(found["a"])

@@ -11,12 +11,13 @@ import pytest
 from support.command_line import MODEL
 from support.sequential_runs import Setting
 
-from fptq_onnx.calibration import samples
+from fptq_onnx.calibration import open_samples
 from fptq_onnx.calibration.samples import Samples
-from fptq_onnx.conversion import job as conversion_job
+from fptq_onnx.conversion import quantize_model as conversion_steps
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_statistics
+from fptq_onnx.runtime import run_context
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.recipes import find_recipe
@@ -37,9 +38,7 @@ def test_it_decides_and_rounds_as_the_walk_does(
     assert not config.needs_sequential
     walked, by_walk = setting.solve(config)
     store = WeightStore(tmp_path / "plain")
-    found = quantize_from_statistics(
-        setting.loaded, setting.scan, setting.plan(config), setting.stats, config, store
-    )
+    found = quantize_from_statistics(setting.task(config), store)
     assert found.plan == walked.plan
     assert found.scales.keys() == walked.scales.keys()
     assert all((found.scales[name] == walked.scales[name]).all() for name in found.scales)
@@ -66,17 +65,19 @@ def test_massive_tokens_need_a_walk_where_divisors_are_fixed(
 ) -> None:
     setting = Setting(rng, tmp_path)
     plain = find_recipe("smoothquant").config()
-    assert not needs_tokens(setting.scan, setting.stats, plain)
+    task = setting.task(plain)
+    assert not needs_tokens(task)
     name = setting.scan.linears[0].x.name or ""
     channel = setting.stats.ranges[name]
     sizes = count_sizes(np.full(100, channel.tensor_absmax / 1e4))
     ranges = {**setting.stats.ranges, name: replace(channel, sizes=sizes)}
-    massive = replace(setting.stats, ranges=ranges)
-    assert needs_tokens(setting.scan, massive, plain)
-    assert not needs_tokens(setting.scan, massive, replace(plain, equalization="none"))
+    massive = replace(task, stats=replace(setting.stats, ranges=ranges))
+    assert needs_tokens(massive)
+    assert not needs_tokens(replace(massive, as_planned=True))
+    assert not needs_tokens(replace(massive, config=replace(plain, equalization="none")))
     top = channel.tensor_absmax
-    assert needs_tokens(setting.scan, massive, replace(PAPER, v0=top / 2, v1=top * 2))
-    assert not needs_tokens(setting.scan, massive, replace(PAPER, v0=top / 3, v1=top / 2))
+    assert needs_tokens(replace(massive, config=replace(PAPER, v0=top / 2, v1=top * 2)))
+    assert not needs_tokens(replace(massive, config=replace(PAPER, v0=top / 3, v1=top / 2)))
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,8 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
     def never(*given: Any, **more: Any) -> None:
         raise AssertionError("not needed")
 
-    monkeypatch.setattr(samples, "write_windows", never)
-    monkeypatch.setattr(conversion_job, "quantize_within_budget", never)
+    monkeypatch.setattr(open_samples, "write_windows", never)
+    monkeypatch.setattr(conversion_steps, "quantize_within_budget", never)
     recipe = find_recipe(name)
     done = convert(
         MODEL, tmp_path / "out", targets=(recipe.target,), samples=Samples(max_samples=4),
@@ -117,7 +118,7 @@ def test_samples_that_are_needed_are_written_as_asked(
     """Once, with the threads asked for and with progress, also where statistics are given."""
     threads: list[int] = []
     shown: list[tuple[str, bool]] = []
-    opened, tracker = samples.open_session_in_memory, samples.tracker
+    opened, tracker = open_samples.open_session_in_memory, run_context.tracker
 
     def opening(*given: Any, **more: Any) -> Any:
         threads.append(more["threads"])
@@ -127,11 +128,12 @@ def test_samples_that_are_needed_are_written_as_asked(
         shown.append((what, quiet))
         return tracker(what, True)
 
-    monkeypatch.setattr(samples, "open_session_in_memory", opening)
-    monkeypatch.setattr(samples, "tracker", tracking)
+    monkeypatch.setattr(open_samples, "open_session_in_memory", opening)
+    monkeypatch.setattr(run_context, "tracker", tracking)
     convert(
         MODEL, tmp_path / "out", samples=Samples(max_samples=2, max_seq_len=32),
         config=Config(**settings), stats=ActivationStats.load(stats), verify_samples=1, threads=2,
         quiet=False,
     )  # fmt: skip
-    assert threads == [2] and shown == [("writing samples", False)]
+    assert threads == [2] and shown.count(("writing samples", False)) == 1
+    assert not any(quiet for _, quiet in shown)

@@ -8,6 +8,7 @@ import pytest
 from support.gated import FOLDABLE, gated_model
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.declined import Declined
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.quantization import layer_group as stage_view
@@ -48,7 +49,9 @@ def view_of(
     group = replace(group, routed=routed)
     weights = [linear.weight.load() for linear in group.linears]
     ranges = ChannelRange(np.full(K, -3, np.float32), np.full(K, 4, np.float32))
-    return LayerGroupInputs(group, activations, weights, ranges)  # type: ignore[arg-type]
+    return LayerGroupInputs(
+        group, activations, weights, ranges, Declined("n", "nothing is folded here")
+    )  # type: ignore[arg-type]
 
 
 def test_sizes_and_a_sample_of_all_batches(

@@ -58,7 +58,7 @@ def test_a_replayed_plan_gives_the_same_bits(setting: Setting, tmp_path: Path, n
     (tmp_path / "plan.json").write_text(result.plan.to_json())
     read, warnings = complete_plan(Plan.load(tmp_path / "plan.json"), setting.scan, setting.stats)
     assert read == result.plan and not warnings
-    again, other = setting.solve(CONFIGS[name], read, replay=True)
+    again, other = setting.solve(CONFIGS[name], read, as_planned=True)
     assert again.plan == result.plan
     assert set(again.scales) == set(result.scales)
     for key, smoothing in result.scales.items():
@@ -82,7 +82,7 @@ def test_stored_weights_are_those_of_the_folded_model(setting: Setting, equaliza
     config = Config(block_size=-1, weights="rtn", policy="thresholds", v0=0, v1=0, w8=(".",))
     plan = setting.plan(config)
     rows = tuple(replace(entry, equalization=equalization, weight_bits=8) for entry in plan.linears)
-    result, store = setting.solve(config, replace(plan, linears=rows), replay=True)
+    result, store = setting.solve(config, replace(plan, linears=rows), as_planned=True)
     assert set(result.scales) == (set() if equalization == "none" else {"n", "up"})
     folded = setting.loaded.model.clone()
     fold_into_producers(folded, result.scales)
@@ -101,9 +101,9 @@ def test_column_folds_change_scales_alone(setting: Setting) -> None:
     config = Config(block_size=BLOCK, weights="rtn", policy="thresholds", v0=0, v1=0)
     plan = setting.plan(config)
     rows = [replace(entry, equalization="none") for entry in plan.linears]
-    plain, a = setting.solve(config, replace(plan, linears=tuple(rows)), replay=True)
+    plain, a = setting.solve(config, replace(plan, linears=tuple(rows)), as_planned=True)
     rows[2] = replace(rows[2], equalization="balance:0.25")
-    result, b = setting.solve(config, replace(plan, linears=tuple(rows)), replay=True)
+    result, b = setting.solve(config, replace(plan, linears=tuple(rows)), as_planned=True)
     assert set(result.scales) == {"up"} and not plain.scales
     smoothing = result.scales["up"]
     assert (smoothing != 1).any()
@@ -122,7 +122,9 @@ def test_the_errors_told_are_those_of_the_rounded_model(setting: Setting) -> Non
     """Recomputed from what was stored, per token, on the float model with weights replaced."""
     config = Config(block_size=BLOCK, weights="mse", policy="thresholds", v0=0, v1=0)
     rows = tuple(replace(entry, equalization="none") for entry in setting.plan(config).linears)
-    result, store = setting.solve(config, replace(setting.plan(config), linears=rows), replay=True)
+    result, store = setting.solve(
+        config, replace(setting.plan(config), linears=rows), as_planned=True
+    )
     by_name = find_linears(setting.model).by_name()
     for error in result.errors:
         w = by_name[error.name].weight.load().astype("f8")
@@ -197,4 +199,4 @@ def test_a_replayed_fold_where_none_is_possible(setting: Setting) -> None:
         FptqError,
         match=r"input of down by lae, but its input is made by p",
     ):
-        setting.solve(Config(), replace(setting.plan(PAPER), linears=tuple(rows)), replay=True)
+        setting.solve(Config(), replace(setting.plan(PAPER), linears=tuple(rows)), as_planned=True)

@@ -19,6 +19,8 @@ from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.quantization.sequential import quantize_sequentially
+from fptq_onnx.quantization.task import QuantizationTask
+from fptq_onnx.quantization.token_inputs import TokenInputs
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.weight_store import WeightStore
@@ -46,10 +48,11 @@ def test_stored_weights_are_those_of_the_folded_model(
         for entry in plan.linears
     )
     store = WeightStore(tmp_path / "weights")
-    result = quantize_sequentially(
-        ready, scan, replace(plan, linears=rows), stats, config, feeds_of(*batches), store,
-        tmp_path / "values", threads=1, replay=True,
-    )  # fmt: skip
+    task = QuantizationTask(
+        ready, scan, replace(plan, linears=rows), stats, config, as_planned=True
+    )
+    inputs = TokenInputs(task, feeds_of(*batches), tmp_path / "values", threads=1)
+    result = quantize_sequentially(task, inputs, store)
     source = result.plan.by_name()["o"].fold_site
     assert (source is None) == (equalization == "none")
     folded = ready.model.clone()

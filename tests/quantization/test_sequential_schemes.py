@@ -17,8 +17,7 @@ from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.smoothing_scales import CANDIDATES
-from fptq_onnx.quantization import scheme_decision as stage_decision
-from fptq_onnx.quantization import sequential as module
+from fptq_onnx.quantization import layer_group, scheme_decision
 from fptq_onnx.quantization.fold_targets import FoldTarget
 from fptq_onnx.quantization.scheme_search import SchemeSearch, fake_int8
 from fptq_onnx.scheme.config import Config
@@ -51,7 +50,7 @@ def setting(rng: np.random.Generator, tmp_path: Path) -> Setting:
 def test_the_least_error_and_static_within_the_tolerance(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
-    monkeypatch.setattr(module, "SchemeSearch", Witness)
+    monkeypatch.setattr(layer_group, "SchemeSearch", Witness)
     Witness.seen.clear()
     result, _ = setting.solve(Config(block_size=32, weights=weights))
     plan = result.plan.by_name()
@@ -67,7 +66,7 @@ def test_the_least_error_and_static_within_the_tolerance(
 def test_the_tolerance_decides(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, tolerance: float, schemes: set[str]
 ) -> None:
-    monkeypatch.setattr(stage_decision, "STATIC_TOLERANCE", tolerance)
+    monkeypatch.setattr(scheme_decision, "STATIC_TOLERANCE", tolerance)
     result, _ = setting.solve(Config(block_size=32))
     assert {row.scheme for row in result.plan.linears} <= schemes
 
@@ -95,7 +94,7 @@ def test_what_overflows_is_not_chosen_and_not_replayed(
         assert {row.equalization for row in result.plan.linears} == {"none"}
     rows = tuple(replace(row, equalization="balance:0.5") for row in result.plan.linears)
     with pytest.raises(FptqError, match=r"input of g by balance:0.5, but n overflows: use"):
-        setting.solve(Config(), replace(result.plan, linears=rows), replay=True)
+        setting.solve(Config(), replace(result.plan, linears=rows), as_planned=True)
 
 
 @pytest.mark.parametrize("weights", ["gptq", "mse"])
@@ -105,7 +104,7 @@ def test_weights_are_rounded_for_the_divided_int8_input(setting: Setting, weight
     plan = setting.plan(config)
     rows = tuple(replace(row, equalization="balance:0.5") for row in plan.linears[:2])
     plan = replace(plan, linears=(*rows, plan.linears[2]))
-    result, store = setting.solve(config, plan, replay=True)
+    result, store = setting.solve(config, plan, as_planned=True)
     smoothing = result.scales["n"]
     linears = find_linears(setting.model).by_name()
     clone = setting.model.clone()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import Plan
 from fptq_onnx.scheme.weight_store import WeightStore
+from support.planned import carried_out
 from support.tiny_graphs import build, stats_of, weight
 
 Emitter = Callable[[ir.Model, Plan, WeightStore], None]
@@ -98,7 +98,8 @@ def quantized(
 ) -> Quantized:
     """Plan with made-up statistics (maxima 1 unless given) and quantize into `folder`."""
     scan = find_linears(model)
-    plan = choose_schemes(scan, stats_of(model, absmax or {}), Config(**config))  # type: ignore[arg-type]
+    stats = stats_of(model, absmax or {})  # type: ignore[arg-type]  # of any float type
+    plan = choose_schemes(scan, stats, Config(**config))  # type: ignore[arg-type]
     if schemes is not None:
         rows = [
             row if scheme == row.scheme else replace(row, scheme=scheme, input_scale=None)
@@ -106,7 +107,7 @@ def quantized(
         ]
         plan = replace(plan, linears=tuple(rows))
     store = WeightStore(folder)
-    quantize_weights(model, plan, store)
+    carried_out(model, plan, stats, store)
     return Quantized(model, plan, store)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,8 @@ from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.quantization.sequential import SequentialResult, quantize_sequentially
+from fptq_onnx.quantization.task import QuantizationTask
+from fptq_onnx.quantization.token_inputs import TokenInputs
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import Plan
@@ -46,14 +48,23 @@ class Setting:
     def plan(self, config: Config) -> Plan:
         return choose_schemes(self.scan, self.stats, config)
 
+    def task(self, config: Config, plan: Plan | None = None) -> QuantizationTask:
+        """To be decided, or as a given plan says."""
+        start = plan or self.plan(config)
+        return QuantizationTask(self.loaded, self.scan, start, self.stats, config)
+
     def solve(
-        self, config: Config, plan: Plan | None = None, **options: Any
+        self,
+        config: Config,
+        plan: Plan | None = None,
+        *,
+        as_planned: bool = False,
+        try_wider: bool = False,
     ) -> tuple[SequentialResult, WeightStore]:
         self.runs += 1
         store = WeightStore(self.folder / f"weights{self.runs}")
-        result = quantize_sequentially(
-            self.loaded, self.scan, plan or self.plan(config), self.stats, config,
-            feeds_of(*self.batches), store, self.folder / "values", threads=1, **options,
-        )  # fmt: skip
+        task = replace(self.task(config, plan), as_planned=as_planned)
+        inputs = TokenInputs(task, feeds_of(*self.batches), self.folder / "values", threads=1)
+        result = quantize_sequentially(task, inputs, store, try_wider=try_wider)
         assert not list((self.folder / "values").iterdir())
         return result, store

@@ -17,6 +17,7 @@ from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.passes.fold_into_producers import fold_into_producers
+from fptq_onnx.runtime.run_context import RunContext
 
 CACHES = ["cache", "GroupQueryAttention", "GroupQueryAttention, packed"]
 
@@ -51,9 +52,9 @@ def test_the_check_names_what_it_does_not_compare(
     loaded = load_model(tmp_path / "a" / "model.onnx")
     divided = scaled_outputs(find_linears(loaded.model).linears, (site.name,))
     samples = Samples([feeds])
-    plain = verify(loaded, tmp_path / "b", samples, 1, threads=1)
+    plain = verify(loaded, tmp_path / "b", samples, 1, RunContext(1))
     assert "worst output present" in plain.line
-    told = verify(loaded, tmp_path / "b", samples, 1, threads=1, divided=divided)
+    told = verify(loaded, tmp_path / "b", samples, 1, RunContext(1), divided=divided)
     assert "present" not in [output["name"] for output in told.outputs]
     assert told.as_dict()["divided"] == ["present"]
     assert min(output["sqnr_db"] for output in told.outputs) > 100

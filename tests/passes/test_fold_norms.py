@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from support.norms import NORMS, Norm, normed_feeds, normed_graph
+from support.planned import carried_out
 from support.tiny_graphs import FLOAT16_EPS, build, op_counts, run, stats_of, weight
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import equalize
-from fptq_onnx.scheme.config import Config
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
+from fptq_onnx.scheme.activation_stats import ActivationStats
+from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, Plan
+from fptq_onnx.scheme.weight_store import WeightStore
 
 # Channels never seen, barely seen, small and large; s ranges from 1e-4 to 14.
 ABSMAX = np.array([0, 1e-7, 1e-4, 0.5, 6, 30, 100, 20], np.float32)
@@ -32,7 +37,16 @@ def equalized(model: ir.Model, absmax: np.ndarray = ABSMAX) -> tuple[ir.Model, t
     plan = plan_for(model, absmax)
     clone = model.clone()
     stats = stats_of(model, {linear.x.name or "": absmax for linear in find_linears(model).linears})
-    return clone, equalize(clone, plan, stats).names
+    return clone, fold(clone, plan, stats)
+
+
+def fold(model: ir.Model, plan: Plan, stats: ActivationStats) -> tuple[str, ...]:
+    """Fold what a plan says, in place; names of the norms."""
+    with TemporaryDirectory() as folder:
+        store = WeightStore(Path(folder))
+        result = carried_out(model, plan, stats, store, replace(PAPER, quantize=False))
+        assert not any(linear.name in store for linear in plan.linears)
+    return fold_into_producers(model, result.scales).names
 
 
 def check_same_function(before: ir.Model, after: ir.Model, feeds: dict[str, np.ndarray]) -> None:
@@ -112,7 +126,7 @@ def test_one_weight_of_two_norms_gets_two_copies_where_a_plan_asks(
     plan = replace(chosen, linears=asked)
     ranges = {"n": ABSMAX, "n2": ABSMAX[::-1]}
     clone = model.clone()
-    assert equalize(clone, plan, stats_of(model, ranges)).names == ("n", "n2")
+    assert fold(clone, plan, stats_of(model, ranges)) == ("n", "n2")
     check_same_function(model, clone, {"x": weight(rng, 5, 8)})
 
 
@@ -221,10 +235,11 @@ def test_a_plan_that_asks_for_the_impossible_is_refused(rng: np.random.Generator
         outputs="float q, float k",
     )
     plan = plan_for(model, ABSMAX)
-    forced = replace(plan, linears=(replace(plan.linears[0], scheme=LAE_STATIC),))
+    entry = replace(plan.linears[0], scheme=LAE_STATIC, equalization="lae")
+    forced = replace(plan, linears=(entry,))
     stats = stats_of(model, {"n": ABSMAX})
-    with pytest.raises(FptqError, match=r"input of q, but .* also feeds k \(Tanh\)"):
-        equalize(model, forced, stats)
+    with pytest.raises(FptqError, match=r"input of q by lae, but .* also feeds k \(Tanh\)"):
+        fold(model, forced, stats)
     assert not any("_equalized" in name for name in model.graph.initializers)
 
 
@@ -235,5 +250,5 @@ def test_linears_kept_in_float_still_take_the_scale(rng: np.random.Generator) ->
     assert [entry.fold_site for entry in plan.linears] == ["n", "n", "n"]
     clone = model.clone()
     stats = stats_of(model, {"n": ABSMAX, "rows": ABSMAX})
-    assert equalize(clone, plan, stats).names == ("n",)
+    assert fold(clone, plan, stats) == ("n",)
     check_same_function(model, clone, normed_feeds(rng, norm))

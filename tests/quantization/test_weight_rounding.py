@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from support.planned import carried_out, planned_task
 from support.tiny_graphs import build, stats_of, weight
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.quantize_weights import quantize_weights
+from fptq_onnx.quantization.from_statistics import quantize_from_statistics
+from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.scheme.plan import FLOAT, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 
@@ -44,7 +46,7 @@ def test_each_linear_with_its_own_groups(rng: np.random.Generator, tmp_path: Pat
     model, plan = model_and_plan(rng)
     store = WeightStore(tmp_path)
     before = ir.to_proto(model).SerializeToString()
-    quantize_weights(model, plan, store)
+    carried_out(model, plan, stats_of(model, {}), store)
     w1 = model.graph.initializers["W1"].const_value.numpy()
     w2 = model.graph.initializers["W2"].const_value.numpy()
     for name, expected in {
@@ -60,18 +62,19 @@ def test_each_linear_with_its_own_groups(rng: np.random.Generator, tmp_path: Pat
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_progress_sees_every_quantized_entry(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_progress_sees_every_layer_group(rng: np.random.Generator, tmp_path: Path) -> None:
     model, plan = model_and_plan(rng)
     seen: list[str] = []
 
-    def track(entries: Iterable[LinearPlan], total: int) -> Iterator[LinearPlan]:
+    def track(groups: Iterable[LayerGroup], total: int) -> Iterator[LayerGroup]:
         assert total == 2
-        for entry in entries:
-            seen.append(entry.name)
-            yield entry
+        for group in groups:
+            seen.append(group.x)
+            yield group
 
-    quantize_weights(model, plan, WeightStore(tmp_path), track)
-    assert seen == ["y", "z"]
+    task = planned_task(model, plan, stats_of(model, {}))
+    quantize_from_statistics(task, WeightStore(tmp_path), track=track)
+    assert seen == ["x", "r"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -81,4 +84,4 @@ def test_a_broken_weight_is_named(rng: np.random.Generator, tmp_path: Path, bad:
     model = build("g (float[A, 8] x) => (float[A, 4] y) { y = MatMul(x, W) }", {"W": w})
     plan = choose_schemes(find_linears(model), stats_of(model, {}), Config())
     with pytest.raises(FptqError, match="cannot quantize W of y: the weight holds NaN"):
-        quantize_weights(model, plan, WeightStore(tmp_path))
+        carried_out(model, plan, stats_of(model, {}), WeightStore(tmp_path))
