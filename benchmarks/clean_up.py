@@ -40,7 +40,7 @@ def measure(export: Path, work: Path, load: Load, threads: int, rounds: int) -> 
     for folder, tidy in zip(folders, (True, False), strict=True):
         convert(
             export, folder, samples=Samples("random", _FEW, 64), verify_samples=0, overwrite=True,
-            config=replace(PAPER, optimize_graph=tidy), threads=threads,
+            config=replace(PAPER, graph_optimization=tidy), threads=threads,
         )  # fmt: skip
     return bench_models(entries_of(folders), load, threads=(threads,), rounds=rounds)
 

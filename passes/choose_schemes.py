@@ -1,13 +1,13 @@
-"""Decide how the input of each linear is quantized: the FPTQ policy (arXiv 2308.15987, section 3).
+"""Decide how the input of each linear is quantized: as FPTQ does (arXiv 2308.15987, section 3).
 
     max|x| <= v0              static       one int8 scale for the tensor
     v0 < max|x| <= v1         lae_static   equalize, then one int8 scale; needs a fold site
     max|x| > v1, or no site   per_token    one int8 scale per row, found at run time
-    matched by --ignore       float        left alone
-    a router, or a gate       float        unless --w8 or --quantize-routers asks for it (gates.py)
+    matched by --ignore       skip         left in float
+    a router, or a gate       skip         unless --int8-layers or --quantize-routers asks for it
 
 A static scale that would round most tokens away, since a few are far larger, is not taken: the
-input is then per_token, whatever the policy.
+input is then per_token, whatever the activation scheme.
 
 Sizes are decided per activation: linears that read the same value get the same scheme.
 """
@@ -33,9 +33,9 @@ from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.layer_selector import select
 from fptq_onnx.scheme.plan import (
-    FLOAT,
     LAE_STATIC,
     PER_TOKEN,
+    SKIP,
     STATIC,
     STAYS,
     WEIGHT_ONLY,
@@ -46,7 +46,7 @@ from fptq_onnx.scheme.plan import (
 UNSEEN = "no token of the calibration samples reaches it"
 MASSIVE = "a few tokens are far larger than the rest"
 ONE_SCALE = "one scale for all tokens"
-_SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "float": WEIGHT_ONLY}
+_SAME_FOR_ALL = {"static": STATIC, "per_token": PER_TOKEN, "weight_only": WEIGHT_ONLY}
 
 
 def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> Plan:
@@ -61,11 +61,11 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
         A Plan with one entry per linear, in graph order.
 
     Raises:
-        FptqError: an --ignore or --w8 expression matches nothing, or the statistics do not fit the
-            model.
+        FptqError: an --ignore or --int8-layers expression matches nothing, or the statistics do not
+            fit the model.
     """
     ignored = select(scan, "--ignore", config.ignore)
-    wide = select(scan, "--w8", config.w8)
+    wide = select(scan, "--int8-layers", config.int8_layers)
     fixed = fixed_weights(scan, quantize=config.quantize)
     sites = decline_fixed(find_fold_sites(scan.linears), fixed)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
@@ -90,7 +90,7 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     ]
     return Plan(
         config.v0, config.v1, mark_shared_folds(tuple(entries), sites),
-        config.weights, config.embedding_bits, config.kv_cache,
+        config.weight_method, config.embedding_bits, config.kv_cache,
     )  # fmt: skip
 
 
@@ -166,15 +166,16 @@ def _entry(
         symmetric=config.symmetric,
     )
     if kept is not None:
-        return replace(entry, scheme=FLOAT, reason=kept)
+        return replace(entry, scheme=SKIP, reason=kept)
     massive = loses_tokens(ranges[linear.name].sizes, absmax)
     left_out = f"; {MASSIVE}, so {ONE_SCALE} is left out"
-    if config.policy in _SAME_FOR_ALL:
-        same = _SAME_FOR_ALL[config.policy]
+    if config.activation_scheme in _SAME_FOR_ALL:
+        same = _SAME_FOR_ALL[config.activation_scheme]
+        reason = f"--activation-scheme {config.activation_scheme}"
         if same == STATIC and massive:
-            return replace(entry, reason=f"--policy {config.policy}{left_out}")
+            return replace(entry, reason=f"{reason}{left_out}")
         static = float(static_scale(absmax)) if same == STATIC else None
-        return replace(entry, scheme=same, reason=f"--policy {config.policy}", input_scale=static)
+        return replace(entry, scheme=same, reason=reason, input_scale=static)
     if absmax <= config.v0 and massive:
         return replace(entry, reason=f"range {absmax:.4g} <= v0 = {config.v0:g}{left_out}")
     if absmax <= config.v0:
@@ -205,7 +206,7 @@ def _entry(
 
 def _unseen(linear: Linear, config: Config) -> LinearPlan:
     """Of a linear that a router sent nothing: a scale for all tokens is not to be had."""
-    scheme = WEIGHT_ONLY if config.policy == "float" else PER_TOKEN
+    scheme = WEIGHT_ONLY if config.activation_scheme == "weight_only" else PER_TOKEN
     return LinearPlan(
         linear.name, linear.path, linear.k, linear.n, range=0.0, scheme=scheme, reason=UNSEEN,
         fold_site=None, input_scale=None, block_size=config.block_size,

@@ -29,7 +29,7 @@ from fptq_onnx.passes._edit import (
     replace_linear,
     weight_initializer,
 )
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 DOMAIN = "fptq"
@@ -55,7 +55,7 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
                 f"our ops multiply int8 activations, and the plan leaves those of {entry.name} in "
                 f"float: write --target matmulnbits"
             )
-        if entry.scheme != FLOAT:
+        if entry.scheme != SKIP:
             _emit(model.graph, linears[entry.name], entry, store)
     model.graph.opset_imports[DOMAIN] = DOMAIN_VERSION
     common_passes.RemoveUnusedNodesPass()(model)

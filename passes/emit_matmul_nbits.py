@@ -24,7 +24,7 @@ from fptq_onnx.passes._edit import (
     replace_linear,
     weight_initializer,
 )
-from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.plan import SKIP, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 DOMAIN = "com.microsoft"
@@ -45,7 +45,7 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     """
     linears = find_linears(model).by_name()
     for entry in plan.linears:
-        if entry.scheme != FLOAT:
+        if entry.scheme != SKIP:
             _emit(model.graph, linears[entry.name], entry, store)
     model.graph.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)

@@ -13,7 +13,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.numerics.group_weights import quantize_rtn
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.scheme.plan import SKIP, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 Tracker = Callable[[Iterable[LinearPlan], int], Iterator[LinearPlan]]
@@ -36,7 +36,7 @@ def quantize_weights(
     scan = find_linears(model)
     linears = scan.by_name()
     done: dict[tuple[object, ...], str] = {}
-    entries = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    entries = [entry for entry in plan.linears if entry.scheme != SKIP]
     for entry in track(entries, len(entries)):
         linear = linears[entry.name]
         form = (entry.block_size, entry.symmetric, entry.weight_bits)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fptq_onnx.benchmarking.benchmark import Entry, bench_models
-from fptq_onnx.benchmarking.worker import Figures, Load, probe_command
+from fptq_onnx.benchmarking.worker import Load, Metrics, probe_command
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def measure_speeds(
     return [_median([one[index] for one in result.rounds[threads]]) for index in range(len(models))]
 
 
-def _median(figures: Sequence[Figures]) -> Speed:
-    decodes = [rate for one in figures for rate in one.decode.values()]
+def _median(metrics: Sequence[Metrics]) -> Speed:
+    decodes = [rate for one in metrics for rate in one.decode.values()]
     return Speed(
-        statistics.median(one.load_seconds for one in figures),
-        statistics.median(rate for one in figures for rate in one.prefill.values()),
+        statistics.median(one.load_seconds for one in metrics),
+        statistics.median(rate for one in metrics for rate in one.prefill.values()),
         statistics.median(decodes) if decodes else None,
-        int(statistics.median(one.peak_bytes for one in figures)),
+        int(statistics.median(one.peak_bytes for one in metrics)),
     )

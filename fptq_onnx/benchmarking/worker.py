@@ -47,7 +47,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Metrics:
     """What one process measured; tokens per second, medians.
 
     Attributes:
@@ -70,7 +70,7 @@ def measure(
     prefill: Callable[[int], None],
     fill: Callable[[int, int], None],
     step: Callable[[int], None] | None,
-) -> Figures:
+) -> Metrics:
     """Time a runtime through three functions, the same way for each.
 
     Args:
@@ -91,7 +91,7 @@ def measure(
             assert step is not None
             times = [_seconds(lambda: step(batch)) for _ in range(1 + load.steps)]  # noqa: B023
             decodes[f"{batch}x{depth}"] = batch / statistics.median(times[1:])
-    return Figures(load_seconds, prefills, decodes, peak_bytes())
+    return Metrics(load_seconds, prefills, decodes, peak_bytes())
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -100,7 +100,7 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def probe(model: Path, load: Load) -> Figures:
+def probe(model: Path, load: Load) -> Metrics:
     """Measure an ONNX model in this process.
 
     Raises:
@@ -170,11 +170,11 @@ def read_load(text: str) -> Load:
 def main() -> int:
     """The command of this module's text."""
     try:
-        figures = probe(Path(sys.argv[1]), read_load(sys.argv[2]))
+        metrics = probe(Path(sys.argv[1]), read_load(sys.argv[2]))
     except FptqError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps(asdict(figures)))
+    print(json.dumps(asdict(metrics)))
     return 0
 
 

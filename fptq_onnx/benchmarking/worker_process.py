@@ -24,7 +24,7 @@ def peak_bytes() -> int:
 
 
 def run_apart(command: Sequence[str], name: str) -> dict[str, Any]:
-    """Run a command that prints figures as JSON, its last line.
+    """Run a command that prints metrics as JSON, its last line.
 
     Raises:
         FptqError: it failed, with what it said of what is measured.
@@ -33,5 +33,5 @@ def run_apart(command: Sequence[str], name: str) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise FptqError(f"cannot measure {name}: {last}")
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
+    metrics: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return metrics

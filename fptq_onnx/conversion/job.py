@@ -47,7 +47,7 @@ from fptq_onnx.runtime.native_library import library_path
 from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, Plan
+from fptq_onnx.scheme.plan import SKIP, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 PLAN_FILE = "plan.json"
@@ -95,7 +95,7 @@ class Job:
 
     def expected(self, plan: Plan) -> tuple[str, ...]:
         """What will stay in floats, said and returned."""
-        quantized = (entry for entry in plan.linears if entry.scheme != FLOAT)
+        quantized = (entry for entry in plan.linears if entry.scheme != SKIP)
         first = {entry.name: self.scan.shared.get(entry.name, entry.name) for entry in quantized}
         sizes = {
             first[entry.name]: planned_bits(entry) / 8
@@ -125,7 +125,7 @@ class Job:
         return self.samples.open(self.loaded, threads=self.threads, quiet=self.quiet)
 
     def prepare(self, plan: Plan, warnings: tuple[str, ...], work: Path) -> Prepared:
-        """Equalize and quantize: the paper's way, or by a walk through the model."""
+        """Equalize and quantize: by statistics alone, or layer group by layer group."""
         store = WeightStore(work / ".weights")
         model = load_model(self.loaded.file).model
         widened = _widened_note(narrow_interface(model))
@@ -159,7 +159,7 @@ class Job:
 
     def _optimize_graph(self, model: ir.Model) -> tuple[str, ...]:
         """Rewrite in place what gives the same outputs in the original; notes."""
-        if not self.config.optimize_graph:
+        if not self.config.graph_optimization:
             return ()
         checked = check_graph_optimization(
             self.loaded,
@@ -188,11 +188,11 @@ class Job:
             stays_float=tuple(asdict(tensor) for tensor in floats),
             bits_per_weight=bits_per_weight(plan, emitted.model, self.scan.shared),
         )
-        budget = self.config.bits_budget
+        budget = self.config.target_bits
         if budget is not None and report.bits_per_weight > budget + _BITS_SHOWN:
             text = (
                 f"target {target} stores {report.bits_per_weight:.2f} bits per weight, above "
-                f"--bits-budget {budget:g}, which counts what target custom stores"
+                f"--target-bits {budget:g}, which counts what target custom stores"
             )
             report = replace(report, notes=(*report.notes, text))
         say_all(say, emitted.lines)

@@ -15,9 +15,9 @@ from fptq_onnx.graph.linears.linears import IN_SUBGRAPH, LinearScan
 from fptq_onnx.graph.linears.roles import Block
 from fptq_onnx.graph.linears.weights_in_other_ops import CONVOLUTIONS
 from fptq_onnx.scheme.plan import (
-    FLOAT,
     LAE_STATIC,
     PER_TOKEN,
+    SKIP,
     STATIC,
     STAYS,
     WEIGHT_ONLY,
@@ -30,7 +30,7 @@ SCHEME_NAMES = {
     LAE_STATIC: "equalized (LAE) + static",
     PER_TOKEN: "per-token dynamic",
     WEIGHT_ONLY: "weights only",
-    FLOAT: "float",
+    SKIP: "skipped (float)",
 }
 
 

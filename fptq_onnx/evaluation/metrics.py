@@ -11,7 +11,7 @@ from fptq_onnx.evaluation.window_metrics import WindowMetrics, WindowNll
 
 
 @dataclass(frozen=True)
-class WindowFigures:
+class PerplexityMetrics:
     """How well a text was predicted. Standard errors are over windows.
 
     Attributes:
@@ -38,29 +38,29 @@ class WindowFigures:
     positions: int | None = None
 
 
-def figures_alone(parts: Sequence[WindowNll]) -> WindowFigures:
-    """Figures of a model without a reference.
+def metrics_alone(parts: Sequence[WindowNll]) -> PerplexityMetrics:
+    """Metrics of a model without a reference.
 
     Raises:
         FptqError: no token was predicted.
     """
     predictions = [part.predictions for part in parts]
-    return WindowFigures(
+    return PerplexityMetrics(
         windows=len(parts),
         predictions=sum(predictions),
         perplexity=perplexity_of([part.nll for part in parts], predictions),
     )
 
 
-def figures_against_reference(parts: Sequence[WindowMetrics]) -> WindowFigures:
-    """Figures of a model with a reference.
+def metrics_against_reference(parts: Sequence[WindowMetrics]) -> PerplexityMetrics:
+    """Metrics of a model with a reference.
 
     Raises:
         FptqError: no token was predicted.
     """
     predictions = [part.predictions for part in parts]
     positions = [part.positions for part in parts]
-    return WindowFigures(
+    return PerplexityMetrics(
         windows=len(parts),
         predictions=sum(predictions),
         perplexity=perplexity_of([part.nll for part in parts], predictions),

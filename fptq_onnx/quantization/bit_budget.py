@@ -49,7 +49,7 @@ def quantize_within_budget(
         scan: its linears.
         plan: what to start from.
         stats: channel ranges of all inputs.
-        config: policy, equalization, method and budget.
+        config: activation_scheme, equalization, weight_method and target_bits.
         source: the calibration samples.
         store: receives the quantized weights.
         values: a folder to make for intermediate values; removed again.
@@ -71,13 +71,15 @@ def quantize_within_budget(
         shutil.rmtree(values)
         return result
 
-    budget = config.bits_budget
+    budget = config.target_bits
     if budget is None:
         return run(plan, "quantizing")
     if replay:
-        raise FptqError("--bits-budget and --plan cannot be combined: the plan has the bits")
+        raise FptqError("--target-bits and --plan cannot be combined: the plan has the bits")
     if not isinstance(source, TokenWindows):
-        raise FptqError("--bits-budget needs token samples (text or random), not feeds: use --w8")
+        raise FptqError(
+            "--target-bits needs token samples (text or random), not feeds: use --int8-layers"
+        )
     check_budget(plan, budget)
     first = run(plan, "quantizing", try_wider=True)
     groups, sensitivity = measure_sensitivity(

@@ -88,8 +88,8 @@ def quantize_from_statistics(
         scan: its linears.
         plan: what to start from.
         stats: channel ranges of all inputs.
-        config: policy static, per_token, float or thresholds; equalization lae, smoothquant or
-            none; weights rtn.
+        config: activation_scheme static, per_token, weight_only or thresholds; equalization
+            lae, smoothquant or none; weight_method rtn.
         store: receives the quantized weights, column folds included.
         track: wraps the layer groups to show progress.
 
@@ -98,7 +98,7 @@ def quantize_from_statistics(
     """
     groups = find_layer_groups(loaded.model.graph, scan.linears)
     sites = fold_targets(groups, scan.linears, fixed_weights(scan, quantize=config.quantize))
-    shared = SharedRounding(scan.shared, config.weights)
+    shared = SharedRounding(scan.shared, config.weight_method)
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     for group in track(groups, len(groups)):

@@ -2,7 +2,7 @@
 
 Where a few tokens are far larger than the rest, what is fixed by the largest value alone (static
 scales, the scales of LAE and SmoothQuant) serves those tokens and rounds all others away. It is
-then left out, whatever the policy or the equalization asks for, and the plan says so.
+then left out, whatever the activation scheme or the equalization asks for, and the plan says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fptq_onnx.quantization.scheme_search import SchemeSearch
 from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.activation_stats import ChannelRange
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, WEIGHT_ONLY, LinearPlan
 
 # One scale for all tokens is taken where it adds at most this share to the output error: it costs
 # nothing to find at run time.
@@ -76,7 +76,7 @@ def choose_equalization(
         site: where smoothing scales would be folded, or why nowhere.
         config: the equalization asked for, and LAE's thresholds.
     """
-    if facts.unseen or isinstance(site, str) or all(entry.scheme == FLOAT for entry in entries):
+    if facts.unseen or isinstance(site, str) or all(entry.scheme == SKIP for entry in entries):
         return NONE, ""
     if config.equalization == "none":
         return NONE, ""
@@ -113,11 +113,11 @@ def _serves_few_tokens(facts: StageFacts, search: SchemeSearch | None, equalizat
 
 
 def wants_static(facts: StageFacts, fold_site: str | None, config: Config) -> bool:
-    """Whether the policy gives all tokens one scale, whatever that costs them."""
+    """Whether the activation scheme gives all tokens one scale, whatever that costs them."""
     full = facts.ranges.tensor_absmax
-    if config.policy == "thresholds":
+    if config.activation_scheme == "thresholds":
         return full <= config.v0 or (full <= config.v1 and fold_site is not None)
-    return config.policy == "static"
+    return config.activation_scheme == "static"
 
 
 def is_static(
@@ -136,12 +136,12 @@ def is_static(
         equalization: of the smoothing scales folded.
         smoothing: [K] of that formula.
         fold_site: the norm that takes them, or None.
-        config: the policy and its thresholds.
+        config: the activation scheme and its thresholds.
     """
     if facts.unseen or (facts.group.routed and not facts.ranges.tensor_absmax):
         return False  # calibration saw no token here
     wanted = wants_static(facts, fold_site, config)
-    if not wanted and config.policy != "measured":
+    if not wanted and config.activation_scheme != "measured":
         return False
     if (
         search is None
@@ -174,7 +174,7 @@ def with_scheme(
         static: one scale for all tokens, or one each; None keeps what the entry has.
         override: what the options ask for but is left out for a few tokens' sake; "" for nothing.
     """
-    if entry.scheme in (FLOAT, WEIGHT_ONLY):
+    if entry.scheme in (SKIP, WEIGHT_ONLY):
         return entry
     absmax = equalized_absmax(facts.ranges.absmax, smoothing)
     scale = float(static_scale(absmax))

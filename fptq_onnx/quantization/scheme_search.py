@@ -23,7 +23,7 @@ from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.smoothing_scales import ChannelSizes, smoothing_scale
 from fptq_onnx.numerics.token_sizes import count_sizes, loses_tokens
 from fptq_onnx.quantization.mixed_precision import precision_candidates
-from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import SKIP, WEIGHT_ONLY, LinearPlan
 
 Rows = NDArray[np.float32]
 
@@ -91,9 +91,9 @@ class SchemeSearch:
         self._sizes, self._sample, self._method = sizes, sample, method
         self._linears = []
         self._known: dict[tuple[str, Rounding], tuple[float, float]] = {}
-        self._float_inputs = all(entry.scheme in (WEIGHT_ONLY, FLOAT) for entry in entries)
+        self._float_inputs = all(entry.scheme in (WEIGHT_ONLY, SKIP) for entry in entries)
         for w, entry in zip(weights, entries, strict=True):
-            if entry.scheme != FLOAT:
+            if entry.scheme != SKIP:
                 count = min(w.shape[1], _COLUMNS)
                 part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
                 self._linears.append((part, sample.x @ part, entry))
@@ -184,6 +184,6 @@ def _rounded(
         found = quantize_gptq(w, moments, block, symmetric=symmetric, bits=bits, rounds=0)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
-            f"cannot choose smoothing scales for {entry.name}: {error}; try --weights mse"
+            f"cannot choose smoothing scales for {entry.name}: {error}; try --weight-method mse"
         ) from error
     return dequantize(found)

@@ -92,7 +92,7 @@ def quantize_sequentially(
         plan: what to start from: which linears stay in float, bits, groups, and the schemes by
             thresholds.
         stats: channel ranges of all inputs; static scales come from them.
-        config: policy, equalization and method.
+        config: activation_scheme, equalization and weight_method.
         feeds: complete inputs.
         store: receives the quantized weights, column folds included.
         folder: for intermediate values that do not fit into memory.
@@ -108,7 +108,7 @@ def quantize_sequentially(
     fixed = fixed_weights(scan, quantize=config.quantize)
     sites = without_cached_values(fold_targets(activations.groups, scan.linears, fixed), feeds)
     moments = SharedHessian(loaded, activations.groups, scan.shared, feeds, threads=threads)
-    shared = SharedRounding(scan.shared, config.weights, moments)
+    shared = SharedRounding(scan.shared, config.weight_method, moments)
     entries = plan.by_name()
     scales: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, LinearErrors] = {}
@@ -123,7 +123,7 @@ def quantize_sequentially(
         view = LayerGroupInputs(group, activations, list(weights.values()), ranges, columns)
         routing.add(view)
         planned = [entries[linear.name] for linear in group.linears]
-        search = SchemeSearch(view.sizes, view.sample, view.weights, planned, config.weights)
+        search = SchemeSearch(view.sizes, view.sample, view.weights, planned, config.weight_method)
         if replay:
             equalization, left_out = planned[0].equalization, ""
         else:
@@ -151,7 +151,7 @@ def quantize_sequentially(
         errors.update({one.name: LinearErrors(one.name, one.path) for one in group.linears})
         quantized = {}
         if config.quantize:
-            look = _look(view, config.weights)
+            look = _look(view, config.weight_method)
             quantized = round_layer_group(
                 group, view.weights, decided, smoothing, look, store, errors, shared
             )

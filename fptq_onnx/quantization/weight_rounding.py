@@ -17,7 +17,7 @@ from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.scheme_search import Rounding, rounding_of
 from fptq_onnx.quantization.shared_rounding import SharedRounding
 from fptq_onnx.quantization.subgraphs import LayerGroup
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan
+from fptq_onnx.scheme.plan import SKIP, LinearPlan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 Rows = NDArray[np.float32]
@@ -57,7 +57,7 @@ def round_layer_group(
     seen: dict[Rounding, Seen] = {}
     quantized: dict[str, tuple[Rows, Rows]] = {}
     for linear, weight, entry in zip(group.linears, weights, decided, strict=True):
-        if entry.scheme == FLOAT:
+        if entry.scheme == SKIP:
             continue
         rounding = rounding_of(entry)
         if shared.applies(linear, smoothing):
@@ -121,5 +121,6 @@ def _quantized(
         return found
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
-            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"
+            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; "
+            "try --weight-method mse"
         ) from error

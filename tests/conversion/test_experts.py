@@ -51,7 +51,7 @@ def test_the_default_recipe_converts_and_says_how(rng: np.random.Generator, tmp_
         assert sqnr(done, target) > 12
     # Experts are measured on what they are sent, and fitted to it: no worse than nearest rounding.
     errors = {item.name: item.output_local.decibels for item in done.errors}
-    nearest = converted(rng, tmp_path / "rtn", Config(weights="rtn"), measure_errors=True)
+    nearest = converted(rng, tmp_path / "rtn", Config(weight_method="rtn"), measure_errors=True)
     for item in nearest.errors:
         assert errors[item.name] >= item.output_local.decibels - 1, item.name  # the router: inf
 
@@ -85,7 +85,7 @@ def test_streams_that_route_differently_go_on_with_their_own_rows(
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), Config(weights="mse"), PAPER, Config(policy="static")]
+    "config", [Config(), Config(weight_method="mse"), PAPER, Config(activation_scheme="static")]
 )
 def test_an_expert_that_gets_no_token(
     rng: np.random.Generator, tmp_path: Path, config: Config

@@ -85,7 +85,7 @@ def test_the_same_logits_however_it_is_fed(
     models = []
     for tidy in (False, True):
         folder = tmp_path / str(tidy)
-        config = replace(FLOAT, optimize_graph=tidy)
+        config = replace(FLOAT, graph_optimization=tidy)
         convert(SHARED / "onnx" / name, folder, samples=FEW, config=config, verify_samples=0)
         models.append(HandFed(folder))
     assert (tmp_path / "True" / "plan.json").read_text() == (
@@ -226,7 +226,7 @@ def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
 @shared
 def test_the_command_says_what_it_did_and_can_leave_it(tmp_path: Path) -> None:
     source = SHARED / "onnx" / DYNAMO
-    for arguments, guards in (((), 6), (("--no-clean-up",), 6)):
+    for arguments, guards in (((), 6), (("--no-graph-optimization",), 6)):
         output = tmp_path / str(len(arguments))
         done = command(
             "convert", source, "-o", output, "--recipe", "paper", *RANDOM_FEW, *arguments

@@ -137,10 +137,12 @@ def test_gemm_and_matmul_share_a_weight(rng: np.random.Generator, tmp_path: Path
         assert np.linalg.norm(after - before) < 0.2 * np.linalg.norm(before), target
 
 
-@pytest.mark.parametrize("config", [PAPER, Config(weights="mse"), Config(weights="rtn"),
-                                    Config(policy="float"), Config(symmetric=False)])  # fmt: skip
+@pytest.mark.parametrize("config", [
+    PAPER, Config(weight_method="mse"), Config(weight_method="rtn"),
+    Config(activation_scheme="weight_only"), Config(symmetric=False),
+])  # fmt: skip
 def test_other_recipes(rng: np.random.Generator, tmp_path: Path, config: Config) -> None:
-    targets = TARGETS if config.policy != "float" else ("matmulnbits",)
+    targets = TARGETS if config.activation_scheme != "weight_only" else ("matmulnbits",)
     file = saved(tmp_path / "model", layers_model(rng, "copies"))
     done = convert(file, tmp_path / "out", samples=samples(rng), config=config, targets=targets)
     for folder in done.folders.values():
@@ -153,7 +155,7 @@ def test_the_codes_serve_all_uses(rng: np.random.Generator, tmp_path: Path) -> N
     x = rng.standard_normal((200, D)).astype(np.float32)
     errors = {}
     for weights in ("gptq", "rtn"):
-        done = converted(rng, tmp_path / weights, model, Config(weights=weights))
+        done = converted(rng, tmp_path / weights, model, Config(weight_method=weights))
         before = output(tmp_path / weights / "model" / "model.onnx", x)
         after = output(done.folders["custom"] / "model.onnx", x)
         errors[weights] = np.linalg.norm(after - before)

@@ -15,7 +15,7 @@ from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, Plan
 
 Setting = tuple[LinearScan, ActivationStats, Plan]
 
@@ -70,7 +70,7 @@ def test_one_reader_edited_to_per_token_keeps_the_fold(setting: Setting) -> None
 
 def test_other_schemes_keep_the_fold_until_the_equalization_is_taken_out(setting: Setting) -> None:
     scan, stats, plan = setting
-    plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=FLOAT)
+    plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=SKIP)
     done, _ = complete_plan(plan, scan, stats)
     assert [(row.fold_site, row.input_scale) for row in done.linears[:2]] == [("n", None)] * 2
     plan = edited(edited(plan, "k", equalization="none"), "q", equalization="none")
@@ -145,7 +145,7 @@ def test_a_fold_that_overflows_is_refused(rng: np.random.Generator) -> None:
     plan = choose_schemes(scan, stats, Config())
     gain = model.graph.initializers["g"]
     gain.const_value = ir.tensor(np.full(K, 3e38, np.float32), name="g")
-    with pytest.raises(FptqError, match="g divided by s overflows FLOAT"):
+    with pytest.raises(FptqError, match="g divided by s overflows SKIP"):
         complete_plan(plan, find_linears(model), stats)
 
 

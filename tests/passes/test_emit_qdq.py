@@ -14,7 +14,7 @@ from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.matmul_w4a8 import matmul_w4a8
 from fptq_onnx.passes.emit_qdq import emit_qdq
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, STATIC
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, STATIC
 
 
 def rounded(x: np.ndarray, made: Quantized, index: int = 0) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_consumers_of_one_activation_share_its_rounding(
         opset=21,
         ir_version=10,
     )
-    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, FLOAT])
+    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, SKIP])
     after = made.emitted(emit_qdq)
     assert op_counts(after) == {"QuantizeLinear": 1, "DequantizeLinear": 3, "MatMul": 3}
     x = activations(rng, (3, 40), 1 / 127)

@@ -57,7 +57,9 @@ def test_same_as_emitted(
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_eight_bits(rng: np.random.Generator, tmp_path: Path, symmetric: bool) -> None:
-    made = quantized(spelled(rng, "matmul", 72, 70), tmp_path, w8=("y",), symmetric=symmetric)
+    made = quantized(
+        spelled(rng, "matmul", 72, 70), tmp_path, int8_layers=("y",), symmetric=symmetric
+    )
     one, other = derived(made), made.emitted(emit_matmul_nbits)
     assert "y.W8" in one.graph.initializers
     same_tensors(one, other)

@@ -15,7 +15,7 @@ from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.scheme.plan import SKIP, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 
@@ -35,7 +35,7 @@ def model_and_plan(rng: np.random.Generator) -> tuple[ir.Model, Plan]:
     edited = (
         rows[0],
         replace(rows[1], symmetric=False, block_size=-1),
-        replace(rows[2], scheme=FLOAT),
+        replace(rows[2], scheme=SKIP),
     )
     return model, replace(plan, linears=edited)
 

@@ -26,14 +26,19 @@ PLAIN = ("w4a8-static", "w8a8", "smoothquant", "paper")
 
 
 @pytest.mark.parametrize("equalization", ["none", "smoothquant", "lae"])
-@pytest.mark.parametrize("policy", ["static", "per_token", "thresholds"])
+@pytest.mark.parametrize("scheme", ["static", "per_token", "thresholds"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_it_decides_and_rounds_as_the_walk_does(
-    rng: np.random.Generator, tmp_path: Path, equalization: str, policy: str, bits: int
+    rng: np.random.Generator, tmp_path: Path, equalization: str, scheme: str, bits: int
 ) -> None:
     setting = Setting(rng, tmp_path)
-    config = Config(weights="rtn", equalization=equalization, policy=policy, weight_bits=bits,
-                    block_size=32)  # fmt: skip
+    config = Config(
+        weight_method="rtn",
+        equalization=equalization,
+        activation_scheme=scheme,
+        weight_bits=bits,
+        block_size=32,
+    )
     assert not config.needs_sequential
     walked, by_walk = setting.solve(config)
     store = WeightStore(tmp_path / "plain")
@@ -56,8 +61,12 @@ def test_what_needs_a_walk() -> None:
         not any(find_recipe(name).config().needs_sequential for name in PLAIN)
         and not PAPER.needs_sequential
     )
-    for changed in ({"weights": "mse"}, {"equalization": "search"}, {"policy": "measured"},
-                    {"bits_budget": 5.0}):  # fmt: skip
+    for changed in (
+        {"weight_method": "mse"},
+        {"equalization": "search"},
+        {"activation_scheme": "measured"},
+        {"target_bits": 5.0},
+    ):
         assert replace(find_recipe("w8a8").config(), **changed).needs_sequential  # type: ignore[arg-type]
 
 
@@ -107,7 +116,7 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"weights": "rtn", "policy": "static", "equalization": "none"}],
+    [{}, {"weight_method": "rtn", "activation_scheme": "static", "equalization": "none"}],
     ids=["walk", "check"],
 )
 def test_samples_that_are_needed_are_written_as_asked(
