@@ -25,6 +25,7 @@ from fptq_onnx.scheme.plan import (
     Plan,
 )
 
+FORMAT = "fptq-report-2"
 SCHEME_NAMES = {
     STATIC: "static",
     LAE_STATIC: "equalized (LAE) + static",
@@ -83,7 +84,8 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def coverage_lines(scan: LinearScan) -> list[str]:

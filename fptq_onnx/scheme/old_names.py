@@ -56,9 +56,9 @@ def accepts_old_names(fields: Mapping[str, str]) -> Callable[[_Class], _Class]:
 
 def renamed_scheme(activation_scheme: str) -> str:
     """The activation scheme by its name of today, with a warning where it had another."""
-    new = ACTIVATION_SCHEMES.get(activation_scheme)
-    if new is None:
+    if activation_scheme not in tuple(ACTIVATION_SCHEMES):  # of any type: refused later
         return activation_scheme
+    new = ACTIVATION_SCHEMES[activation_scheme]
     warnings.warn(
         f"activation scheme {activation_scheme!r} is now {new!r}; the old name goes with version "
         f"{UNTIL}",

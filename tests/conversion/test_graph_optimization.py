@@ -237,4 +237,4 @@ def test_the_command_says_what_it_did_and_can_leave_it(tmp_path: Path) -> None:
         assert nodes.count("IsNaN") == guards
         assert ("Reciprocal" in nodes) == bool(arguments)
         options = json.loads((output / "report.json").read_text())["options"]
-        assert options["optimize_graph"] == (not arguments)
+        assert options["graph_optimization"] == (not arguments)
