@@ -54,13 +54,13 @@ class Result:
         return found
 
     def values(self, line: tuple[int, str, str], entry: int) -> list[float]:
-        """What each round measured; [] where the entry has no such figure."""
+        """What each round measured; [] where the entry has no such value."""
         threads, kind, key = line
         values = [_value(metrics[entry], kind, key) for metrics in self.rounds[threads]]
         return [value for value in values if value is not None]
 
     def ratio(self, line: tuple[int, str, str], entry: int) -> float | None:
-        """Median over rounds of the first entry's figure over this one's of the same round."""
+        """Median over rounds of the first entry's value over this one's of the same round."""
         pairs = zip(self.values(line, 0), self.values(line, entry), strict=False)
         ratios = [one / other for one, other in pairs if other]
         return statistics.median(ratios) if ratios else None

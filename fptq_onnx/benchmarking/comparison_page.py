@@ -30,7 +30,7 @@ def compare_page(comparison: Comparison) -> str:
     for row, line in zip(comparison.rows, body, strict=True):
         mark = ' class="ours"' if row.name == "fptq" else ""
         rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>")
-    metrics = [
+    plots = [
         _figure("Accuracy over size: lower and further left is better", _scatter(comparison.rows)),
         _figure("Prefill, tokens per second", _bars(comparison.rows, lambda r: r.speed.prefill)),
         _figure("Decode, tokens per second", _bars(comparison.rows, lambda r: r.speed.decode)),
@@ -40,7 +40,7 @@ def compare_page(comparison: Comparison) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{html.escape(measured(comparison))}. In brackets: times the original.</p>"
-        f"<table>{''.join(rows)}</table>{''.join(metrics)}</body></html>\n"
+        f"<table>{''.join(rows)}</table>{''.join(plots)}</body></html>\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""A comparison as one Markdown table, every figure beside the original's."""
+"""A comparison as one Markdown table, every metric beside the original's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def measured(comparison: Comparison) -> str:
     """One line: data and settings."""
     evaluation = comparison.rows[0].evaluation
     windows = "" if evaluation.perplexity is None else f"{evaluation.perplexity.windows} windows, "
-    passages = "" if evaluation.lambada is None else f"{evaluation.lambada.passages} last words, "
+    passages = (
+        "" if evaluation.lambada is None else f"{evaluation.lambada.passages} LAMBADA passages, "
+    )
     threads = f"{comparison.threads} threads" if comparison.threads else "default threads"
     return (
         f"{comparison.data}: {windows}{passages}prefill of {comparison.prefill} tokens and "
@@ -76,7 +78,7 @@ COLUMNS: dict[str, Cell] = {
     "perplexity": _perplexity,
     "KL (nats)": _kl,
     "top-1": _top1,
-    "last word": _lambada,
+    "LAMBADA": _lambada,
     "size": lambda row, first: _times(row.bytes, first.bytes, human_bytes(row.bytes)),
     "peak memory": lambda row, first: _times(
         row.speed.peak_bytes, first.speed.peak_bytes, human_bytes(row.speed.peak_bytes)

@@ -46,7 +46,7 @@ class Evaluation:
         prefix: ids before each document.
         suffix: ids after each document, of windows alone.
         perplexity: metrics over windows, None where not asked for.
-        lambada: metrics of last words, None where not asked for.
+        lambada: metrics of LAMBADA, None where not asked for.
     """
 
     model: str
@@ -105,7 +105,7 @@ def evaluate_model(
         perplexity = _measure(decoders, progress(windows, "evaluating windows"))
     if passages:
         room = min([*fixed, *source.contexts], default=None)
-        steps = progress(passages, "predicting last words")
+        steps = progress(passages, "LAMBADA")
         lambada = lambada_metrics(list(score_passages(decoders, steps, room)))
     return Evaluation(
         model=str(model),

@@ -1,4 +1,4 @@
-"""Last-word prediction (LAMBADA): does the model complete a passage with its last word?"""
+"""LAMBADA: does the model complete a passage with its last word?"""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from fptq_onnx.evaluation.evaluate import Evaluation
 from fptq_onnx.evaluation.standard_errors import Estimate
 
-# Name, the model's figure, the reference's, digits after the point.
+# Name, the model's value, the reference's, digits after the point.
 _Row = tuple[str, Estimate, Estimate | None, int]
 
 
 def evaluation_table(evaluation: Evaluation) -> list[str]:
-    """Lines: what was run, and each figure with its standard error.
+    """Lines: what was run, and each metric with its standard error.
 
     Args:
         evaluation: as measured.

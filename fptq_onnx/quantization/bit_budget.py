@@ -1,4 +1,4 @@
-"""Walk the model once; with a budget of bits, again with the linears widened that need it most."""
+"""Quantize once; with a bit target, again with more bits for the most sensitive linears."""
 
 from __future__ import annotations
 

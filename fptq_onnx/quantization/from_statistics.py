@@ -81,7 +81,7 @@ def quantize_from_statistics(
     *,
     track: Tracker = lambda items, _: iter(items),
 ) -> SequentialResult:
-    """Decide and quantize every linear; without `Config.walks`.
+    """Decide and quantize every linear; without `Config.needs_sequential`.
 
     Args:
         loaded: the float model, normalized; not changed.

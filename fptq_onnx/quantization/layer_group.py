@@ -52,7 +52,7 @@ class LayerGroupInputs:
         """Read the layer group's input once.
 
         Args:
-            group: where the walk is.
+            group: the one at hand.
             activations: the two models.
             weights: [K, N] of its linears.
             ranges: of its input.

@@ -71,7 +71,7 @@ def check_budget(plan: Plan, budget: float) -> None:
 
 
 def precision_candidates(entry: LinearPlan) -> dict[str, LinearPlan]:
-    """Ways to give a 4-bit linear more bits, by name; none for one in float or wide already."""
+    """Plans with more bits for a 4-bit linear, by name; none for one in float or wide already."""
     if entry.scheme == SKIP or entry.weight_bits == 8:
         return {}
     precisions = {}
@@ -99,7 +99,7 @@ def allocate_bits(
         plan: to start from, within the budget.
         groups: names of the linears of each layer group.
         sensitivity: what the layer group costs as planned, any unit, not negative.
-        ratios: of each group, by name of a wider form, its output error relative to the planned.
+        ratios: of each group, by precision candidate, its output error relative to the planned.
         budget: average bits per weight.
 
     Returns:
@@ -139,7 +139,7 @@ def one_form(plan: Plan, shared: Mapping[str, str]) -> Plan:
     """Give linears with one weight the widest form of any of them, which is then stored once.
 
     Args:
-        plan: with forms chosen layer group by layer group.
+        plan: with precisions chosen layer group by layer group.
         shared: see graph/linears/shared_weights.py.
     """
     widest: dict[str, LinearPlan] = {}

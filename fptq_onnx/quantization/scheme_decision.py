@@ -37,11 +37,11 @@ from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, WEIGHT_ON
 # nothing to find at run time.
 STATIC_TOLERANCE = 1.02
 
-Divisor = NDArray[np.float32]
+Scale = NDArray[np.float32]
 
 
 class StageFacts(Protocol):
-    """What is known of a stage: with its tokens in a walk, by statistics alone without one."""
+    """What is known of a layer group: its tokens, or statistics alone."""
 
     @property
     def group(self) -> LayerGroup:
@@ -71,7 +71,7 @@ def choose_equalization(
 
     Args:
         facts: of the layer group.
-        search: of its output errors; None without a walk, where nothing is searched.
+        search: of its output errors; None from statistics, where nothing is searched.
         entries: the plans of its linears.
         site: where smoothing scales would be folded, or why nowhere.
         config: the equalization asked for, and LAE's thresholds.
@@ -124,7 +124,7 @@ def is_static(
     facts: StageFacts,
     search: SchemeSearch | None,
     equalization: str,
-    smoothing: Divisor,
+    smoothing: Scale,
     fold_site: str | None,
     config: Config,
 ) -> bool:
@@ -132,7 +132,7 @@ def is_static(
 
     Args:
         facts: of the layer group.
-        search: of its output errors; None without a walk.
+        search: of its output errors; None from statistics.
         equalization: of the smoothing scales folded.
         smoothing: [K] of that formula.
         fold_site: the norm that takes them, or None.
@@ -161,7 +161,7 @@ def is_static(
 def with_scheme(
     entry: LinearPlan,
     facts: StageFacts,
-    smoothing: Divisor,
+    smoothing: Scale,
     static: bool | None,
     override: str = "",
 ) -> LinearPlan:

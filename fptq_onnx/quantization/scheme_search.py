@@ -1,4 +1,4 @@
-"""For one stage: which scales to fold and whether its input is rounded per tensor or per token.
+"""For a layer group: which scales to fold, and whether its input is rounded per tensor or token.
 
 Judged on the output error of the real thing, on a sample of tokens: the linears of the group with
 their input in int8 and their weights in groups, fed what the quantized model feeds them, beside the

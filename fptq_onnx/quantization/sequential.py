@@ -1,4 +1,4 @@
-"""Walk through a model group by stage: decide, equalize and quantize with what each group sees.
+"""Sequential quantization: decide, equalize and quantize each layer group with what it sees.
 
 At every layer group the input is known in the float model and in the model as quantized so far. Its
 scales and scheme are chosen, its weights rounded for those inputs, and both models go on: errors
@@ -52,13 +52,13 @@ Tracker = Callable[[Iterable[LayerGroup], int], Iterator[LayerGroup]]
 
 @dataclass(frozen=True)
 class SequentialResult:
-    """What the walk decided.
+    """What was decided.
 
     plan: schemes, folds and scales as they are now.
     scales: smoothing scales [K] by the name of what takes them.
     errors: of every linear, in graph order.
-    ratios: of every layer group, output error of each wider form relative to the planned one; empty
-        unless asked for.
+    ratios: of every layer group, output error of each precision candidate relative to the planned
+        one; empty unless asked for.
     notes: what a user should know, one sentence each.
     """
 
@@ -96,7 +96,7 @@ def quantize_sequentially(
         feeds: complete inputs.
         store: receives the quantized weights, column folds included.
         folder: for intermediate values that do not fit into memory.
-        try_wider: measure what wider forms of each layer group would save.
+        try_wider: measure what precision candidates of each layer group would save.
         replay: keep the plan's schemes, folds and scales.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
         track: wraps the layer groups to show progress.
@@ -223,7 +223,7 @@ def _checked(
 def _ratios(
     search: SchemeSearch, equalization: str, entries: list[LinearPlan], *, unseen: bool
 ) -> dict[str, float]:
-    """By wider form that any of the linears has, the weights' error relative to the planned one."""
+    """By precision candidate of any of the linears, the weights' error relative to the planned."""
     precisions = dict.fromkeys(
         precision for entry in entries for precision in precision_candidates(entry)
     )

@@ -31,7 +31,7 @@ def test_all_models_are_in_the_table_with_every_figure(compared):
     table = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
     assert [row[0] for row in table[2:]] == names == [row["name"] for row in metrics["rows"]]
     assert table[0] == [
-        "model", "precision", "bits per weight", "perplexity", "KL (nats)", "top-1", "last word",
+        "model", "precision", "bits per weight", "perplexity", "KL (nats)", "top-1", "LAMBADA",
         "size", "peak memory", "prefill tokens/s", "decode tokens/s",
     ]  # fmt: skip
     assert all(cell != "-" for row in table[3:] for cell in row)

@@ -62,25 +62,27 @@ def test_streams_that_route_differently_go_on_with_their_own_rows(
     """The quantized router takes the experts the other way round."""
     model = loaded(tmp_path / "model", experts_model(rng))
     linears = find_linears(model.model).linears
-    streams = PairedActivations(model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values")
+    activations = PairedActivations(
+        model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values"
+    )
     seen, picked = {}, []
-    for stage in streams.stages:
-        streams.enter(stage)
-        seen[stage.x] = [list(streams.rows(stage, stream)) for stream in (FLOAT, QUANTIZED)]
+    for group in activations.groups:
+        activations.enter(group)
+        seen[group.x] = [list(activations.rows(group, side)) for side in (FLOAT, QUANTIZED)]
         outputs = {}
-        for linear in stage.linears:
-            pairs = [[float_output(linear, x) for x in batches] for batches in seen[stage.x]]
+        for linear in group.linears:
+            pairs = [[float_output(linear, x) for x in batches] for batches in seen[group.x]]
             if linear.name == "router":
                 pairs[1] = [np.ascontiguousarray(y[:, ::-1]) for y in pairs[1]]
                 picked = [[y.argmax(axis=1) for y in batches] for batches in pairs]
             outputs[linear.name] = zip(*pairs, strict=True)
-        streams.leave(stage, outputs)
-    for stream in (0, 1):
+        activations.leave(group, outputs)
+    for side in (0, 1):
         for batch in range(3):
             for e in range(3):
-                rows = seen["n"][stream][batch][picked[stream][batch] == e]
-                np.testing.assert_array_equal(seen[f"rows{e}"][stream][batch], rows)
-            assert seen["r"][stream][batch].shape == (TOKENS, K)
+                rows = seen["n"][side][batch][picked[side][batch] == e]
+                np.testing.assert_array_equal(seen[f"rows{e}"][side][batch], rows)
+            assert seen["r"][side][batch].shape == (TOKENS, K)
     assert [len(rows) for rows in seen["rows0"][0]] != [len(rows) for rows in seen["rows0"][1]]
 
 

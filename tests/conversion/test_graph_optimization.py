@@ -1,4 +1,4 @@
-"""The clean-up on whole models: the same logits, however they are fed, and nothing else changes."""
+"""Graph optimization of whole models: the same logits, however they are fed; nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = Path(os.environ.get("FPTQ_SHARED_DATA", Path(__file__).parents[3] / "sh
 EXPORTS = sorted(path.name for path in (SHARED / "onnx").glob("*") if path.is_dir())
 shared = pytest.mark.skipif(not EXPORTS, reason="no shared exports here")
 DYNAMO, OPTIMUM = "tinystories-7m-dynamo-past", "tinystories-7m-outliers-optimum"
-# Per layer: transposes, guards, products; then norms. What is not here has nothing to clean up.
+# Per layer: transposes, guards, products; then norms. What is not here has nothing to optimize.
 FOUND = {
     "gemma2-optimum": (0, 2, 4, 0),
     "gpt2-optimum": (0, 2, 0, 0),
@@ -167,7 +167,7 @@ def test_a_wrong_rewrite_is_undone_and_told(
     )  # fmt: skip
     (report,) = result.reports.values()
     (note,) = [text for text in report.notes if "undone" in text]
-    assert "the clean-up planted was undone" in note and sign in note
+    assert "the graph optimization planted was undone" in note and sign in note
     assert any(note in line for line in said)
     assert any("6 guards after the product, 12 products" in line for line in said)
     assert report.verification["max_rel_diff"] < TOLERANCE
@@ -205,8 +205,8 @@ def test_a_model_that_cannot_be_compared_is_left(monkeypatch: pytest.MonkeyPatch
     found = check_graph_optimization(loaded, lambda: source)
     assert found.names == () and not found.lines
     assert found.notes == (
-        "the clean-up was left out, since nothing can be compared: ONNX Runtime cannot run the "
-        "model: no",
+        "graph optimization was left out, since nothing can be compared: ONNX Runtime cannot run "
+        "the model: no",
     )
 
 
@@ -216,7 +216,7 @@ def test_reasons_are_told_once() -> None:
     assert found.notes == ("a: left: because (and 1 more)", "c: left alone: because", "undone")
 
 
-def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
+def test_a_model_without_anything_to_optimize_is_not_run() -> None:
     loaded = load_model(MODEL)
     normalize(loaded.model)
     found = check_graph_optimization(loaded, lambda: pytest.fail("no samples are needed"))

@@ -21,7 +21,7 @@ from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.recipes import FLOAT16, RECIPES, find_recipe
 
 EQUALIZE_ONLY = "equalize only"
-# Each way the values between linears are made: both streams, one, static scales, floats.
+# Each way the values between linears are made: both models, one, static scales, floats.
 JOBS = [("fptq", "custom"), ("paper", "custom"), (EQUALIZE_ONLY, "float")]
 OTHERS = [
     *[(recipe.name, recipe.target) for recipe in RECIPES],

@@ -78,7 +78,9 @@ def test_other_schemes_keep_the_fold_until_the_equalization_is_taken_out(setting
     assert [(row.fold_site, row.input_scale) for row in done.linears[:2]] == [(None, None)] * 2
 
 
-def test_searched_divisors_are_kept_and_their_scale_left_to_the_walk(setting: Setting) -> None:
+def test_searched_smoothing_scales_are_kept_and_the_input_scale_is_left_open(
+    setting: Setting,
+) -> None:
     scan, stats, plan = setting
     for name in ("q", "k"):
         plan = edited(plan, name, scheme=STATIC, equalization="balance:0.25", input_scale=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.quantized import SPELLINGS, Quantized, activations, quantized, spelled
+from support.quantized import VARIANTS, Quantized, activations, quantized, spelled
 from support.tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
 from fptq_onnx.numerics.group_weights import dequantize
@@ -48,26 +48,26 @@ def check(made: Quantized, x: np.ndarray) -> None:
     assert (np.abs(got - custom) <= 2 * bound).all()
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scheme", [STATIC, PER_TOKEN])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_every_spelling(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, scheme: str, symmetric: bool
+def test_every_variant(
+    rng: np.random.Generator, tmp_path: Path, variant: str, scheme: str, symmetric: bool
 ) -> None:
-    model = spelled(rng, spelling, 40, 6)
+    model = spelled(rng, variant, 40, 6)
     made = quantized(model, tmp_path, schemes=[scheme], block_size=32, symmetric=symmetric)
     check(made, activations(rng, (5, 40), 1 / 127))
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128, 256, -1])
 @pytest.mark.parametrize("k", [172, 7, 128])
-@pytest.mark.parametrize("spelling", ["matmul", "gemm_trans_b"])
+@pytest.mark.parametrize("variant", ["matmul", "gemm_trans_b"])
 def test_blocks_and_tails(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, k: int, block_size: int
+    rng: np.random.Generator, tmp_path: Path, variant: str, k: int, block_size: int
 ) -> None:
     for symmetric in (True, False):
         made = quantized(
-            spelled(rng, spelling, k, 5),
+            spelled(rng, variant, k, 5),
             tmp_path / str(symmetric),
             block_size=block_size,
             symmetric=symmetric,

@@ -1,4 +1,4 @@
-"""A tiny language model within a budget of bits: walked, probed, spent, walked again."""
+"""A tiny language model within a budget of bits: quantized, measured, spent, quantized again."""
 
 from __future__ import annotations
 

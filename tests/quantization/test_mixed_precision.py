@@ -167,7 +167,7 @@ def test_linears_that_are_float_or_wide_stay() -> None:
 
 
 def test_greedy_is_near_the_best_of_all(rng: np.random.Generator) -> None:
-    """Brute force over three stages: the greedy choice loses at most the last step's gain."""
+    """Brute force over three layer groups: the greedy choice loses at most the last step's gain."""
     plan = plan_of(*(entry(name) for name in "abc"))
     groups = [["a"], ["b"], ["c"]]
     for _ in range(5):
@@ -194,7 +194,7 @@ def test_greedy_is_near_the_best_of_all(rng: np.random.Generator) -> None:
 
 
 def test_one_weight_has_one_form() -> None:
-    """Two forms of one weight would be stored both: the wider one serves all its uses."""
+    """Two precisions of one weight would be stored both: the wider one serves all its uses."""
     entries = [replace(entry(), name=name) for name in "abcd"]
     entries[1] = replace(entries[1], symmetric=False)
     entries[2] = precision_candidates(entries[2])["8 bits"]

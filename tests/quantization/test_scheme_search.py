@@ -100,7 +100,7 @@ def test_each_linear_is_rounded_as_planned(rng: np.random.Generator) -> None:
     assert s.search("rtn", entry(block_size=4)).weight_error("none") < base
     assert s.search("rtn", entry(weight_bits=8)).weight_error("none") < base / 100
     assert s.search("rtn").weight_error("none", "8 bits") < base / 100
-    wide = entry(weight_bits=8)  # has no wider form: stays as planned
+    wide = entry(weight_bits=8)  # has no precision candidate: stays as planned
     search = s.search("rtn", wide)
     assert search.weight_error("none", "8 bits") == search.weight_error("none")
     asymmetric = s.search("rtn", entry(symmetric=False)).weight_error("none")

@@ -1,4 +1,4 @@
-"""The walk: what it stores is what its plan says, and the written model computes it."""
+"""Sequential quantization stores what its plan says, and the written model computes it."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_policies(setting: Setting) -> None:
     assert [entry.equalization for entry in lae.plan.linears] == ["lae", "lae", "none"]
 
 
-def test_wider_forms_take_error_off(setting: Setting) -> None:
+def test_precision_candidates_take_error_off(setting: Setting) -> None:
     result, _ = setting.solve(Config(block_size=64), try_wider=True)
     assert len(result.ratios) == 2
     for ratios in result.ratios:

@@ -1,4 +1,4 @@
-"""The walk through attention: what is stored of v and o is what the folded model has."""
+"""Sequential quantization of attention: what is stored of v and o is what the folded model has."""
 
 from __future__ import annotations
 

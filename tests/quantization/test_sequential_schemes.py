@@ -1,4 +1,4 @@
-"""What the walk chooses is the best of what it judged; weights are rounded for what they meet."""
+"""What is chosen is the best of what it judged; weights are rounded for what they meet."""
 
 from __future__ import annotations
 

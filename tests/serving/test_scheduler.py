@@ -191,7 +191,7 @@ def test_who_is_cancelled_frees_the_row_and_nobody_else_notices(model: LanguageM
         waits.end()
         stays.end()
         until(lambda: scheduler.running == 0)
-        scheduler.cancel(stays)  # has ended: no harm
+        scheduler.cancel(stays)  # has ended: nothing happens
     assert 0 < len(goes.tokens) < 240
     assert never.events == []
     for job in (stays, waits):

@@ -1,6 +1,6 @@
 """What generation needs of a model: rows, each a sequence with the tokens it was fed so far.
 
-Ways to hold them, by what the graph allows:
+Strategies, by what the graph allows:
 
 | | when | a decode step |
 |---|---|---|

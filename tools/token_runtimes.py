@@ -1,4 +1,4 @@
-"""The ways in which a converted model writes greedy tokens; same_tokens.py compares them.
+"""The runtimes in which a converted model writes greedy tokens; same_tokens.py compares them.
 
 Each takes texts, their token ids and how many tokens to write, and gives the new ids of each text,
 without the one that ends it. AbsentError says what a way lacks on this machine.
