@@ -114,7 +114,7 @@ def by_engine(model: Path, work: Work, rows: int) -> Tokens:
 
     A sequence joins as soon as another has left, so rows are of all ages.
     """
-    engine: Engine = LanguageModel.open(model, threads=1).engine(max_rows=rows)
+    engine: Engine = LanguageModel.open(model, threads=1).engine(max_sequences=rows)
     waiting = [Request(tuple(ids), work.new) for ids in work.ids]
     started = []
     while len(started) < len(waiting) or engine.active:

@@ -120,10 +120,10 @@ def probe(model: Path, load: Load) -> Metrics:
     seconds = time.perf_counter() - started
     vocabulary = opened.decoder.io.vocab_size or 100
     ids = np.random.default_rng(0).integers(0, vocabulary, load.longest()).tolist()
-    rows = opened.rows(max_rows=max(load.batches), max_length=load.longest())
-    if rows.max_rows < max(load.batches):
+    rows = opened.cache(max_sequences=max(load.batches), max_length=load.longest())
+    if rows.max_sequences < max(load.batches):
         raise FptqError(
-            f"{model} holds {rows.max_rows} sequences at a time: give a smaller --batch"
+            f"{model} holds {rows.max_sequences} sequences at a time: give a smaller --batch"
         )
 
     def clear() -> None:
