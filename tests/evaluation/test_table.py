@@ -7,7 +7,7 @@ from fptq_onnx.evaluation.standard_errors import Estimate
 from fptq_onnx.evaluation.table import evaluation_table
 
 
-def test_every_figure_has_its_line() -> None:
+def test_every_metric_has_its_line() -> None:
     windows = PerplexityMetrics(
         windows=1,
         predictions=63,
@@ -28,23 +28,25 @@ def test_every_figure_has_its_line() -> None:
         perplexity_reference=Estimate(74831193.5, 9836966.7),
         accuracy_change=Estimate(-0.25, 0.125),
     )
-    lines = evaluation_table(Evaluation("new", "old", "text.txt", 64, 1, windows, words))
+    lines = evaluation_table(Evaluation("new", "old", "text.txt", 64, (1,), (), windows, words))
     assert lines == [
         "model      new",
         "reference  old",
         "data       text.txt: 1 windows of up to 64 tokens, 63 predicted, "
         "57 passages (19 shortened to the model's context)",
         "",
-        "                              model     s.e.  reference       s.e.",
-        "perplexity                  14.0395        -    13.9165     0.5400",
-        "perplexity / reference's    1.00884  0.00107",
-        "KL to reference (nats)      0.00651  0.00009",
-        "top-1 agreement              0.9443   0.0017",
+        "                            model     s.e.  reference       s.e.",
+        "perplexity                14.0395        -    13.9165     0.5400",
+        "perplexity / reference's  1.00884  0.00107",
+        "KL to reference (nats)    0.00651  0.00009",
+        "top-1 agreement            0.9443   0.0017",
         "LAMBADA accuracy           0.2500   0.0625     0.5000     0.0625",
         "LAMBADA accuracy, change  -0.2500   0.1250",
         "LAMBADA perplexity            inf        -  7.483e+07  9.837e+06",
     ]
     alone = evaluation_table(
-        Evaluation("new", None, "t", 64, 1, PerplexityMetrics(2, 126, Estimate(8.5, 0.25)), None)
+        Evaluation(
+            "new", None, "t", 64, (1,), (), PerplexityMetrics(2, 126, Estimate(8.5, 0.25)), None
+        )
     )
     assert alone[-2:] == ["             model    s.e.", "perplexity  8.5000  0.2500"]
