@@ -33,9 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     closed = open_missing_streams()
     options = build_parser().parse_args(arguments)
     rename_values(options)
-    if not getattr(options, "quiet", False):
-        for line in old_name_notes(options):
-            print(f"fptq-onnx: note: {line}", file=sys.stderr)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         if closed and run in _TELLING:
@@ -62,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("fptq-onnx: error: out of memory: close other programs", file=sys.stderr)
         return WRONG
+    if not getattr(options, "quiet", False):  # an error is one line, so notes come where none did
+        for line in old_name_notes(options):
+            print(f"fptq-onnx: note: {line}", file=sys.stderr)
     return 0
 
 
