@@ -60,7 +60,7 @@ class CheckedOptimization:
         return [
             f"optimized    {self.done.text}",
             f"             outputs differ by {self.difference:.1e} of the largest, with a cache "
-            "and padded rows where the model has them",
+            "and padded sequences where the model has them",
         ]
 
     @property

@@ -31,7 +31,7 @@ SCHEME_NAMES = {
     LAE_STATIC: "equalized (LAE) + static",
     PER_TOKEN: "per-token dynamic",
     WEIGHT_ONLY: "weights only",
-    SKIP: "skipped (float)",
+    SKIP: "float (skip)",
 }
 
 

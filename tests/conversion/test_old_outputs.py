@@ -68,7 +68,7 @@ def test_a_plan_is_replayed(today: Path, tmp_path: Path) -> None:
         "convert", MODEL, "-o", out, "--plan", STORED / "plan.json", *FEW, "--verify-samples", "0"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "22 static, 0 equalized (LAE) + static, 4 per-token dynamic, 5 skipped" in done.stdout
+    assert "22 static, 0 equalized (LAE) + static, 4 per-token dynamic, 5 float (skip)" in done.stdout
     data = "model.onnx.data"
     assert (out / data).read_bytes() == (today / data).read_bytes()
 
@@ -77,7 +77,7 @@ def test_a_folder_is_inspected(old: Path) -> None:
     done = command("inspect", old)
     assert done.returncode == 0, done.stderr
     assert "converted    target custom, by fptq-onnx 0.1.0" in done.stdout
-    assert "5 skipped (float)" in done.stdout
+    assert "5 float (skip)" in done.stdout
     data = json.loads(command("inspect", old, "--json").stdout)
     assert [row["scheme"] for row in data["linears"]].count("skip") == 5
     assert data["report"]["options"]["w8"] == ["lm_head"]  # as the file has it
