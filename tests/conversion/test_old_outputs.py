@@ -68,7 +68,9 @@ def test_a_plan_is_replayed(today: Path, tmp_path: Path) -> None:
         "convert", MODEL, "-o", out, "--plan", STORED / "plan.json", *FEW, "--verify-samples", "0"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "22 static, 0 equalized (LAE) + static, 4 per-token dynamic, 5 float (skip)" in done.stdout
+    assert (
+        "22 static, 0 equalized (LAE) + static, 4 per-token dynamic, 5 float (skip)" in done.stdout
+    )
     data = "model.onnx.data"
     assert (out / data).read_bytes() == (today / data).read_bytes()
 

@@ -143,7 +143,7 @@ def test_files_that_are_no_plan(tmp_path: Path, text: str, match: str) -> None:
 def test_no_such_file_a_folder_and_bytes(tmp_path: Path) -> None:
     with pytest.raises(FptqError, match="cannot read the plan"):
         Plan.load(tmp_path / "none.json")
-    with pytest.raises(FptqError, match="cannot read the plan"):
+    with pytest.raises(FptqError, match="cannot read"):
         Plan.load(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FptqError, match="not valid JSON"):
