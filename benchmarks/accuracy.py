@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--windows", type=int, default=80)
     parser.add_argument("--length", type=int, default=256, help="tokens in a window")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=Path, help="write the metrics here as well")
     options = parser.parse_args(arguments)
     if options.windows < 1 or options.length < 2:
         parser.error("--windows must be at least 1 and --length at least 2")
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all models; return settings and figures as plain data.
+    """Run all models; return settings and metrics as plain data.
 
     Raises:
         FptqError: a model or the text cannot be used.
@@ -82,10 +82,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _row(path: Path, figures: dict[str, Any]) -> dict[str, Any]:
+def _row(path: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     file = find_model_file(path)
     name = file.parent.name if path.is_dir() else path.name
-    return {"model": name or str(path), **figures}
+    return {"model": name or str(path), **metrics}
 
 
 def as_table(report: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ def main() -> int:
         "--only", nargs="*", default=["genai", "onnxruntime", "llama_cpp", "openvino"]
     )
     add_load_options(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics")
     options = parser.parse_args()
     try:
         load = load_of(options, [options.converted])

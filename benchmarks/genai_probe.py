@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
+from fptq_onnx.benchmarking.worker import Load, Metrics, measure, read_load
 
 
-def probe(folder: Path, load: Load) -> Figures:
+def probe(folder: Path, load: Load) -> Metrics:
     """Measure in this process."""
     import onnxruntime_genai as og
 

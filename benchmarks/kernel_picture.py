@@ -87,7 +87,7 @@ def draw(rows: Sequence[Row], limits: Mapping[str, float], title: str, path: Pat
     import matplotlib.pyplot as plt
 
     counts = sorted({row["M"] for row in rows})
-    figure, axes = plt.subplots(figsize=(8, 5))
+    picture, axes = plt.subplots(figsize=(8, 5))
     for name, (label, colour, marker) in DRAWN.items():
         points = sorted((row["M"], row["gops"]) for row in rows if row["impl"] == name)
         if points:
@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], limits: Mapping[str, float], title: str, path: Pat
     axes.set_ylim(top=1.5 * max(limits.get("amx", 0.0), *(row["gops"] for row in rows)))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    picture.savefig(path, metadata={"Date": None}, bbox_inches="tight")
 
 
 if __name__ == "__main__":

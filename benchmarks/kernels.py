@@ -84,7 +84,7 @@ def usable(folder: Path) -> list[str]:
 
 
 def implementations(kernels: list[str]) -> list[Implementation]:
-    """Every kernel at block 128; the best AVX-512 or Arm one in all its forms; stock."""
+    """Every kernel at block 128; the best AVX-512 or Arm one in all its variants; stock."""
     first = [ours(isa, 128) for isa in kernels]
     several = [isa for isa in ("avx512vnni", "amx", "neon_i8mm") if isa in kernels] or kernels[:1]
     for isa in several:

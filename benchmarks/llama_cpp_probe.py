@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
+from fptq_onnx.benchmarking.worker import Load, Metrics, measure, read_load
 
 
-def probe(file: Path, load: Load) -> Figures:
+def probe(file: Path, load: Load) -> Metrics:
     """Measure in this process; one sequence at a time.
 
     Raises:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
+from fptq_onnx.benchmarking.worker import Load, Metrics, measure, read_load
 from fptq_onnx.model_io.hf_config import find_model_file
 
 
-def probe(folder: Path, load: Load) -> Figures:
+def probe(folder: Path, load: Load) -> Metrics:
     """Measure in this process."""
     import openvino as ov
 

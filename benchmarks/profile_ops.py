@@ -31,7 +31,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generation.kv.base import CacheRows, pieces
+from fptq_onnx.generation.kv.base import SequenceCache, pieces
 from fptq_onnx.generation.kv.open import open_generation_model
 from fptq_onnx.model_io.load import load_model
 
@@ -125,7 +125,7 @@ def profile(path: Path, *, tokens: int, depth: int, steps: int, threads: int) ->
         ids = prompt.tolist()
         seconds: dict[str, float] = {}
         for opened in (watched, plain):  # plain second: its seconds are kept
-            rows = opened.rows(max_length=length)
+            rows = opened.cache(max_length=length)
             rows.append(ids[:tokens])
             seconds["prefill"] = _median(lambda: _anew(rows, ids[:tokens]), _PREFILLS)  # noqa: B023
             _anew(rows, ids[:depth])
@@ -143,7 +143,7 @@ def profile(path: Path, *, tokens: int, depth: int, steps: int, threads: int) ->
     ]
 
 
-def _anew(rows: CacheRows, ids: list[int]) -> None:
+def _anew(rows: SequenceCache, ids: list[int]) -> None:
     rows.remove(0)
     rows.append(ids)
 
@@ -178,7 +178,7 @@ def read_rates(
         FptqError: see open_generation_model.
     """
     opened = open_generation_model(path, threads=threads)
-    rows = opened.rows(max_length=depth + steps + 1)
+    rows = opened.cache(max_length=depth + steps + 1)
     ids = np.random.default_rng(0).integers(0, opened.decoder.io.vocab_size or 100, depth).tolist()
     rows.append(ids)
     found = []

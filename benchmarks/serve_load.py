@@ -179,7 +179,7 @@ def quantiles(values: list[float]) -> str:
 
 
 def table(options: argparse.Namespace, found: Found, numbers: dict[str, float]) -> list[str]:
-    """The figures for people."""
+    """The metrics for people."""
     tokens = sum(answer.tokens for answer in found.answers)
     firsts = [answer.times[0] - answer.sent for answer in found.answers if answer.times]
     gaps = [b - a for one in found.answers for a, b in itertools.pairwise(one.times)]

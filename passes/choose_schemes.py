@@ -1,11 +1,11 @@
-"""Decide how the input of each linear is quantized: the FPTQ policy (arXiv 2308.15987, section 3).
+"""Decide how the input of each linear is quantized: as FPTQ does (arXiv 2308.15987, section 3).
 
     by its range              static, lae_static or per_token    (scheme/scheme_policy.py)
-    matched by --ignore       float        left alone
-    a router, or a gate       float        unless --w8 or --quantize-routers asks for it (gates.py)
+    matched by --ignore       skip         left alone
+    a router, or a gate       skip         unless --int8-layers or --quantize-routers asks for it
 
 A static scale that would round most tokens away, since a few are far larger, is not taken: the
-input is then per_token, whatever the policy.
+input is then per_token, whatever the activation scheme.
 
 Sizes are decided per activation: linears that read the same value get the same scheme.
 """
@@ -32,9 +32,9 @@ from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.layer_selector import select
 from fptq_onnx.scheme.plan import (
-    FLOAT,
     LAE_STATIC,
     PER_TOKEN,
+    SKIP,
     STAYS,
     WEIGHT_ONLY,
     LinearPlan,
@@ -62,11 +62,11 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
         A Plan with one entry per linear, in graph order.
 
     Raises:
-        FptqError: an --ignore or --w8 expression matches nothing, or the statistics do not fit the
-            model.
+        FptqError: an --ignore or --int8-layers expression matches nothing, or the statistics do not
+            fit the model.
     """
     ignored = select(scan, "--ignore", config.ignore)
-    wide = select(scan, "--w8", config.w8)
+    wide = select(scan, "--int8-layers", config.int8_layers)
     fixed = fixed_weights(scan, quantize=config.quantize)
     sites = decline_fixed(find_fold_sites(scan.linears), fixed)
     ranges = {linear.name: range_of(linear, stats) for linear in scan.linears}
@@ -96,7 +96,7 @@ def choose_schemes(scan: LinearScan, stats: ActivationStats, config: Config) -> 
     ]
     return Plan(
         config.v0, config.v1, mark_shared_folds(tuple(entries), sites),
-        config.weights, config.embedding_bits, config.kv_cache,
+        config.weight_method, config.embedding_bits, config.kv_cache,
     )  # fmt: skip
 
 
@@ -175,15 +175,18 @@ def _entry(
         symmetric=config.symmetric,
     )
     if kept is not None:
-        return replace(entry, scheme=FLOAT, reason=kept)
-    if config.policy == "float":
-        reason = UNSEEN if unseen else "--policy float"
+        return replace(entry, scheme=SKIP, reason=kept)
+    if config.activation_scheme == "weight_only":
+        reason = UNSEEN if unseen else "--activation-scheme weight_only"
         return replace(entry, scheme=WEIGHT_ONLY, reason=reason)
     if unseen:  # by a router: a scale for all tokens is not to be had
         return with_scheme(entry, static=False, largest=0.0, reason=UNSEEN)
     massive = loses_tokens(channel.sizes, largest)
-    if config.policy in ("static", "per_token"):
-        wanted, reason = config.policy == "static", f"--policy {config.policy}"
+    if config.activation_scheme in ("static", "per_token"):
+        wanted, reason = (
+            config.activation_scheme == "static",
+            f"--activation-scheme {config.activation_scheme}",
+        )
     elif not asks_for_lae(largest, config):
         wanted, reason = by_thresholds(largest, config, None)
     else:

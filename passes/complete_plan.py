@@ -80,7 +80,7 @@ def complete_plan(
             absmax = equalized_absmax(ranges[entry.name].absmax, site_scale(site, ranges))
         scale = entry.input_scale
         if scale is None:
-            if not known:  # its smoothing scales depend on more than ranges: the walk finds them
+            if not known:  # its smoothing scales depend on more than ranges: found later
                 entries.append(entry)
                 continue
             scale = float(static_scale(absmax))

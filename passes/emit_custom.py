@@ -31,7 +31,7 @@ from fptq_onnx.passes._edit import (
     replace_linear,
     weight_initializer,
 )
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 OP_TYPES = {4: "MatMulW4A8", 8: "MatMulW8A8"}  # by bits of a weight
@@ -50,7 +50,7 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
         FptqError: a linear is weight-only.
     """
     linears = find_linears(model).by_name()
-    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    quantized = [entry for entry in plan.linears if entry.scheme != SKIP]
     for entry in quantized:
         if entry.scheme == WEIGHT_ONLY:
             raise FptqError(

@@ -26,7 +26,7 @@ from fptq_onnx.passes._edit import (
     replace_linear,
     weight_initializer,
 )
-from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.plan import SKIP, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 INT8_ACTIVATIONS = 4
@@ -45,7 +45,7 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> PassRe
         store: the quantized weights by linear name; read again when the model is written.
     """
     linears = find_linears(model).by_name()
-    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    quantized = [entry for entry in plan.linears if entry.scheme != SKIP]
     for entry in quantized:
         _emit(model.graph, linears[entry.name], entry, store)
     model.graph.opset_imports[MSFT_DOMAIN] = 1

@@ -41,7 +41,7 @@ from fptq_onnx.passes._edit import (
     lazy_initializer,
     weight_initializer,
 )
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 MINIMUM_OPSET = 21
@@ -76,7 +76,7 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
     linears = find_linears(model).by_name()
     rounded: dict[tuple[int, float | None, int], _Rounded] = {}
     readers: Counter[int] = Counter()
-    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    quantized = [entry for entry in plan.linears if entry.scheme != SKIP]
     for entry in quantized:
         if entry.weight_bits == 8 and entry.block_size != PER_CHANNEL:
             raise FptqError(

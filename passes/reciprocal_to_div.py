@@ -1,4 +1,4 @@
-"""Spell the root of RMSNorm so that ONNX Runtime recognizes the norm when a session opens.
+"""Rewrite the root of RMSNorm so that ONNX Runtime recognizes the norm when a session opens.
 
     Mul(x, Reciprocal(Sqrt(m)))    ->    Mul(x, Div(1, Sqrt(m)))
 

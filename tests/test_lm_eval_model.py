@@ -97,8 +97,8 @@ def written_after(prompt: list[int], ids: list[int]) -> str:
 
 
 def test_lambada(folder: Path, results: dict) -> None:
-    settings = EvalSettings(folder / "passages.jsonl", tasks=("lastword",))
-    ours = evaluate_model(MODEL, settings, threads=1, quiet=True).lastword
+    settings = EvalSettings(folder / "passages.jsonl", tasks=("lambada",))
+    ours = evaluate_model(MODEL, settings, threads=1, quiet=True).lambada
     theirs = results["results"]["local_lambada"]
     assert ours is not None and 0 < ours.accuracy.value < 1
     assert theirs["acc,none"] == ours.accuracy.value

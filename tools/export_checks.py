@@ -131,7 +131,7 @@ def check_numbers(
         nodes = ir.load(out / "stock" / "model.onnx").graph
         row.stock_by_us = sum(n.op_type == "MatMulNBits" for n in nodes) < row.linears
         if row.stock_by_us:  # it takes no Gemm: the same rounding by our emitter, of all linears
-            config = find_recipe("w4a8-static").config(policy="per_token")
+            config = find_recipe("w4a8-static").config(activation_scheme="per_token")
             convert(source, out / "rtn", targets=("matmulnbits",), config=config,
                     samples=samples, verify_samples=0)  # fmt: skip
         stock = out / ("rtn" if row.stock_by_us else "stock")

@@ -4,10 +4,10 @@
     python tools/same_tokens.py story [--prompts 50] [--tokens 64] [--json FILE]
 
 MODEL is what convert wrote: a folder, or one with `custom` and `matmulnbits` in it. Beginnings of
-the stories in --text, of 1 to 40 words, are gone on from by each way of token_ways.py; what
+the stories in --text, of 1 to 40 words, are gone on from by each way of token_runtimes.py; what
 `fptq-onnx run` writes of the same graph is what the others are compared with. Where texts differ,
 the table has the largest difference between the logits of the two most likely tokens at such a
-place: what noise was enough to turn round. Ways that lack something here say so. Exits with 1 if
+place: what noise was enough to turn round. Runtimes that are missing here say so. Exits with 1 if
 any token differs.
 """
 
@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import token_ways as ways
+import token_runtimes as runtimes
 from qemu_sysroot import CPUS
-from token_ways import AbsentError, Tokens, Work
+from token_runtimes import AbsentError, Tokens, Work
 
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.runtime.decoder import Decoder, open_decoder
@@ -118,16 +118,16 @@ class Margin:
         return float(first - second)
 
 
-def _ways(
+def _runtimes(
     custom: Path, portable: Path | None, work: Work, short: Work, place: Path
 ) -> dict[tuple[str, str], Callable[[], Tokens]]:
     """Every way by graph and name; the first of a graph is what the others are compared with.
 
     `short` is for what an emulator runs.
     """
-    edge = ways.edge_package(custom, place / "x86")
+    edge = runtimes.edge_package(custom, place / "x86")
     genai = place / "genai"
-    ways.command("package", custom, "--for", "genai", "-o", genai)
+    runtimes.command("package", custom, "--for", "genai", "-o", genai)
     stock = place / "genai-portable"
     if (genai / "genai_config.portable.json").exists():
         stock.mkdir()
@@ -139,10 +139,10 @@ def _ways(
     arm: dict[str, Path] = {}
 
     def on_arm(cpu: str, *options: object) -> Tokens:
-        library = ways.arm_library()
+        library = runtimes.arm_library()
         if not arm:
-            arm["package"] = ways.edge_package(custom, place / "arm", library)
-        return ways.by_runner(arm["package"], short, *options, cpu=cpu)
+            arm["package"] = runtimes.edge_package(custom, place / "arm", library)
+        return runtimes.by_runner(arm["package"], short, *options, cpu=cpu)
 
     found: dict[tuple[str, str], Callable[[], Tokens]] = {}
     for graph, model, folder, options in (
@@ -152,14 +152,14 @@ def _ways(
         if model is None:
             continue
         entries: dict[str, Callable[[], Tokens]] = {
-            "fptq-onnx run": partial(ways.by_run, model, work),
-            "fptq-onnx run, 2 threads": partial(ways.by_run, model, work, 2),
-            "server, one request": partial(ways.by_server, model, work, 1),
-            "server, 4 requests at a time": partial(ways.by_server, model, work, 4),
-            "engine, batch 1": partial(ways.by_engine, model, work, 1),
-            "engine, batch 4": partial(ways.by_engine, model, work, 4),
-            "onnxruntime-genai": partial(ways.by_genai, folder, work),
-            "edge package, x86-64": partial(ways.by_runner, edge, work, *options),
+            "fptq-onnx run": partial(runtimes.by_run, model, work),
+            "fptq-onnx run, 2 threads": partial(runtimes.by_run, model, work, 2),
+            "server, one request": partial(runtimes.by_server, model, work, 1),
+            "server, 4 requests at a time": partial(runtimes.by_server, model, work, 4),
+            "engine, batch 1": partial(runtimes.by_engine, model, work, 1),
+            "engine, batch 4": partial(runtimes.by_engine, model, work, 4),
+            "onnxruntime-genai": partial(runtimes.by_genai, folder, work),
+            "edge package, x86-64": partial(runtimes.by_runner, edge, work, *options),
             **{f"{EMULATED} {cpu}": partial(on_arm, cpu, *options) for cpu in CPUS},
         }
         found |= {(graph, name): way for name, way in entries.items()}
@@ -169,7 +169,7 @@ def _ways(
 def measure(
     model: Path, texts: list[str], new: int, emulated: int, say: Callable[[str], None]
 ) -> list[Row]:
-    """Go all ways; a line of the table for each as it comes."""
+    """Try all runtimes; a line of the table for each as it comes."""
     both = (model / "custom").is_dir()
     custom = model / "custom" if both else model
     portable = model / "matmulnbits" if (model / "matmulnbits").is_dir() else None
@@ -179,7 +179,7 @@ def measure(
     rows: list[Row] = []
     margin: Margin | None = None
     with tempfile.TemporaryDirectory() as place:
-        for (graph, name), way in _ways(custom, portable, work, short, Path(place)).items():
+        for (graph, name), way in _runtimes(custom, portable, work, short, Path(place)).items():
             try:
                 found = way()
             except AbsentError as error:

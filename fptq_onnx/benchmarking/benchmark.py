@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.benchmarking.worker import Figures, Load, probe_command, run_apart
+from fptq_onnx.benchmarking.worker import Load, Metrics, probe_command, run_apart
 from fptq_onnx.model_io.hf_config import find_model_file
 from fptq_onnx.model_io.model_folder import model_name
 from fptq_onnx.progress import track
@@ -21,7 +21,7 @@ class Entry:
 
     Attributes:
         name: shown.
-        command: gives the command of a process that prints Figures; see `probe_command`.
+        command: gives the command of a process that prints Metrics; see `probe_command`.
     """
 
     name: str
@@ -35,31 +35,31 @@ class Result:
     Attributes:
         names: of the entries, the first is what the others are compared with.
         threads: thread counts.
-        rounds: by threads, then by round: the figures of each entry.
+        rounds: by threads, then by round: the metrics of each entry.
     """
 
     names: tuple[str, ...]
     threads: tuple[int, ...]
-    rounds: Mapping[int, Sequence[Sequence[Figures]]]
+    rounds: Mapping[int, Sequence[Sequence[Metrics]]]
 
     def lines(self) -> list[tuple[int, str, str]]:
         """All (threads, kind, key) there are, in order; key is "" for load and memory."""
         found = []
         for threads in self.threads:
-            figures = self.rounds[threads][0][0]
-            found += [(threads, "prefill", key) for key in figures.prefill]
-            found += [(threads, "decode", key) for key in figures.decode]
+            metrics = self.rounds[threads][0][0]
+            found += [(threads, "prefill", key) for key in metrics.prefill]
+            found += [(threads, "decode", key) for key in metrics.decode]
             found += [(threads, "load", ""), (threads, "memory", "")]
         return found
 
     def values(self, line: tuple[int, str, str], entry: int) -> list[float]:
-        """What each round measured; [] where the entry has no such figure."""
+        """What each round measured; [] where the entry has no such value."""
         threads, kind, key = line
-        values = [_value(figures[entry], kind, key) for figures in self.rounds[threads]]
+        values = [_value(metrics[entry], kind, key) for metrics in self.rounds[threads]]
         return [value for value in values if value is not None]
 
     def ratio(self, line: tuple[int, str, str], entry: int) -> float | None:
-        """Median over rounds of the first entry's figure over this one's of the same round."""
+        """Median over rounds of the first entry's value over this one's of the same round."""
         pairs = zip(self.values(line, 0), self.values(line, entry), strict=False)
         ratios = [one / other for one, other in pairs if other]
         return statistics.median(ratios) if ratios else None
@@ -69,7 +69,7 @@ class Result:
         return {
             "names": list(self.names),
             "rounds": {
-                str(threads): [[asdict(figures) for figures in one] for one in rounds]
+                str(threads): [[asdict(metrics) for metrics in one] for one in rounds]
                 for threads, rounds in self.rounds.items()
             },
             "ratios": [
@@ -80,12 +80,12 @@ class Result:
         }  # fmt: skip
 
 
-def _value(figures: Figures, kind: str, key: str) -> float | None:
+def _value(metrics: Metrics, kind: str, key: str) -> float | None:
     if kind == "load":
-        return figures.load_seconds
+        return metrics.load_seconds
     if kind == "memory":
-        return float(figures.peak_bytes)
-    return (figures.prefill if kind == "prefill" else figures.decode).get(key)
+        return float(metrics.peak_bytes)
+    return (metrics.prefill if kind == "prefill" else metrics.decode).get(key)
 
 
 def bench_models(
@@ -108,7 +108,7 @@ def bench_models(
     Raises:
         FptqError: a model cannot be run.
     """
-    found: dict[int, list[list[Figures]]] = {count: [] for count in threads}
+    found: dict[int, list[list[Metrics]]] = {count: [] for count in threads}
     order = [
         (count, number, entry)
         for count in threads for number in range(rounds) for entry in entries
@@ -117,7 +117,7 @@ def bench_models(
         if number == len(found[count]):
             found[count].append([])
         command = entry.command(replace(load, threads=count))
-        found[count][number].append(Figures(**run_apart(command, entry.name)))
+        found[count][number].append(Metrics(**run_apart(command, entry.name)))
     return Result(tuple(entry.name for entry in entries), tuple(threads), found)
 
 
@@ -175,11 +175,11 @@ def measure_speeds(
     return [_median([one[index] for one in result.rounds[threads]]) for index in range(len(models))]
 
 
-def _median(figures: Sequence[Figures]) -> Speed:
-    decodes = [rate for one in figures for rate in one.decode.values()]
+def _median(metrics: Sequence[Metrics]) -> Speed:
+    decodes = [rate for one in metrics for rate in one.decode.values()]
     return Speed(
-        statistics.median(one.load_seconds for one in figures),
-        statistics.median(rate for one in figures for rate in one.prefill.values()),
+        statistics.median(one.load_seconds for one in metrics),
+        statistics.median(rate for one in metrics for rate in one.prefill.values()),
         statistics.median(decodes) if decodes else None,
-        int(statistics.median(one.peak_bytes for one in figures)),
+        int(statistics.median(one.peak_bytes for one in metrics)),
     )

@@ -11,7 +11,7 @@ from fptq_onnx.progress import human_bytes
 def bench_table(result: Result) -> list[str]:
     """Markdown lines, a column for each entry.
 
-    A ratio is the first entry's figure over the column's, the median over rounds of the ratio
+    A ratio is the first entry's value over the column's, the median over rounds of the ratio
     within a round: above 1 the first is faster, or takes longer to load and more memory.
     """
     header = ["threads", "what", *result.names]

@@ -39,7 +39,7 @@ class Row:
     precision: of weights and activations.
     bits_per_weight: stored, of the linears.
     bytes: of the model's files.
-    evaluation: perplexity, KL, top-1, last words; against the original but for the original.
+    evaluation: perplexity, KL, top-1, LAMBADA; against the original but for the original.
     speed: medians over the rounds.
     """
 

@@ -30,7 +30,7 @@ def compare_page(comparison: Comparison) -> str:
     for row, line in zip(comparison.rows, body, strict=True):
         mark = ' class="ours"' if row.name == "fptq" else ""
         rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>")
-    figures = [
+    plots = [
         _figure("Accuracy over size: lower and further left is better", _scatter(comparison.rows)),
         _figure("Prefill, tokens per second", _bars(comparison.rows, lambda r: r.speed.prefill)),
         _figure("Decode, tokens per second", _bars(comparison.rows, lambda r: r.speed.decode)),
@@ -40,7 +40,7 @@ def compare_page(comparison: Comparison) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{html.escape(measured(comparison))}. In brackets: times the original.</p>"
-        f"<table>{''.join(rows)}</table>{''.join(figures)}</body></html>\n"
+        f"<table>{''.join(rows)}</table>{''.join(plots)}</body></html>\n"
     )
 
 
@@ -60,8 +60,8 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
 
 
 def _kl_of(row: Row) -> float | None:
-    figures = row.evaluation.perplexity
-    kl = None if figures is None or figures.kl is None else figures.kl.value
+    metrics = row.evaluation.perplexity
+    kl = None if metrics is None or metrics.kl is None else metrics.kl.value
     return kl if kl is not None and kl > 0 and math.isfinite(kl) else None
 
 

@@ -1,4 +1,4 @@
-"""A comparison as one Markdown table, every figure beside the original's."""
+"""A comparison as one Markdown table, every metric beside the original's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def measured(comparison: Comparison) -> str:
     """One line: data and settings."""
     evaluation = comparison.rows[0].evaluation
     windows = "" if evaluation.perplexity is None else f"{evaluation.perplexity.windows} windows, "
-    passages = "" if evaluation.lastword is None else f"{evaluation.lastword.passages} last words, "
+    passages = (
+        "" if evaluation.lambada is None else f"{evaluation.lambada.passages} LAMBADA passages, "
+    )
     threads = f"{comparison.threads} threads" if comparison.threads else "default threads"
     return (
         f"{comparison.data}: {windows}{passages}prefill of {comparison.prefill} tokens and "
@@ -32,23 +34,23 @@ def measured(comparison: Comparison) -> str:
 
 
 def _perplexity(row: Row, first: Row) -> str:
-    figures = row.evaluation.perplexity
-    return "-" if figures is None else f"{figures.perplexity.value:.3f}"
+    metrics = row.evaluation.perplexity
+    return "-" if metrics is None else f"{metrics.perplexity.value:.3f}"
 
 
 def _kl(row: Row, first: Row) -> str:
-    figures = row.evaluation.perplexity
-    return _with_error(None if figures is None else figures.kl, 5)
+    metrics = row.evaluation.perplexity
+    return _with_error(None if metrics is None else metrics.kl, 5)
 
 
 def _top1(row: Row, first: Row) -> str:
-    figures = row.evaluation.perplexity
-    return _with_error(None if figures is None else figures.top1, 4)
+    metrics = row.evaluation.perplexity
+    return _with_error(None if metrics is None else metrics.top1, 4)
 
 
-def _lastword(row: Row, first: Row) -> str:
-    figures = row.evaluation.lastword
-    return _with_error(None if figures is None else figures.accuracy, 3)
+def _lambada(row: Row, first: Row) -> str:
+    metrics = row.evaluation.lambada
+    return _with_error(None if metrics is None else metrics.accuracy, 3)
 
 
 def _with_error(estimate: Estimate | None, digits: int) -> str:
@@ -76,7 +78,7 @@ COLUMNS: dict[str, Cell] = {
     "perplexity": _perplexity,
     "KL (nats)": _kl,
     "top-1": _top1,
-    "last word": _lastword,
+    "LAMBADA": _lambada,
     "size": lambda row, first: _times(row.bytes, first.bytes, human_bytes(row.bytes)),
     "peak memory": lambda row, first: _times(
         row.speed.peak_bytes, first.speed.peak_bytes, human_bytes(row.speed.peak_bytes)

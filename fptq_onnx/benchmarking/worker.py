@@ -48,7 +48,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Metrics:
     """What one process measured; tokens per second, medians.
 
     Attributes:
@@ -71,7 +71,7 @@ def measure(
     prefill: Callable[[int], None],
     fill: Callable[[int, int], None],
     step: Callable[[int], None] | None,
-) -> Figures:
+) -> Metrics:
     """Time a runtime through three functions, the same way for each.
 
     Args:
@@ -92,7 +92,7 @@ def measure(
             assert step is not None
             times = [_seconds(lambda: step(batch)) for _ in range(1 + load.steps)]  # noqa: B023
             decodes[f"{batch}x{depth}"] = batch / statistics.median(times[1:])
-    return Figures(load_seconds, prefills, decodes, peak_bytes())
+    return Metrics(load_seconds, prefills, decodes, peak_bytes())
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -112,7 +112,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def probe(model: Path, load: Load) -> Figures:
+def probe(model: Path, load: Load) -> Metrics:
     """Measure an ONNX model in this process.
 
     Raises:
@@ -132,10 +132,10 @@ def probe(model: Path, load: Load) -> Figures:
     seconds = time.perf_counter() - started
     vocabulary = opened.decoder.io.vocab_size or 100
     ids = np.random.default_rng(0).integers(0, vocabulary, load.longest()).tolist()
-    rows = opened.rows(max_rows=max(load.batches), max_length=load.longest())
-    if rows.max_rows < max(load.batches):
+    rows = opened.cache(max_sequences=max(load.batches), max_length=load.longest())
+    if rows.max_sequences < max(load.batches):
         raise FptqError(
-            f"{model} holds {rows.max_rows} sequences at a time: give a smaller --batch"
+            f"{model} holds {rows.max_sequences} sequences at a time: give a smaller --batch"
         )
 
     def clear() -> None:
@@ -171,7 +171,7 @@ def probe_command(model: Path, load: Load) -> list[str]:
 
 
 def run_apart(command: Sequence[str], name: str) -> dict[str, Any]:
-    """Run a command that prints figures as JSON, its last line.
+    """Run a command that prints metrics as JSON, its last line.
 
     Raises:
         FptqError: it failed, with what it said of what is measured.
@@ -180,8 +180,8 @@ def run_apart(command: Sequence[str], name: str) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise FptqError(f"cannot measure {name}: {last}")
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
+    metrics: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return metrics
 
 
 def read_load(text: str) -> Load:
@@ -196,11 +196,11 @@ def read_load(text: str) -> Load:
 def main() -> int:
     """The command of this module's text."""
     try:
-        figures = probe(Path(sys.argv[1]), read_load(sys.argv[2]))
+        metrics = probe(Path(sys.argv[1]), read_load(sys.argv[2]))
     except FptqError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps(asdict(figures)))
+    print(json.dumps(asdict(metrics)))
     return 0
 
 

@@ -158,7 +158,7 @@ def _check_array(array: NDArray[Any], spec: TensorSpec, where: str) -> None:
 class _CheckedSamples:
     """Samples from Python; can be gone through repeatedly.
 
-    Statistics and the walk that quantizes both need them. What may come out only once is kept;
+    Statistics and sequential quantization both need them. What may come out only once is kept;
     a list is not copied.
     """
 

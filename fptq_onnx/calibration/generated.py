@@ -2,7 +2,7 @@
 
 Random tokens make activations that real text never makes, and weights fitted to them are worse for
 it. What the model samples from its own distribution is as good as text (docs/accuracy.md has the
-figures); LLM-QAT (arXiv 2305.17888) trains on such data.
+metrics); LLM-QAT (arXiv 2305.17888) trains on such data.
 """
 
 from __future__ import annotations

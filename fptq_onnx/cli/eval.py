@@ -26,7 +26,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tasks",
-        help="perplexity, lastword (LAMBADA), or both with a comma (perplexity; for .jsonl both)",
+        help="perplexity, lambada, or both with a comma (perplexity; for .jsonl both)",
     )
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json or its folder, where the model has none"

@@ -14,6 +14,7 @@ from fptq_onnx.cli.compare import add_compare_options, run_compare
 from fptq_onnx.cli.console import Printer, discard_output, open_missing_streams
 from fptq_onnx.cli.eval import add_eval_options, run_eval
 from fptq_onnx.cli.export import add_export_options, add_exporter_option, onnx_of, run_export
+from fptq_onnx.cli.old_flags import add_old_flag, old_name_notes, rename_values
 from fptq_onnx.cli.package import add_package_options, run_package
 from fptq_onnx.cli.quantization_options import add_planning, planning, samples_of, unused_in_float16
 from fptq_onnx.cli.run import add_run_options, run_command
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a user's error, 130 when interrupted."""
     closed = open_missing_streams()
     options = build_parser().parse_args(arguments)
+    rename_values(options)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         if closed and run in _TELLING:
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("fptq-onnx: error: out of memory: close other programs", file=sys.stderr)
         return WRONG
+    if not getattr(options, "quiet", False):  # an error is one line, so notes come where none did
+        for line in old_name_notes(options):
+            print(f"fptq-onnx: note: {line}", file=sys.stderr)
     return 0
 
 
@@ -126,12 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one op per linear, attention left to ONNX Runtime (custom)",
     )
-    convert.add_argument(
+    as_exported = convert.add_argument(
         "--no-graph-optimization",
-        "--no-clean-up",
         action="store_true",
-        help="leave attention and norms as they were exported",
+        help="leave attention and norms as exported",
     )
+    add_old_flag(convert, "--no-clean-up", as_exported)
     convert.add_argument(
         "--max-kl", type=float, metavar="NATS", help="write nothing if the KL is larger"
     )
@@ -162,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=run_serve)
     add_serve_options(serve)
 
-    evaluate = commands.add_parser("eval", help="perplexity, KL and last-word accuracy of a model")
+    evaluate = commands.add_parser("eval", help="perplexity, KL and LAMBADA accuracy of a model")
     evaluate.set_defaults(run=run_eval)
     add_eval_options(evaluate)
 
@@ -212,8 +217,10 @@ def _convert(options: argparse.Namespace) -> None:
             f"--recipe fp16 only changes the type of floats: leave {', '.join(unused)} out"
         )
     quantize, fuse = not options.equalize_only, not options.no_fuse
-    tidy = not options.no_graph_optimization
-    decisions = {} if half else planning(options, quantize=quantize, fuse=fuse, optimize_graph=tidy)
+    optimize = not options.no_graph_optimization
+    decisions = (
+        {} if half else planning(options, quantize=quantize, fuse=fuse, graph_optimization=optimize)
+    )
     with onnx_of(options, output, say=say) as model:
         if half:
             convert_float16(

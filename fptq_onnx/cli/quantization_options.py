@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fptq_onnx.cli.old_flags import add_old_flag
 from fptq_onnx.errors import FptqError
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     # No defaults here: what is given can be told from what is not, and a plan has its own.
     plan.add_argument("--v0", type=float, help="static up to this range (15)")
     plan.add_argument("--v1", type=float, help="equalized up to this range (150)")
-    plan.add_argument("--block-size", type=int, help="32, 64, 128, 256 or -1 per channel (128)")
+    plan.add_argument(
+        "--block-size",
+        "--group-size",
+        type=int,
+        help="input channels that share a weight scale: 32, 64, 128, 256, or -1 per channel (128)",
+    )
     plan.add_argument(
         "--asymmetric", action="store_true", default=None, help="one zero point per group"
     )
@@ -58,31 +64,43 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="keep these in float: a regular expression on names, role:down, layer:0, layer:0-3",
     )
-    plan.add_argument(
-        "--w8", action="append", default=[], metavar="WHICH", help="8-bit weights for these"
+    int8 = plan.add_argument(
+        "--int8-layers",
+        action="append",
+        default=[],
+        metavar="WHICH",
+        help="linears that get 8-bit weights, selected as for --ignore",
     )
+    add_old_flag(plan, "--w8", int8)
     plan.add_argument(
         "--quantize-routers",
         action="store_true",
         default=None,
-        help="quantize routers of experts and gates of recurrences too; --w8 gives those it names "
-        "8 bits (they stay in float)",
+        help="quantize routers of experts and gates of recurrences too; those that --int8-layers "
+        "selects get 8 bits (they stay in float)",
     )
-    plan.add_argument("--weights", help="how weights are rounded: gptq, mse (clip search) or rtn")
-    plan.add_argument(
-        "--equalization", help="smoothing scales to fold: search, lae, smoothquant or none"
+    rounding = plan.add_argument(
+        "--weight-method",
+        metavar="METHOD",
+        help="rounding of weights: rtn (round to nearest), mse (clip search) or gptq",
     )
-    plan.add_argument(
-        "--policy",
-        help="measured errors or thresholds on ranges choose each input's scheme; or one for all: "
-        "static, per_token, float",
+    add_old_flag(plan, "--weights", rounding)
+    plan.add_argument("--equalization", help="smoothing scales: search, lae, smoothquant or none")
+    activations = plan.add_argument(
+        "--activation-scheme",
+        metavar="SCHEME",
+        help="how activation schemes are chosen: measured (by error) or thresholds (by range); or "
+        "one scheme for all: static, per_token, weight_only",
     )
-    plan.add_argument(
-        "--bits-budget",
+    add_old_flag(plan, "--policy", activations)
+    bits = plan.add_argument(
+        "--target-bits",
         type=float,
         metavar="BITS",
-        help="average per weight; what 4 bits leave goes to those in need",
+        help="target average bits per weight, scales included; bits beyond 4 are spent on the most "
+        "sensitive layers",
     )
+    add_old_flag(plan, "--bits-budget", bits)
     plan.add_argument(
         "--embedding-bits",
         type=int,
@@ -95,7 +113,7 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
-_IN_PLAN = ("policy", "equalization", "weights", "embedding_bits", "kv_cache")
+_IN_PLAN = ("activation_scheme", "equalization", "weight_method", "embedding_bits", "kv_cache")
 
 
 def planning(
@@ -103,7 +121,7 @@ def planning(
     *,
     quantize: bool = True,
     fuse: bool = True,
-    optimize_graph: bool = True,
+    graph_optimization: bool = True,
 ) -> dict[str, Any]:
     """Arguments of `convert` from the options of `add_planning`.
 
@@ -125,7 +143,7 @@ def planning(
     }
     methods = {
         name: value
-        for name in (*_IN_PLAN, "bits_budget")
+        for name in (*_IN_PLAN, "target_bits")
         if (value := getattr(options, name)) is not None
     }
     decided = [*given, *(name for name in _IN_PLAN if name in methods)]
@@ -140,9 +158,9 @@ def planning(
             **given,
             **methods,
             ignore=tuple(options.ignore),
-            w8=tuple(options.w8),
+            int8_layers=tuple(options.int8_layers),
             fuse=fuse,
-            optimize_graph=optimize_graph,
+            graph_optimization=graph_optimization,
             quantize=quantize,
         ),
         "samples": samples_of(options),
@@ -158,8 +176,8 @@ def unused_in_float16(options: argparse.Namespace) -> list[str]:
     names = (
         "target", "dry_run", "plan", "no_fuse", "no_graph_optimization",
         "equalize_only", "stats", "v0", "v1",
-        "block_size", "asymmetric", "ignore", "w8", "quantize_routers", "weights", "equalization",
-        "policy", "bits_budget", "embedding_bits", "kv_cache",
+        "block_size", "asymmetric", "ignore", "int8_layers", "quantize_routers", "weight_method",
+        "equalization", "activation_scheme", "target_bits", "embedding_bits", "kv_cache",
     )  # fmt: skip
     values = {name: getattr(options, name) for name in names}
     return [

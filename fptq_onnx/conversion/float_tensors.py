@@ -14,7 +14,7 @@ from fptq_onnx.graph.linears.linears import MATMUL_LIKE, LinearScan
 from fptq_onnx.passes.quantize_embeddings import SCALES, are_tokens, find_embeddings
 from fptq_onnx.progress import human_bytes
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, Plan
+from fptq_onnx.scheme.plan import SKIP, Plan
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _SHARE = 0.01  # of the file, above which a kind is told of
@@ -114,7 +114,7 @@ def expected_floats(
     if not config.quantize:
         return ()
     schemes = {entry.name: entry.scheme for entry in plan.linears}
-    leaving = {id(linear.nodes[0]) for linear in scan.linears if schemes[linear.name] != FLOAT}
+    leaving = {id(linear.nodes[0]) for linear in scan.linears if schemes[linear.name] != SKIP}
     if config.embedding_bits != 32:
         for table in find_embeddings(model, leaving):
             if not table.obstacle:

@@ -1,4 +1,4 @@
-"""What exporters spell out at length, spelled so that it runs faster; in standard ops.
+"""Op variants of attention and norms that run faster than what exporters wrote; in standard ops.
 
 The rewrites are made after calibration and folding, on what is written: linears are found, folded
 and compared in the graph that the exporter wrote. Each was checked by running that graph before and

@@ -1,4 +1,4 @@
-"""Decide which rewrites of the clean-up a model gets: those after which it gives the same outputs.
+"""Decide which rewrites a model gets: those after which it gives the same outputs.
 
 A decoder is run on two rows, one of them padded on the left, then on further tokens with the cache
 that left; other models on samples. One model is in memory at a time.
@@ -59,9 +59,9 @@ class CheckedOptimization:
         if not self.done.counts:
             return []
         return [
-            f"clean-up     {self.done.text}",
+            f"optimized    {self.done.text}",
             f"             outputs differ by {self.difference:.1e} of the largest, with a cache "
-            "and padded rows where the model has them",
+            "and padded sequences where the model has them",
         ]
 
     @property
@@ -87,7 +87,7 @@ def check_graph_optimization(
     try:
         before = list(run_samples(loaded, loaded.model, source, threads))
     except FptqError as error:
-        left = f"the clean-up was left out, since nothing can be compared: {error}"
+        left = f"graph optimization was left out, since nothing can be compared: {error}"
         return CheckedOptimization((), GraphOptimization({}, ()), 0.0, (left,))
     if isinstance(done, GraphOptimization):
         difference = _difference(loaded, model, source, threads, before)
@@ -99,7 +99,7 @@ def check_graph_optimization(
     for name in ALL:
         model, done = _optimized(loaded, (*kept, name))
         if isinstance(done, PassError):
-            undone.append(f"the clean-up {name} was undone: {done}")
+            undone.append(f"the graph optimization {name} was undone: {done}")
             continue
         if name not in done.counts:
             continue
@@ -108,7 +108,8 @@ def check_graph_optimization(
             kept, difference = (*kept, name), found
         else:
             undone.append(
-                f"the clean-up {name} was undone: outputs differ by {found:.2g} of the largest"
+                f"the graph optimization {name} was undone: outputs differ by {found:.2g} of the "
+                "largest"
             )
     return CheckedOptimization(
         kept, optimize_graph(loaded.model.clone(), kept), difference, tuple(undone)

@@ -19,6 +19,7 @@ from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.plan import Plan
 
+_METHODS = ("weight_method", "equalization", "activation_scheme")
 _BY_RANGE = (
     "note         schemes by the paper's thresholds on ranges; convert measures errors "
     "instead: see convert --dry-run"
@@ -40,10 +41,10 @@ def inspect_model(model: Path, *, as_json: bool, config: Config, **planning: Any
     folder = find_model_file(model).parent
     if (folder / REPORT_FILE).is_file() and (folder / PLAN_FILE).is_file():
         return _converted(folder, as_json=as_json)
-    by_range = config.policy == "measured"  # measuring takes a walk through the model
+    by_range = config.activation_scheme == "measured"  # measuring runs the model
     if by_range:
-        methods = {name: getattr(PAPER, name) for name in ("weights", "equalization", "policy")}
-        config = replace(config, bits_budget=None, **methods)
+        methods = {name: getattr(PAPER, name) for name in _METHODS}
+        config = replace(config, target_bits=None, **methods)
     lines: list[str] = []
     result = convert(model, dry_run=True, say=lines.append, config=config, **planning)
     blocks = find_blocks(result.scan.linears)

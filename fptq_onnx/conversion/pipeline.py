@@ -94,7 +94,8 @@ def convert(
             `config`.
         overwrite: replace an output folder this tool wrote before.
         dry_run: stop when everything is decided; nothing is written.
-        measure_errors: walk through the model even where the decisions do not need it.
+        measure_errors: run the model layer group by layer group even where the decisions do not
+            need it.
         verify_samples: samples to compare with the original on; 0 compares nothing.
         gate: refuse results that are further from the original; needs verify_samples.
         threads: intra-op threads for our runs, 0 lets ONNX Runtime choose.
@@ -188,14 +189,14 @@ def _check_names(scan: LinearScan, config: Config, plan: Plan | None) -> None:
     """See before anything is measured that options and plan speak of linears of this model."""
     if plan is None:
         select(scan, "--ignore", config.ignore)
-        select(scan, "--w8", config.w8)
+        select(scan, "--int8-layers", config.int8_layers)
         return
     if config.ignore:
         raise FptqError(
-            "--ignore and --plan cannot be combined: give the linear scheme 'float' in the plan"
+            "--ignore and --plan cannot be combined: give the linear scheme 'skip' in the plan"
         )
-    if config.w8:
+    if config.int8_layers:
         raise FptqError(
-            "--w8 and --plan cannot be combined: give the linear weight_bits 8 in the plan"
+            "--int8-layers and --plan cannot be combined: give the linear weight_bits 8 in the plan"
         )
     plan.check_against(scan)

@@ -68,7 +68,7 @@ def bits_per_weight(
     """Average bits stored per weight of all linears: codes, scales, zero points and padding.
 
     A linear kept in float counts with its float type. A weight that several linears have counts
-    once, as it is stored; where it is stored in several forms, all of them count.
+    once, as it is stored; where it is stored in several layouts, all of them count.
 
     Args:
         plan: the decisions.

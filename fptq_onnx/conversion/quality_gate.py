@@ -63,6 +63,6 @@ class Gate:
         if missed:
             raise FptqError(
                 f"the {what} model is not good enough, nothing was written: {'; '.join(missed)} "
-                f"(on {result.samples} samples); give it more bits (--bits-budget, --asymmetric, "
+                f"(on {result.samples} samples); give it more bits (--target-bits, --asymmetric, "
                 f"--block-size 64) or better calibration data, or allow more"
             )

@@ -26,7 +26,7 @@ from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.mixed_precision import planned_bits
 from fptq_onnx.quantization.sequential import SequentialResult
 from fptq_onnx.quantization.task import QuantizationTask
-from fptq_onnx.scheme.plan import FLOAT, Plan
+from fptq_onnx.scheme.plan import SKIP, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 
@@ -123,7 +123,7 @@ def _solve(
 
 def _optimize_graph(model: ir.Model, task: QuantizationTask, options: Options) -> tuple[str, ...]:
     """Rewrite in place what gives the same outputs in the original; notes."""
-    if not options.config.optimize_graph:
+    if not options.config.graph_optimization:
         return ()
     threads = options.context.threads
     checked = check_graph_optimization(
@@ -138,7 +138,7 @@ def _expected(task: QuantizationTask, options: Options, plan: Plan) -> tuple[str
     """What will stay in floats; a weight that several linears have counts once."""
     sizes: dict[str, float] = {}
     for entry in plan.linears:
-        if entry.scheme != FLOAT:
+        if entry.scheme != SKIP:
             sizes.setdefault(task.scan.shared.get(entry.name, entry.name), planned_bits(entry) / 8)
     return expected_floats(task.loaded.model, task.scan, plan, options.config, sum(sizes.values()))
 

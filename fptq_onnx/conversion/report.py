@@ -15,9 +15,9 @@ from fptq_onnx.graph.linears.linears import IN_SUBGRAPH, LinearScan
 from fptq_onnx.graph.linears.roles import Block
 from fptq_onnx.graph.linears.weights_in_other_ops import CONVOLUTIONS
 from fptq_onnx.scheme.plan import (
-    FLOAT,
     LAE_STATIC,
     PER_TOKEN,
+    SKIP,
     STATIC,
     STAYS,
     WEIGHT_ONLY,
@@ -25,12 +25,13 @@ from fptq_onnx.scheme.plan import (
     Plan,
 )
 
+FORMAT = "fptq-report-2"
 SCHEME_NAMES = {
     STATIC: "static",
     LAE_STATIC: "equalized (LAE) + static",
     PER_TOKEN: "per-token dynamic",
     WEIGHT_ONLY: "weights only",
-    FLOAT: "float",
+    SKIP: "float (skip)",
 }
 
 
@@ -83,7 +84,8 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def coverage_lines(scan: LinearScan) -> list[str]:

@@ -79,10 +79,10 @@ def _report(prepared: Prepared, emitted: Emitted, target: str, options: Options)
     bits = bits_per_weight(prepared.plan, emitted.model, task.scan.shared)
     notes = [*prepared.warnings, *prepared.notes, *emitted.notes]
     notes += float_notes(floats, all_bytes(emitted.model))
-    if config.bits_budget is not None and bits > config.bits_budget + _BITS_SHOWN:
+    if config.target_bits is not None and bits > config.target_bits + _BITS_SHOWN:
         notes.append(
             f"target {target} stores {bits:.2f} bits per weight, above "
-            f"--bits-budget {config.bits_budget:g}, which counts what target custom stores"
+            f"--target-bits {config.target_bits:g}, which counts what target custom stores"
         )
     return replace(
         report,

@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.evaluation.lambada import (
-    LastWordFigures,
+    LambadaMetrics,
     Passage,
-    last_word_figures,
+    lambada_metrics,
     score_passages,
     split_passages,
 )
 from fptq_onnx.evaluation.perplexity import (
-    WindowFigures,
+    PerplexityMetrics,
     compare_windows,
-    figures_against_reference,
-    figures_alone,
     measure_windows,
+    metrics_against_reference,
+    metrics_alone,
 )
-from fptq_onnx.evaluation.settings import LASTWORD, PERPLEXITY, EvalSettings
+from fptq_onnx.evaluation.settings import LAMBADA, PERPLEXITY, EvalSettings
 from fptq_onnx.model_io.finite_json import finite
 from fptq_onnx.model_io.hf_config import find_model_file, read_special_ids
 from fptq_onnx.model_io.model_folder import side_file
@@ -49,8 +49,8 @@ class Evaluation:
         window: tokens in a window.
         prefix: ids before each document.
         suffix: ids after each document, of windows alone.
-        perplexity: figures over windows, None where not asked for.
-        lastword: figures of last words, None where not asked for.
+        perplexity: metrics over windows, None where not asked for.
+        lambada: metrics of LAMBADA, None where not asked for.
     """
 
     model: str
@@ -59,8 +59,8 @@ class Evaluation:
     window: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
-    perplexity: WindowFigures | None
-    lastword: LastWordFigures | None
+    perplexity: PerplexityMetrics | None
+    lambada: LambadaMetrics | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: estimates as {"value", "standard_error"}, infinities as null."""
@@ -92,7 +92,7 @@ def evaluate_model(
     source = _Source.of(paths, settings)
     tasks = settings.chosen_tasks
     # The text before the models: a wrong file name should not cost the time to open them.
-    passages = _passages(source, settings) if LASTWORD in tasks else []
+    passages = _passages(source, settings) if LAMBADA in tasks else []
     ids = _tokens(source, settings) if PERPLEXITY in tasks else None
     decoders = [_open(path, threads) for path in paths]
     _check_vocabularies(decoders, source, passages, ids)
@@ -103,14 +103,14 @@ def evaluate_model(
     def progress(items: Sequence[T], what: str) -> Iterator[T]:
         return track(items, total=len(items), what=what, quiet=quiet)
 
-    perplexity = lastword = None
+    perplexity = lambada = None
     if ids is not None:
         windows = cut_windows(ids, window)[: settings.max_windows]
         perplexity = _measure(decoders, progress(windows, "evaluating windows"))
     if passages:
         room = min([*fixed, *source.contexts], default=None)
-        steps = progress(passages, "predicting last words")
-        lastword = last_word_figures(list(score_passages(decoders, steps, room)))
+        steps = progress(passages, "LAMBADA")
+        lambada = lambada_metrics(list(score_passages(decoders, steps, room)))
     return Evaluation(
         model=str(model),
         reference=None if reference is None else str(reference),
@@ -119,7 +119,7 @@ def evaluate_model(
         prefix=source.tokenizer.prefix,
         suffix=source.tokenizer.suffix,
         perplexity=perplexity,
-        lastword=lastword,
+        lambada=lambada,
     )
 
 
@@ -197,7 +197,9 @@ def _check_vocabularies(
         tokenizer.known(ids.tolist())
 
 
-def _measure(decoders: Sequence[Decoder], windows: Iterable[NDArray[np.int64]]) -> WindowFigures:
+def _measure(
+    decoders: Sequence[Decoder], windows: Iterable[NDArray[np.int64]]
+) -> PerplexityMetrics:
     if len(decoders) == 1:
-        return figures_alone(list(measure_windows(decoders[0], windows)))
-    return figures_against_reference(list(compare_windows(decoders[1], decoders[0], windows)))
+        return metrics_alone(list(measure_windows(decoders[0], windows)))
+    return metrics_against_reference(list(compare_windows(decoders[1], decoders[0], windows)))

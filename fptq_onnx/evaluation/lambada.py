@@ -1,4 +1,4 @@
-"""Last-word prediction (LAMBADA): does the model complete a passage with its last word?"""
+"""LAMBADA: does the model complete a passage with its last word?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class LastWordFigures:
+class LambadaMetrics:
     """How well last words were predicted.
 
     Attributes:
@@ -103,8 +103,8 @@ def score_passages(
         )
 
 
-def last_word_figures(scores: Sequence[tuple[Score, ...]]) -> LastWordFigures:
-    """Figures from scores of the model, and of the reference where there is one.
+def lambada_metrics(scores: Sequence[tuple[Score, ...]]) -> LambadaMetrics:
+    """Metrics from scores of the model, and of the reference where there is one.
 
     Args:
         scores: of at least one passage: of the model alone, or of the model and the reference.
@@ -113,10 +113,10 @@ def last_word_figures(scores: Sequence[tuple[Score, ...]]) -> LastWordFigures:
     accuracy, perplexity = _accuracy(model), _perplexity(model)
     shortened = sum(score.shortened > 0 for score in model)
     if len(scores[0]) == 1:
-        return LastWordFigures(len(model), shortened, accuracy, perplexity)
+        return LambadaMetrics(len(model), shortened, accuracy, perplexity)
     reference = [score[1] for score in scores]
     changes = [int(a.greedy) - int(b.greedy) for a, b in zip(model, reference, strict=True)]
-    return LastWordFigures(
+    return LambadaMetrics(
         len(model),
         shortened,
         accuracy,

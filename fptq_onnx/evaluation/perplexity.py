@@ -28,14 +28,14 @@ from fptq_onnx.runtime.decoder import Decoder
 __all__ = [
     "Comparison",
     "OutputDifference",
-    "WindowFigures",
+    "PerplexityMetrics",
     "compare",
     "compare_last_positions",
     "compare_outputs",
     "compare_windows",
-    "figures_against_reference",
-    "figures_alone",
     "measure_windows",
+    "metrics_against_reference",
+    "metrics_alone",
     "perplexity",
     "perplexity_of",
 ]
@@ -204,7 +204,7 @@ def perplexity_of(nll: Sequence[float], predictions: Sequence[int]) -> Estimate:
 
 
 @dataclass(frozen=True)
-class WindowFigures:
+class PerplexityMetrics:
     """How well a text was predicted. Standard errors are over windows.
 
     Attributes:
@@ -231,29 +231,29 @@ class WindowFigures:
     positions: int | None = None
 
 
-def figures_alone(parts: Sequence[WindowNll]) -> WindowFigures:
-    """Figures of a model without a reference.
+def metrics_alone(parts: Sequence[WindowNll]) -> PerplexityMetrics:
+    """Metrics of a model without a reference.
 
     Raises:
         FptqError: no token was predicted.
     """
     predictions = [part.predictions for part in parts]
-    return WindowFigures(
+    return PerplexityMetrics(
         windows=len(parts),
         predictions=sum(predictions),
         perplexity=perplexity_of([part.nll for part in parts], predictions),
     )
 
 
-def figures_against_reference(parts: Sequence[WindowMetrics]) -> WindowFigures:
-    """Figures of a model with a reference.
+def metrics_against_reference(parts: Sequence[WindowMetrics]) -> PerplexityMetrics:
+    """Metrics of a model with a reference.
 
     Raises:
         FptqError: no token was predicted.
     """
     predictions = [part.predictions for part in parts]
     positions = [part.positions for part in parts]
-    return WindowFigures(
+    return PerplexityMetrics(
         windows=len(parts),
         predictions=sum(predictions),
         perplexity=perplexity_of([part.nll for part in parts], predictions),

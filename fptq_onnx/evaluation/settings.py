@@ -8,7 +8,7 @@ from pathlib import Path
 from fptq_onnx.errors import FptqError
 from fptq_onnx.text.windows import TEXT_SUFFIXES
 
-PERPLEXITY, LASTWORD = TASKS = ("perplexity", "lastword")
+PERPLEXITY, LAMBADA = TASKS = ("perplexity", "lambada")
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class EvalSettings:
     Attributes:
         data: .txt (documents separated by lines `<|endoftext|>`) or .jsonl.
         text_field: field of a .jsonl object that holds the text.
-        tasks: of TASKS; empty for perplexity, and lastword too where the data are .jsonl passages.
-        max_windows: windows, and passages of lastword, at most; None for all.
+        tasks: of TASKS; empty for perplexity, and lambada too where the data are .jsonl passages.
+        max_windows: windows, and passages of lambada, at most; None for all.
         window: tokens in a window, at least 2; fewer where the model's context is shorter.
         bos: put around each document what the tokenizer puts there, such as BOS before it.
         tokenizer_folder: holds tokenizer.json where neither the model's folder nor the reference's

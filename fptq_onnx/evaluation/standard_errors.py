@@ -15,10 +15,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of a sample of text, and how far another sample's would be from it.
+    """A metric of a sample of text, and how far another sample's would be from it.
 
     Attributes:
-        value: the figure.
+        value: the metric.
         standard_error: one standard deviation of it; None where the sample is too small to say.
     """
 

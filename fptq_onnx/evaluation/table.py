@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from fptq_onnx.evaluation.evaluate import Evaluation
 from fptq_onnx.evaluation.standard_errors import Estimate
 
-# Name, the model's figure, the reference's, digits after the point.
+# Name, the model's value, the reference's, digits after the point.
 _Row = tuple[str, Estimate, Estimate | None, int]
 
 
 def evaluation_table(evaluation: Evaluation) -> list[str]:
-    """Lines: what was run, and each figure with its standard error.
+    """Lines: what was run, and each metric with its standard error.
 
     Args:
         evaluation: as measured.
@@ -26,9 +26,9 @@ def evaluation_table(evaluation: Evaluation) -> list[str]:
     cells = [heads, *([name, *_pair(a, n), *_pair(b, n)] for name, a, b, n in rows)]
     cells = [row[: len(heads)] for row in cells]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    for name, *figures in cells:
+    for name, *metrics in cells:
         line = [name.ljust(widths[0])]
-        line += [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+        line += [cell.rjust(width) for cell, width in zip(metrics, widths[1:], strict=True)]
         lines.append("  ".join(line).rstrip())
     return lines
 
@@ -39,7 +39,7 @@ def _sizes(evaluation: Evaluation) -> Iterator[str]:
             f"{windows.windows} windows of up to {evaluation.window} tokens, "
             f"{windows.predictions} predicted"
         )
-    if (words := evaluation.lastword) is not None:
+    if (words := evaluation.lambada) is not None:
         cut = f" ({words.shortened} shortened to the model's context)" if words.shortened else ""
         yield f"{words.passages} passages{cut}"
 
@@ -53,11 +53,11 @@ def _rows(evaluation: Evaluation) -> Iterator[_Row]:
             yield "KL to reference (nats)", windows.kl, None, 5
         if windows.top1 is not None:
             yield "top-1 agreement", windows.top1, None, 4
-    if (words := evaluation.lastword) is not None:
-        yield "last-word accuracy", words.accuracy, words.accuracy_reference, 4
+    if (words := evaluation.lambada) is not None:
+        yield "LAMBADA accuracy", words.accuracy, words.accuracy_reference, 4
         if words.accuracy_change is not None:
-            yield "last-word accuracy, change", words.accuracy_change, None, 4
-        yield "last-word perplexity", words.perplexity, words.perplexity_reference, 4
+            yield "LAMBADA accuracy, change", words.accuracy_change, None, 4
+        yield "LAMBADA perplexity", words.perplexity, words.perplexity_reference, 4
 
 
 def _pair(estimate: Estimate | None, digits: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Feed a model for one sequence or several at once, and give out each one's tokens as they come.
 
-    engine = LanguageModel.open(folder).engine(max_rows=8)
+    engine = LanguageModel.open(folder).engine(max_sequences=8)
     first = engine.add(Request(prompt=ids, max_tokens=64))     # a Delta: its first token
     while engine.active:
         for delta in engine.step():                            # one token for each
@@ -21,7 +21,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.generation.kv.base import CacheRows
+from fptq_onnx.generation.kv.base import SequenceCache
 from fptq_onnx.generation.sampling import Sampler
 from fptq_onnx.generation.sequence import Delta, FinishReason, Generation, Request
 from fptq_onnx.generation.text_stream import TextStream
@@ -30,7 +30,7 @@ __all__ = ["Delta", "Engine", "FinishReason", "Generation", "Request"]
 
 
 @dataclass(eq=False)
-class _Row:
+class _Sequence:
     """A sequence, with what chooses and shows its tokens.
 
     unfed: what of its prompt the cache does not hold yet.
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        rows: CacheRows,
+        cache: SequenceCache,
         *,
         tokenizer: tokenizers.Tokenizer | None = None,
         eos: Collection[int] = (),
@@ -57,22 +57,22 @@ class Engine:
         """Begin without sequences.
 
         Args:
-            rows: empty; the engine alone uses them from now on.
+            cache: empty; the engine alone uses them from now on.
             tokenizer: for text; without it deltas have tokens only, and stop strings do nothing.
             eos: ids that end a text.
             context_length: tokens a sequence can have, prompt included; None for no limit.
         """
-        self._rows = rows
+        self._cache = cache
         self._tokenizer = tokenizer
         self._eos = frozenset(eos)
         self._context_length = context_length
-        self._active: list[_Row] = []  # in the order of the cache's rows
-        self._left: list[int] = []  # what row 0 still holds of a sequence that has ended
+        self._active: list[_Sequence] = []  # in the order of the cache's sequences
+        self._left: list[int] = []  # what slot 0 still holds of a sequence that has ended
 
     @property
     def active(self) -> tuple[Generation, ...]:
         """The sequences that go on."""
-        return tuple(row.generation for row in self._active)
+        return tuple(sequence.generation for sequence in self._active)
 
     @property
     def context_length(self) -> int | None:
@@ -82,7 +82,7 @@ class Engine:
     @property
     def room(self) -> int:
         """How many more sequences can be added now."""
-        return self._rows.max_rows - len(self._active)
+        return self._cache.max_sequences - len(self._active)
 
     def check(self, request: Request) -> None:
         """Refuse what could never be generated, without running anything.
@@ -117,7 +117,7 @@ class Engine:
         """
         self.check(request)
         if not self.room:
-            raise FptqError(f"the engine holds {self._rows.max_rows} sequences already")
+            raise FptqError(f"the engine holds {self._cache.max_sequences} sequences already")
         prompt = list(request.prompt)
         generation = Generation(request)
         kept, self._left = self._left, []
@@ -126,26 +126,26 @@ class Engine:
         reused = _common(kept, prompt[:-2]) if kept and not self._active else 0
         end = len(prompt) if at_once is None else reused + at_once
         if reused:
-            self._rows.truncate(0, reused)
+            self._cache.truncate(0, reused)
             generation.reused = reused
             try:
-                logits = self._rows.extend(0, prompt[reused:end])
+                logits = self._cache.extend(0, prompt[reused:end])
             except BaseException:
-                self._rows.remove(0)
+                self._cache.remove(0)
                 raise
         else:
             if kept:
-                self._rows.remove(0)
-            logits = self._rows.append(prompt[:end])
-        row = _Row(
+                self._cache.remove(0)
+            logits = self._cache.append(prompt[:end])
+        sequence = _Sequence(
             generation,
             Sampler(request.sampling, prompt),
             TextStream(self._tokenizer, prompt, request.stop) if self._tokenizer else None,
             self._limit(request),
             prompt[end:],
         )
-        self._active.append(row)
-        return self._fed(row, logits)
+        self._active.append(sequence)
+        return self._fed(sequence, logits)
 
     def feed(self, generation: Generation, tokens: int) -> Delta:
         """Feed more of a prompt that `add` did not feed to its end.
@@ -157,34 +157,34 @@ class Engine:
         Raises:
             FptqError: the model cannot be run; the sequence has left then.
         """
-        row = self._row(generation)
-        place = self._active.index(row)
+        sequence = self._sequence(generation)
+        place = self._active.index(sequence)
         try:
-            logits = self._rows.extend(place, row.unfed[:tokens])
+            logits = self._cache.extend(place, sequence.unfed[:tokens])
         except BaseException:
-            self._drop(row)
+            self._drop(sequence)
             raise
-        del row.unfed[:tokens]
-        return self._fed(row, logits)
+        del sequence.unfed[:tokens]
+        return self._fed(sequence, logits)
 
     def unfed(self, generation: Generation) -> int:
         """Tokens of an active sequence's prompt that are still to be fed."""
-        return len(self._row(generation).unfed)
+        return len(self._sequence(generation).unfed)
 
-    def _row(self, generation: Generation) -> _Row:
-        return next(row for row in self._active if row.generation is generation)
+    def _sequence(self, generation: Generation) -> _Sequence:
+        return next(sequence for sequence in self._active if sequence.generation is generation)
 
-    def _fed(self, row: _Row, logits: NDArray[np.float32]) -> Delta:
+    def _fed(self, sequence: _Sequence, logits: NDArray[np.float32]) -> Delta:
         """Choose a first token, if the prompt was fed to its end."""
-        if row.unfed:
-            return Delta(row.generation, None, "", None)
+        if sequence.unfed:
+            return Delta(sequence.generation, None, "", None)
         try:
-            delta = self._take(row, row.sampler.choose(logits))
+            delta = self._take(sequence, sequence.sampler.choose(logits))
         except BaseException:
-            self._drop(row)
+            self._drop(sequence)
             raise
         if delta.finish_reason:
-            self._drop(row)
+            self._drop(sequence)
         return delta
 
     def step(self) -> list[Delta]:
@@ -198,32 +198,34 @@ class Engine:
         Raises:
             FptqError: the model cannot be run; the engine is of no more use then.
         """
-        rows = list(self._active)
-        if all(row.unfed for row in rows):
+        sequences = list(self._active)
+        if all(sequence.unfed for sequence in sequences):
             return []
-        # Every row of the cache is fed one token: for prompts on their way, the next of them.
-        logits = self._rows.decode([(row.unfed or row.generation.tokens[-1:])[0] for row in rows])
+        # Every sequence of the cache is fed one token: for prompts on their way, the next of them.
+        logits = self._cache.decode(
+            [(sequence.unfed or sequence.generation.tokens[-1:])[0] for sequence in sequences]
+        )
         deltas = []
-        for row, one in zip(rows, logits, strict=True):
-            del row.unfed[:1]
-            if row.unfed:
+        for sequence, one in zip(sequences, logits, strict=True):
+            del sequence.unfed[:1]
+            if sequence.unfed:
                 continue
             try:
-                deltas.append(self._take(row, row.sampler.choose(one)))
+                deltas.append(self._take(sequence, sequence.sampler.choose(one)))
             except FptqError as error:
-                row.generation.finish_reason, row.generation.error = "failed", error
-                deltas.append(Delta(row.generation, None, "", "failed"))
-        for row in rows:
-            if row.generation.finish_reason:
-                self._drop(row)
+                sequence.generation.finish_reason, sequence.generation.error = "failed", error
+                deltas.append(Delta(sequence.generation, None, "", "failed"))
+        for sequence in sequences:
+            if sequence.generation.finish_reason:
+                self._drop(sequence)
         return deltas
 
     def cancel(self, generation: Generation) -> None:
         """End a sequence now; one that has ended already is left alone."""
-        for row in self._active:
-            if row.generation is generation:
+        for sequence in self._active:
+            if sequence.generation is generation:
                 generation.finish_reason = "cancelled"
-                self._drop(row)
+                self._drop(sequence)
                 return
 
     def stream(self, request: Request) -> Iterator[Delta]:
@@ -253,10 +255,10 @@ class Engine:
             limits.append(self._context_length - len(request.prompt))
         return min(limits) if limits else 1 << 62
 
-    def _take(self, row: _Row, token: int) -> Delta:
+    def _take(self, sequence: _Sequence, token: int) -> Delta:
         """Give a sequence its next token."""
-        generation, stream = row.generation, row.stream
-        if not row.max_tokens:  # asked for none: the prompt was fed, and counted
+        generation, stream = sequence.generation, sequence.stream
+        if not sequence.max_tokens:  # asked for none: the prompt was fed, and counted
             generation.finish_reason = "length"
             return Delta(generation, None, "", "length")
         text = ""
@@ -268,7 +270,7 @@ class Engine:
             text = stream.push(token) if stream else ""
             if stream and stream.stopped:
                 generation.finish_reason = "stop"
-            elif len(generation.tokens) >= row.max_tokens:
+            elif len(generation.tokens) >= sequence.max_tokens:
                 generation.finish_reason = "length"
         if generation.finish_reason and stream:
             text += stream.finish()
@@ -277,16 +279,16 @@ class Engine:
         generation.text += text
         return Delta(generation, given, text, generation.finish_reason)
 
-    def _drop(self, row: _Row) -> None:
-        place = self._active.index(row)
+    def _drop(self, sequence: _Sequence) -> None:
+        place = self._active.index(sequence)
         last = self._active.pop()
         if place < len(self._active):
             self._active[place] = last
         if self._active:
-            self._rows.remove(place)
+            self._cache.remove(place)
         else:  # keep it: a conversation goes on from here
-            ids = [*row.generation.request.prompt, *row.generation.tokens]
-            self._left = ids[: self._rows.lengths[0]]
+            ids = [*sequence.generation.request.prompt, *sequence.generation.tokens]
+            self._left = ids[: self._cache.lengths[0]]
 
 
 def _common(one: list[int], other: list[int]) -> int:

@@ -63,11 +63,11 @@ class LanguageModel:
         """The model's tokenizer."""
         return self.texts.tokenizer
 
-    def engine(self, *, max_rows: int = 1, max_length: int | None = None) -> Engine:
+    def engine(self, *, max_sequences: int = 1, max_length: int | None = None) -> Engine:
         """A new engine on this model; several may be in use at a time.
 
         Args:
-            max_rows: sequences at a time.
+            max_sequences: sequences at a time.
             max_length: tokens in a sequence at most, prompt included; by default the model's
                 context.
         """
@@ -78,7 +78,7 @@ class LanguageModel:
         elif shared:
             context = DEFAULT_LENGTH
         return Engine(
-            self.model.rows(max_rows=max_rows, max_length=context),
+            self.model.cache(max_sequences=max_sequences, max_length=context),
             tokenizer=self.tokenizer, eos=self.special.eos, context_length=context,
         )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Which function of one value a piece of graph computes, found by trying it out.
 
-Exporters spell an activation function in many ways (gelu has five); what it does to numbers is the
-same. A piece is the nodes between a value and what depends on nothing but it and scalar constants.
+Exporters write an activation function in many op variants (gelu has five); what it does to numbers
+is the same. A piece is the nodes between a value and what depends on nothing but it and scalar
+constants.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def forget_pages(values: Iterable[ir.Value | None]) -> None:
     """Take the pages of external weights out of this process's resident memory.
 
     Every tensor maps the whole file for itself, and a page stays resident in each mapping that read
-    it: a walk through a model would count it twice over. The mapping stays, and arrays that view it
+    it: a run through a model would count it twice over. The mapping stays, and arrays that view it
     stay good: what is read again comes from the system's file cache.
     """
     if _DONT_NEED is None:

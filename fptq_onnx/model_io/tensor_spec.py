@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime as ort
 
-# onnxruntime's spelling of element types -> ours (NumPy's, and "bfloat16" as ml_dtypes calls it).
+# onnxruntime's variant of element types -> ours (NumPy's, and "bfloat16" as ml_dtypes calls it).
 _ORT_DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",

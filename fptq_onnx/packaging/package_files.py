@@ -84,7 +84,7 @@ class Allowance:
 
 @contextmanager
 def package_files(package: Path, allowance: Allowance, folders: set[str]) -> Iterator[Files]:
-    """Walk through a package.
+    """Go through a package.
 
     Args:
         package: a folder or an archive.

@@ -53,13 +53,15 @@ def quantize_within_budget(
         shutil.rmtree(values)
         return result
 
-    plan, budget = task.plan, task.config.bits_budget
+    plan, budget = task.plan, task.config.target_bits
     if budget is None:
         return run(plan, "quantizing")
     if task.as_planned:
-        raise FptqError("--bits-budget and --plan cannot be combined: the plan has the bits")
+        raise FptqError("--target-bits and --plan cannot be combined: the plan has the bits")
     if not isinstance(source, TokenWindows):
-        raise FptqError("--bits-budget needs token samples (text or random), not feeds: use --w8")
+        raise FptqError(
+            "--target-bits needs token samples (text or random), not feeds: use --int8-layers"
+        )
     check_budget(plan, budget)
     first = run(plan, "quantizing", try_wider=True)
     groups, sensitivity = measure_sensitivity(

@@ -164,7 +164,7 @@ class StatisticsInputs:
             self.groups, scan.linears, fixed, across_groups=task.as_planned
         )
         self._task, self._linears = task, scan.by_name()
-        self.shared = SharedRounding(scan.shared, task.config.weights)
+        self.shared = SharedRounding(scan.shared, task.config.weight_method)
 
     def enter(self, group: LayerGroup) -> GroupStatistics:
         """What is known of a layer group.

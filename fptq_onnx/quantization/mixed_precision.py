@@ -27,7 +27,7 @@ from fptq_onnx.numerics.panels import PANEL_COLUMNS, STEP_CHANNELS, panel_count,
 from fptq_onnx.runtime.decoder import Decoder
 from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session_in_memory
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
+from fptq_onnx.scheme.plan import SKIP, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 _BLOCKS = (32, 64, 128, 256)
@@ -41,7 +41,7 @@ def planned_bits(entry: LinearPlan) -> float:
     Floats count as 32, scales as 16, though those of a linear with one out of the range of float16
     take 32; channels and columns are padded to whole panels.
     """
-    if entry.scheme == FLOAT:
+    if entry.scheme == SKIP:
         return 32.0 * entry.k * entry.n
     per_group = 16 if entry.symmetric else 24
     groups = group_count(entry.k, entry.block_size)
@@ -65,14 +65,14 @@ def check_budget(plan: Plan, budget: float) -> None:
     least = average_bits(plan)
     if least > budget:
         raise FptqError(
-            f"--bits-budget {budget:g} cannot be met: this model needs {least:.2f} bits per weight "
+            f"--target-bits {budget:g} cannot be met: this model needs {least:.2f} bits per weight "
             f"with 4-bit weights and their scales; raise it, or use larger blocks"
         )
 
 
 def precision_candidates(entry: LinearPlan) -> dict[str, LinearPlan]:
-    """Ways to give a 4-bit linear more bits, by name; none for one in float or wide already."""
-    if entry.scheme == FLOAT or entry.weight_bits == 8:
+    """Plans with more bits for a 4-bit linear, by name; none for one in float or wide already."""
+    if entry.scheme == SKIP or entry.weight_bits == 8:
         return {}
     precisions = {}
     smaller = entry.block_size // 2 if entry.block_size >= 2 * min(_BLOCKS) else None
@@ -99,7 +99,7 @@ def allocate_bits(
         plan: to start from, within the budget.
         groups: names of the linears of each layer group.
         sensitivity: what the layer group costs as planned, any unit, not negative.
-        ratios: of each group, by name of a wider form, its output error relative to the planned.
+        ratios: of each group, by precision candidate, its output error relative to the planned.
         budget: average bits per weight.
 
     Returns:
@@ -139,19 +139,19 @@ def one_form(plan: Plan, shared: Mapping[str, str]) -> Plan:
     """Give linears with one weight the widest form of any of them, which is then stored once.
 
     Args:
-        plan: with forms chosen layer group by layer group.
+        plan: with precisions chosen layer group by layer group.
         shared: see graph/linears/shared_weights.py.
     """
     widest: dict[str, LinearPlan] = {}
     for entry in plan.linears:
-        if entry.scheme != FLOAT and (first := shared.get(entry.name)) is not None:
+        if entry.scheme != SKIP and (first := shared.get(entry.name)) is not None:
             known = widest.setdefault(first, entry)
             widest[first] = max(known, entry, key=planned_bits)
     return replace(
         plan,
         linears=tuple(
             entry
-            if entry.scheme == FLOAT or shared.get(entry.name) not in widest
+            if entry.scheme == SKIP or shared.get(entry.name) not in widest
             else replace(
                 entry,
                 block_size=widest[shared[entry.name]].block_size,
@@ -201,7 +201,7 @@ def measure_sensitivity(
     sensitivity = []
     for group in track(list(groups.values()), len(groups)):
         rounded = [linear.name for linear in group if entries[linear.name].weight_bits == 4]
-        rounded = [name for name in rounded if entries[name].scheme != FLOAT]
+        rounded = [name for name in rounded if entries[name].scheme != SKIP]
         if not rounded:
             sensitivity.append(0.0)
             continue

@@ -1,4 +1,4 @@
-"""Two streams through a model at once: the float model, and the one quantized so far.
+"""Activations of the float model and of the one quantized so far, propagated side by side.
 
 At each group both have their activation, and whoever quantizes the group's linears sees what they
 really will be fed, and what the float model has there. Every node runs once per sample and stream.
@@ -28,13 +28,13 @@ from fptq_onnx.quantization.value_types import ValueType, is_array
 from fptq_onnx.runtime.session import first_line, open_session_in_memory
 
 FLOAT, QUANTIZED = "float", "quantized"
-_BOTH = "both"  # values before any linear are the same in both streams
+_BOTH = "both"  # values before any linear are the same in both
 
 Rows = NDArray[np.float32]
 
 
 class PairedActivations:
-    """Walks the layer groups of a model."""
+    """Goes through the layer groups of a model."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class PairedActivations:
         self._types: dict[str, ValueType] = {}
 
     def enter(self, group: LayerGroup) -> None:
-        """Run what lies before a layer group, for both streams.
+        """Run what lies before a layer group, for both models.
 
         Raises:
             FptqError: ONNX Runtime cannot run a part of the model.

@@ -1,11 +1,11 @@
-"""Decide scales and schemes as --equalization and --policy ask.
+"""Decide scales and schemes as --equalization and --activation-scheme ask.
 
 By output errors where there are tokens to measure them on, and by the paper's thresholds where
 those are asked for (scheme/scheme_policy.py).
 
 Where a few tokens are far larger than the rest, what is fixed by the largest value alone (static
 scales, the scales of LAE and SmoothQuant) serves those tokens and rounds all others away. It is
-then left out, whatever the policy or the equalization asks for, and the plan says so.
+then left out, whatever the activation scheme or the equalization asks for, and the plan says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fptq_onnx.quantization.fold_targets import FoldTarget
 from fptq_onnx.quantization.scheme_policies import GroupFacts, ScaleChoice, Scales
 from fptq_onnx.quantization.scheme_search import SchemeSearch
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan
+from fptq_onnx.scheme.plan import SKIP, LinearPlan
 from fptq_onnx.scheme.scheme_policy import (
     ONE_SCALE,
     UNSEEN,
@@ -85,7 +85,7 @@ class ByOptions:
         x, config = facts.group.x, self._config
         if facts.unseen:
             return Declined(x, UNSEEN)
-        if all(entry.scheme == FLOAT for entry in planned):
+        if all(entry.scheme == SKIP for entry in planned):
             return Declined(x, "its linears stay in float")
         if config.equalization == "none":
             return Declined(x, "--equalization none asks for no smoothing scales")
@@ -135,11 +135,11 @@ class ByOptions:
         """
         full = facts.ranges.tensor_absmax
         rounded = f"{largest:.4g} where it is rounded"
-        if self._config.policy == "thresholds":
+        if self._config.activation_scheme == "thresholds":
             static, reason = by_thresholds(full, self._config, choice.declined)
             of_paper = choice.equalization in (NONE, LAE)
             return static, reason if of_paper else f"{reason}, {rounded}"
-        return self._config.policy == "static", f"range {full:.4g}, {rounded}"
+        return self._config.activation_scheme == "static", f"range {full:.4g}, {rounded}"
 
     def _is_static(
         self,
@@ -150,7 +150,7 @@ class ByOptions:
         *,
         wanted: bool,
     ) -> bool:
-        if not wanted and self._config.policy != "measured":
+        if not wanted and self._config.activation_scheme != "measured":
             return False
         if search is None:  # `needs_tokens` saw nothing that needs a look at tokens
             return not loses_tokens(facts.ranges.sizes, facts.ranges.tensor_absmax)

@@ -2,7 +2,7 @@
 
 `AsPlanned` does what a plan says: one that is replayed, or the paper's, which ranges alone decide
 before the solver starts (passes/choose_schemes.py). `ByOptions` (scheme_decision.py) decides as
---equalization and --policy ask.
+--equalization and --activation-scheme ask.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fptq_onnx.quantization.fold_targets import FoldTarget
 from fptq_onnx.quantization.scheme_search import SchemeSearch
 from fptq_onnx.quantization.subgraphs import LayerGroup
 from fptq_onnx.scheme.activation_stats import ChannelRange
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, WEIGHT_ONLY, LinearPlan
 
 Scales = NDArray[np.float32]
 
@@ -149,7 +149,7 @@ class AsPlanned:
 
 
 def _with_missing_scale(entry: LinearPlan, scale: float) -> LinearPlan:
-    if entry.scheme in (FLOAT, WEIGHT_ONLY):
+    if entry.scheme in (SKIP, WEIGHT_ONLY):
         return entry
     if entry.scheme == PER_TOKEN:
         return replace(entry, input_scale=None)

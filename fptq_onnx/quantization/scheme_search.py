@@ -1,4 +1,4 @@
-"""For one stage: which scales to fold and whether its input is rounded per tensor or per token.
+"""For a layer group: which scales to fold, and whether its input is rounded per tensor or token.
 
 Judged on the output error of the real thing, on a sample of tokens: the linears of the group with
 their input in int8 and their weights in groups, fed what the quantized model feeds them, beside the
@@ -22,7 +22,7 @@ from fptq_onnx.numerics.smoothing_scales import ChannelSizes, smoothing_scale
 from fptq_onnx.numerics.token_sizes import count_sizes, loses_tokens
 from fptq_onnx.numerics.weight_methods import GroupFormat, Seen, quantize_weight
 from fptq_onnx.quantization.mixed_precision import precision_candidates
-from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import SKIP, WEIGHT_ONLY, LinearPlan
 
 Rows = NDArray[np.float32]
 
@@ -92,9 +92,9 @@ class SchemeSearch:
         self._sizes, self._sample, self._method = sizes, sample, method
         self._linears = []
         self._known: dict[tuple[str, Rounding], tuple[float, float]] = {}
-        self._float_inputs = all(entry.scheme in (WEIGHT_ONLY, FLOAT) for entry in entries)
+        self._float_inputs = all(entry.scheme in (WEIGHT_ONLY, SKIP) for entry in entries)
         for w, entry in zip(weights, entries, strict=True):
-            if entry.scheme != FLOAT:
+            if entry.scheme != SKIP:
                 count = min(w.shape[1], _COLUMNS)
                 part = w[:, np.linspace(0, w.shape[1] - 1, count).astype(int)]
                 self._linears.append((part, sample.x @ part, entry))
@@ -185,5 +185,5 @@ def _rounded(
         return dequantize(quantize_weight(w, method, seen, form, rounds=0))
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
-            f"cannot choose smoothing scales for {entry.name}: {error}; try --weights mse"
+            f"cannot choose smoothing scales for {entry.name}: {error}; try --weight-method mse"
         ) from error

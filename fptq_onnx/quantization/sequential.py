@@ -58,8 +58,8 @@ class SequentialResult:
     plan: schemes, folds and scales as they are now.
     scales: smoothing scales [K] by the name of what takes them.
     errors: of every linear, in graph order; none where no token was known.
-    ratios: of every layer group, output error of each wider form relative to the planned one; empty
-        unless asked for.
+    ratios: of every layer group, output error of each precision candidate relative to the
+        planned one; empty unless asked for.
     notes: what a user should know, one sentence each.
     """
 
@@ -84,7 +84,7 @@ def quantize_sequentially(
         task: model, plan, statistics and options.
         inputs: the layer groups and what is known of their inputs.
         store: receives the quantized weights, column folds included.
-        try_wider: measure what wider forms of each layer group would save.
+        try_wider: measure what precision candidates of each layer group would save.
         track: wraps the layer groups to show progress.
 
     Raises:
@@ -97,7 +97,7 @@ def quantize_sequentially(
     ratios: list[Mapping[str, float]] = []
     for group in track(inputs.groups, len(inputs.groups)):
         planned = [entries[linear.name] for linear in group.linears]
-        step = LayerGroupStep(inputs.enter(group), planned, task.config.weights, policy)
+        step = LayerGroupStep(inputs.enter(group), planned, task.config.weight_method, policy)
         step.choose_scales()
         step.choose_scheme()
         if try_wider:

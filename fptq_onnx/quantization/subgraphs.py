@@ -6,7 +6,7 @@ segments.
 
     inputs -> [segment 0] -> x0 -> linears -> y0 -> [segment 1] -> x1 -> linears -> y1 -> ...
 
-So each node runs once for all samples, and whoever walks the groups computes the linears himself.
+So each node runs once for all samples, and whoever goes through the groups computes the linears.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class TokenInputs:
         targets = fold_targets(self.groups, scan.linears, fixed)
         self._targets = without_cached_values(targets, feeds)
         hessian = SharedHessian(task.loaded, self.groups, scan.shared, feeds, threads=threads)
-        self.shared = SharedRounding(scan.shared, task.config.weights, hessian)
+        self.shared = SharedRounding(scan.shared, task.config.weight_method, hessian)
         self._task, self._routing = task, RoutingNotes()
         self._errors: dict[str, LinearErrors] = {}
 

@@ -15,7 +15,7 @@ from fptq_onnx.numerics.weight_methods import GroupFormat, Seen, quantize_weight
 from fptq_onnx.quantization.scheme_search import Rounding, rounding_of
 from fptq_onnx.quantization.shared_rounding import SharedRounding
 from fptq_onnx.quantization.subgraphs import LayerGroup
-from fptq_onnx.scheme.plan import FLOAT, LinearPlan
+from fptq_onnx.scheme.plan import SKIP, LinearPlan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 Rows = NDArray[np.float32]
@@ -66,7 +66,7 @@ def round_layer_group(
     seen: dict[Rounding, Seen | None] = {}
     kept: dict[str, tuple[Rows, Rows]] = {}
     for linear, entry in zip(inputs.group.linears, decided, strict=True):
-        if entry.scheme == FLOAT:
+        if entry.scheme == SKIP:
             continue
         rounding = rounding_of(entry)
         left: Rows | None = None
@@ -114,5 +114,6 @@ def _quantized(
         return quantize_weight(w, method, seen, form, left=left)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise FptqError(
-            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; try --weights mse"
+            f"cannot quantize {linear.weight.name} of {linear.name}: {error}; "
+            "try --weight-method mse"
         ) from error

@@ -15,17 +15,18 @@ from fptq_onnx.model_io.downloaded_file import check_downloaded
 from fptq_onnx.model_io.text_encoding import read_text
 from fptq_onnx.numerics.group_weights import BITS
 from fptq_onnx.numerics.smoothing_scales import LAE, NONE
-from fptq_onnx.scheme.config import BLOCK_SIZES, EMBEDDING_BITS, KV_CACHES, WEIGHTS, Config
+from fptq_onnx.scheme import old_names
+from fptq_onnx.scheme.config import BLOCK_SIZES, EMBEDDING_BITS, KV_CACHES, WEIGHT_METHODS, Config
 
 STATIC = "static"
 LAE_STATIC = "lae_static"
 PER_TOKEN = "per_token"
 WEIGHT_ONLY = "weight_only"
-FLOAT = "float"
+SKIP = "skip"  # the linear stays in float
 STAYS = "stays in float: its output "  # begins the reason of a linear that decides
-SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, WEIGHT_ONLY, FLOAT)
+SCHEMES = (STATIC, LAE_STATIC, PER_TOKEN, WEIGHT_ONLY, SKIP)
 
-_FORMAT = "fptq-plan-1"
+_FORMAT = "fptq-plan-2"
 
 
 @dataclass(frozen=True)
@@ -62,24 +63,25 @@ class LinearPlan:
     equalization: str = NONE
 
 
+@old_names.accepts_old_names(old_names.PLAN_FIELDS)
 @dataclass(frozen=True)
 class Plan:
     """The decisions for a whole model, linears in graph order.
 
     v0, v1: the thresholds they were made with.
-    weights, embedding_bits, kv_cache: see Config; None in plans that do not say.
+    weight_method, embedding_bits, kv_cache: see Config; None in plans that do not say.
     """
 
     v0: float
     v1: float
     linears: tuple[LinearPlan, ...]
-    weights: str | None = None
+    weight_method: str | None = None
     embedding_bits: int | None = None
     kv_cache: str | None = None
 
     def applied(self, config: Config) -> Config:
         """The configuration with what the plan decides for the whole model."""
-        said = {"weights": self.weights, "embedding_bits": self.embedding_bits,
+        said = {"weight_method": self.weight_method, "embedding_bits": self.embedding_bits,
                 "kv_cache": self.kv_cache}  # fmt: skip
         return replace(config, **{k: v for k, v in said.items() if v is not None})  # type: ignore[arg-type]
 
@@ -99,7 +101,7 @@ class Plan:
 
     @property
     def needs_sequential(self) -> bool:
-        """Whether it holds scales that only a walk through the model can compute again."""
+        """Whether it holds scales that only sequential quantization can compute again."""
         return any(
             entry.equalization not in (NONE, LAE)
             or (entry.equalization == LAE and entry.fold_site in self.by_name())
@@ -109,7 +111,7 @@ class Plan:
     def to_json(self) -> str:
         """One object; one line per linear, so that it can be edited and compared by hand."""
         rows = ",\n".join("    " + json.dumps(asdict(entry)) for entry in self.linears)
-        said = {"v0": self.v0, "v1": self.v1, "weights": self.weights,
+        said = {"v0": self.v0, "v1": self.v1, "weight_method": self.weight_method,
                 "embedding_bits": self.embedding_bits, "kv_cache": self.kv_cache}  # fmt: skip
         known = {key: value for key, value in said.items() if value is not None}
         head = json.dumps({"format": _FORMAT, **known})[:-1]
@@ -131,8 +133,10 @@ class Plan:
             raise FptqError(f"cannot read the plan {path}: {error.strerror}") from error
         except (json.JSONDecodeError, RecursionError) as error:
             raise FptqError(f"the plan {path} is not valid JSON: {error}") from error
-        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+        formats = (_FORMAT, old_names.PLAN_FORMAT)
+        if not isinstance(data, Mapping) or data.get("format") not in formats:
             raise FptqError(f"{path} is not a plan of this version (format {_FORMAT!r} expected)")
+        data = old_names.upgraded_plan(data)
         rows = data.get("linears")
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise FptqError(f"the plan {path} has no list of linears")
@@ -140,7 +144,11 @@ class Plan:
             v0, v1 = float(data["v0"]), float(data["v1"])
         except (KeyError, TypeError, ValueError) as error:
             raise FptqError(f"the plan {path} has no thresholds v0 and v1") from error
-        whole = {"weights": WEIGHTS, "embedding_bits": EMBEDDING_BITS, "kv_cache": KV_CACHES}
+        whole = {
+            "weight_method": WEIGHT_METHODS,
+            "embedding_bits": EMBEDDING_BITS,
+            "kv_cache": KV_CACHES,
+        }
         for name, allowed in whole.items():
             value = data.get(name)
             fits = type(value) is type(allowed[0]) and value in allowed
@@ -175,7 +183,7 @@ class Plan:
         if missing:
             raise FptqError(
                 f"the plan lacks {missing[0]!r} (and {len(missing) - 1} more): add an entry for "
-                f"every linear, with scheme 'float' for those to leave alone"
+                f"every linear, with scheme {SKIP!r} for those to leave alone"
             )
 
 

@@ -39,7 +39,12 @@ class Recipe:
 
 
 # What rivals leave in floats stays so in their recipes.
-_PLAIN = {"weights": "rtn", "equalization": "none", "policy": "static", "embedding_bits": 32}
+_PLAIN = {
+    "weight_method": "rtn",
+    "equalization": "none",
+    "activation_scheme": "static",
+    "embedding_bits": 32,
+}
 
 RECIPES = (
     Recipe(
@@ -50,7 +55,12 @@ RECIPES = (
         "W4A8",
         "FPTQ to the letter: thresholds on ranges, LAE, round to nearest",
         "custom",
-        {"weights": "rtn", "equalization": "lae", "policy": "thresholds", "embedding_bits": 32},
+        {
+            "weight_method": "rtn",
+            "equalization": "lae",
+            "activation_scheme": "thresholds",
+            "embedding_bits": 32,
+        },
     ),
     Recipe(
         "w4a8-static",
@@ -78,7 +88,12 @@ RECIPES = (
         "W4A16",
         "GPTQ weights in groups, activations in float",
         "matmulnbits",
-        {"weights": "gptq", "equalization": "none", "policy": "float", "embedding_bits": 32},
+        {
+            "weight_method": "gptq",
+            "equalization": "none",
+            "activation_scheme": "weight_only",
+            "embedding_bits": 32,
+        },
     ),
     Recipe(FLOAT16, "W16A16", "weights and activations in float16", FLOAT16),
 )

@@ -17,7 +17,7 @@ from fptq_onnx.graph.declined import Declined
 from fptq_onnx.numerics.int8 import static_scale
 from fptq_onnx.numerics.smoothing_scales import LAE
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, WEIGHT_ONLY, LinearPlan
 
 UNSEEN = "no token of the calibration samples reaches it"
 MASSIVE = "a few tokens are far larger than the rest"
@@ -59,7 +59,7 @@ def with_scheme(
         reason: why.
         left_out: what the options ask for but is not done for a few tokens' sake; "" for nothing.
     """
-    if entry.scheme in (FLOAT, WEIGHT_ONLY):
+    if entry.scheme in (SKIP, WEIGHT_ONLY):
         return entry
     if left_out:
         reason = f"{reason}; {MASSIVE}, so {left_out} is left out"

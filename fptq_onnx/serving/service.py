@@ -40,7 +40,9 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics()
         self._scheduler = Scheduler(
-            lambda: model.engine(max_rows=settings.max_running, max_length=settings.max_length),
+            lambda: model.engine(
+                max_sequences=settings.max_running, max_length=settings.max_length
+            ),
             self._deliver,
             max_waiting=settings.max_waiting,
             observe_step=self.metrics.step,

@@ -177,7 +177,7 @@ def test_iterables_lose_no_sample_to_the_first_look() -> None:
     assert drawn == [0]
     assert [s["x"][0, 0] for s in opened.samples] == [0, 1, 2, 3]
     assert drawn == [0, 1, 2, 3]  # max_samples, and not one more
-    # The walk that quantizes goes through them after the statistics did.
+    # Sequential quantization goes through them after the statistics did.
     assert [s["x"][0, 0] for s in opened.samples] == [0, 1, 2, 3]
     assert drawn == [0, 1, 2, 3]
     for given in (samples, tuple(samples)):

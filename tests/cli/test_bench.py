@@ -11,7 +11,7 @@ from support.command_line import MODEL, command
 
 from fptq_onnx.benchmarking.benchmark import Result
 from fptq_onnx.benchmarking.benchmark_table import bench_table
-from fptq_onnx.benchmarking.worker import Figures, Load, measure, read_load
+from fptq_onnx.benchmarking.worker import Load, Metrics, measure, read_load
 from fptq_onnx.cli.bench import add_load_options, load_of
 
 pytestmark = pytest.mark.process
@@ -30,8 +30,8 @@ def test_lengths_that_nobody_gave_fit_into_the_context() -> None:
     assert load_of(given, [MODEL]).prefills == (512,)  # which is refused later, by name
 
 
-def figures(prefill: float, decode: float, load: float, peak: int) -> Figures:
-    return Figures(load, {"8": prefill}, {"1x4": decode}, peak)
+def metrics(prefill: float, decode: float, load: float, peak: int) -> Metrics:
+    return Metrics(load, {"8": prefill}, {"1x4": decode}, peak)
 
 
 def test_a_model_beside_itself(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_model_beside_itself(tmp_path: Path) -> None:
 
 def test_ratios_are_medians_of_rounds() -> None:
     """The machine was three times slower in the second round: no ratio knows."""
-    one = [figures(300, 90, 1.0, 100), figures(100, 30, 2.0, 400)]
-    two = [figures(100, 30, 3.0, 100), figures(33.3, 10, 6.0, 400)]
+    one = [metrics(300, 90, 1.0, 100), metrics(100, 30, 2.0, 400)]
+    two = [metrics(100, 30, 3.0, 100), metrics(33.3, 10, 6.0, 400)]
     result = Result(("ours", "theirs"), (1,), {1: [one, two, one]})
     assert result.ratio((1, "prefill", "8"), 1) == pytest.approx(3, rel=1e-2)
     assert result.ratio((1, "decode", "1x4"), 1) == pytest.approx(3)

@@ -17,7 +17,7 @@ SMALL = ("--max-windows", "3", "--max-samples", "2", "--rounds", "1", "--decode"
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """One run: its output, figures and page."""
+    """One run: its output, metrics and page."""
     folder = tmp_path_factory.mktemp("compare")
     done = command(
         "compare", MODEL, "--data", HELDOUT, "--recipes", "paper,w8a8,fp16", *SMALL,
@@ -28,17 +28,17 @@ def compared(tmp_path_factory):
 
 
 def test_all_models_are_in_the_table_with_every_figure(compared):
-    printed, figures, _ = compared
+    printed, metrics, _ = compared
     names = ["original", "paper", "w8a8", "fp16", "stock-32", "stock-128"]
     table = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
-    assert [row[0] for row in table[2:]] == names == [row["name"] for row in figures["rows"]]
+    assert [row[0] for row in table[2:]] == names == [row["name"] for row in metrics["rows"]]
     assert table[0] == [
-        "model", "precision", "bits per weight", "perplexity", "KL (nats)", "top-1", "last word",
+        "model", "precision", "bits per weight", "perplexity", "KL (nats)", "top-1", "LAMBADA",
         "size", "peak memory", "prefill tokens/s", "decode tokens/s",
     ]  # fmt: skip
     assert all(cell != "-" for row in table[3:] for cell in row)
     assert table[2][7].endswith("(1.00x)")
-    rows = {row["name"]: row for row in figures["rows"]}
+    rows = {row["name"]: row for row in metrics["rows"]}
     kl = {name: rows[name]["evaluation"]["perplexity"]["kl"]["value"] for name in names[1:]}
     assert kl["fp16"] < kl["w8a8"] < kl["stock-32"] < kl["paper"]
     assert rows["stock-32"]["bits_per_weight"] > rows["stock-128"]["bits_per_weight"] > 4

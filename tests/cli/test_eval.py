@@ -15,7 +15,7 @@ FEW = ("--max-windows", "2", "--window", "64", "--threads", "1")
 
 def test_a_table_for_people_and_json_for_machines(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    both = ("--tasks", "perplexity,lastword", "--json")
+    both = ("--tasks", "perplexity,lambada", "--json")
     done = command("eval", MODEL, "--reference", MODEL, "--data", TEXT, *FEW, *both, report)
     assert done.returncode == 0, done.stderr
     data = json.loads(report.read_text())
@@ -24,8 +24,8 @@ def test_a_table_for_people_and_json_for_machines(tmp_path: Path) -> None:
     assert "heldout.txt: 2 windows of up to 64 tokens, 126 predicted, 2 passages (1 sh" in lines[2]
     assert lines[4].split() == ["model", "s.e.", "reference", "s.e."]
     value, error = data["perplexity"]["perplexity"].values()
-    figures = [f"{value:.4f}", f"{error:.4f}"]
-    assert lines[5].split() == ["perplexity", *figures, *figures]
+    metrics = [f"{value:.4f}", f"{error:.4f}"]
+    assert lines[5].split() == ["perplexity", *metrics, *metrics]
     assert len({len(line) for line in lines[4:6]}) == 1  # columns are aligned
     assert ["KL", "to", "reference", "(nats)", "0.00000", "0.00000"] in map(str.split, lines)
     again = command("eval", MODEL, "--reference", MODEL, "--data", TEXT, *FEW, *both, "-")
@@ -39,7 +39,7 @@ def test_the_window_is_cut_to_the_context() -> None:
     data = json.loads(done.stdout)
     assert data["window"] == 256 and data["perplexity"]["predictions"] == 255
     assert data["perplexity"]["perplexity"]["standard_error"] is None  # one window has none
-    assert data["reference"] is None and data["lastword"] is None
+    assert data["reference"] is None and data["lambada"] is None
 
 
 def test_no_bos() -> None:
@@ -63,7 +63,7 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
     one = tmp_path / "one.txt"
     one.write_text("a")  # a token, predicted from the beginning of a text alone
     refused("eval", MODEL, "--data", one, saying="has no text to predict")
-    refused("eval", MODEL, "--data", empty, "--tasks", "lastword", saying="no text to predict")
+    refused("eval", MODEL, "--data", empty, "--tasks", "lambada", saying="no text to predict")
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"text": "word"}\n')
     refused("eval", MODEL, "--data", lines, saying="passage 1 is one word")

@@ -63,7 +63,7 @@ def test_the_papers_recipe_measures_when_asked(tmp_path):
 def test_inspect_says_whose_schemes_it_shows():
     done = command("inspect", MODEL, *RANDOM_FEW)
     assert done.returncode == 0 and "by the paper's thresholds" in done.stdout
-    done = command("inspect", MODEL, "--policy", "thresholds", *RANDOM_FEW)
+    done = command("inspect", MODEL, "--activation-scheme", "thresholds", *RANDOM_FEW)
     assert "by the paper's thresholds" not in done.stdout
 
 

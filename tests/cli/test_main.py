@@ -88,7 +88,9 @@ def test_threads_do_not_change_the_text_and_fusing_hardly_the_model(converted, t
 
 @pytest.mark.slow
 def test_8_bit_weights_for_some(tmp_path):
-    result = command("convert", MODEL, "-o", tmp_path / "out", "--w8", "lm_head", *RANDOM_FEW)
+    result = command(
+        "convert", MODEL, "-o", tmp_path / "out", "--int8-layers", "lm_head", *RANDOM_FEW
+    )
     assert result.returncode == 0, result.stderr
     nodes = [node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph]
     assert nodes.count("MatMulW8A8") == 1
@@ -99,11 +101,11 @@ def test_8_bit_weights_for_some(tmp_path):
 @pytest.mark.slow
 def test_a_target_that_stores_more_than_the_budget_says_so(tmp_path):
     done = command(
-        "convert", MODEL, "-o", tmp_path / "out", "--target", "matmulnbits", "--bits-budget",
-        "4.18", "--weights", "rtn", *RANDOM_FEW,
+        "convert", MODEL, "-o", tmp_path / "out", "--target", "matmulnbits", "--target-bits",
+        "4.18", "--weight-method", "rtn", *RANDOM_FEW,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "target matmulnbits stores 4.36 bits per weight, above --bits-budget 4.18" in done.stdout
+    assert "target matmulnbits stores 4.36 bits per weight, above --target-bits 4.18" in done.stdout
 
 
 def test_run_writes_text(converted):
@@ -148,7 +150,7 @@ def test_output_goes_through_graphsurgeon_unchanged(converted, tmp_path):
 def test_plan_is_replayed_and_edited(converted, tmp_path):
     plan = json.loads((converted[0] / "custom" / "plan.json").read_text())
     plan["linears"][0].update(scheme="per_token")
-    plan["linears"][1].update(scheme="float")
+    plan["linears"][1].update(scheme="skip")
     edited = tmp_path / "plan.json"
     edited.write_text(json.dumps(plan))
     result = command("convert", MODEL, "-o", tmp_path / "out", "--plan", edited, *RANDOM_FEW, "-q")
@@ -179,7 +181,7 @@ def test_a_plan_says_how_weights_and_embeddings_are_rounded(tmp_path):
     done = command("convert", MODEL, "-o", first, "--recipe", "paper", *options)
     assert done.returncode == 0, done.stderr
     plan = json.loads((first / "plan.json").read_text())
-    assert (plan["weights"], plan["embedding_bits"]) == ("rtn", 32)
+    assert (plan["weight_method"], plan["embedding_bits"]) == ("rtn", 32)
     done = command("convert", MODEL, "-o", again, "--plan", first / "plan.json", *options)
     assert done.returncode == 0, done.stderr
     weights = []

@@ -241,8 +241,8 @@ def test_full_standard_output(tmp_path, arguments):
 
 def test_options_that_a_plan_decides(tmp_path):
     for option in (
-        ("--v0", "3"), ("--policy", "static"), ("--equalization", "none"), ("--weights", "rtn"),
-        ("--embedding-bits", "4"),
+        ("--v0", "3"), ("--activation-scheme", "static"), ("--equalization", "none"),
+        ("--weight-method", "rtn"), ("--embedding-bits", "4"),
     ):  # fmt: skip
         saying = f"{option[0]} cannot be combined with --plan"
         refused("convert", MODEL, "--plan", "plan.json", *option, saying=saying)

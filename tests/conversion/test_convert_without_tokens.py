@@ -40,7 +40,7 @@ def test_a_linear_that_no_output_depends_on_is_left_out(rng, tmp_path):
         tmp_path / "model",
         tmp_path / "out",
         targets=("custom", "matmulnbits", "qdq"),
-        config=Config(equalization="lae", policy="thresholds", v0=0.0, v1=1e30),
+        config=Config(equalization="lae", activation_scheme="thresholds", v0=0.0, v1=1e30),
         samples=samples,
     )
     assert result.reports["custom"].folded

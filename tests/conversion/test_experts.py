@@ -51,7 +51,7 @@ def test_the_default_recipe_converts_and_says_how(rng: np.random.Generator, tmp_
         assert sqnr(done, target) > 12
     # Experts are measured on what they are sent, and fitted to it: no worse than nearest rounding.
     errors = {item.name: item.output_local.decibels for item in done.errors}
-    nearest = converted(rng, tmp_path / "rtn", Config(weights="rtn"), measure_errors=True)
+    nearest = converted(rng, tmp_path / "rtn", Config(weight_method="rtn"), measure_errors=True)
     for item in nearest.errors:
         assert errors[item.name] >= item.output_local.decibels - 1, item.name  # the router: inf
 
@@ -62,30 +62,32 @@ def test_streams_that_route_differently_go_on_with_their_own_rows(
     """The quantized router takes the experts the other way round."""
     model = loaded(tmp_path / "model", experts_model(rng))
     linears = find_linears(model.model).linears
-    streams = PairedActivations(model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values")
+    activations = PairedActivations(
+        model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values"
+    )
     seen, picked = {}, []
-    for stage in streams.groups:
-        streams.enter(stage)
-        seen[stage.x] = [list(streams.rows(stage, stream)) for stream in (FLOAT, QUANTIZED)]
+    for group in activations.groups:
+        activations.enter(group)
+        seen[group.x] = [list(activations.rows(group, side)) for side in (FLOAT, QUANTIZED)]
         outputs = {}
-        for linear in stage.linears:
-            pairs = [[float_output(linear, x) for x in batches] for batches in seen[stage.x]]
+        for linear in group.linears:
+            pairs = [[float_output(linear, x) for x in batches] for batches in seen[group.x]]
             if linear.name == "router":
                 pairs[1] = [np.ascontiguousarray(y[:, ::-1]) for y in pairs[1]]
                 picked = [[y.argmax(axis=1) for y in batches] for batches in pairs]
             outputs[linear.name] = zip(*pairs, strict=True)
-        streams.leave(stage, outputs)
-    for stream in (0, 1):
+        activations.leave(group, outputs)
+    for side in (0, 1):
         for batch in range(3):
             for e in range(3):
-                rows = seen["n"][stream][batch][picked[stream][batch] == e]
-                np.testing.assert_array_equal(seen[f"rows{e}"][stream][batch], rows)
-            assert seen["r"][stream][batch].shape == (TOKENS, K)
+                rows = seen["n"][side][batch][picked[side][batch] == e]
+                np.testing.assert_array_equal(seen[f"rows{e}"][side][batch], rows)
+            assert seen["r"][side][batch].shape == (TOKENS, K)
     assert [len(rows) for rows in seen["rows0"][0]] != [len(rows) for rows in seen["rows0"][1]]
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), Config(weights="mse"), PAPER, Config(policy="static")]
+    "config", [Config(), Config(weight_method="mse"), PAPER, Config(activation_scheme="static")]
 )
 def test_an_expert_that_gets_no_token(
     rng: np.random.Generator, tmp_path: Path, config: Config

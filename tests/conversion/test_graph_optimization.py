@@ -1,4 +1,4 @@
-"""The clean-up on whole models: the same logits, however they are fed, and nothing else changes."""
+"""Graph optimization of whole models: the same logits, however they are fed; nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = Path(os.environ.get("FPTQ_SHARED_DATA", Path(__file__).parents[3] / "sh
 EXPORTS = sorted(path.name for path in (SHARED / "onnx").glob("*") if path.is_dir())
 shared = pytest.mark.skipif(not EXPORTS, reason="no shared exports here")
 DYNAMO, OPTIMUM = "tinystories-7m-dynamo-past", "tinystories-7m-outliers-optimum"
-# Per layer: transposes, guards, products; then norms. What is not here has nothing to clean up.
+# Per layer: transposes, guards, products; then norms. What is not here has nothing to optimize.
 FOUND = {
     "gemma2-optimum": (0, 2, 4, 0),
     "gpt2-optimum": (0, 2, 0, 0),
@@ -86,7 +86,7 @@ def test_the_same_logits_however_it_is_fed(
     models = []
     for tidy in (False, True):
         folder = tmp_path / str(tidy)
-        config = replace(FLOAT, optimize_graph=tidy)
+        config = replace(FLOAT, graph_optimization=tidy)
         convert(SHARED / "onnx" / name, folder, samples=FEW, config=config, verify_samples=0)
         models.append(HandFed(folder))
     assert (tmp_path / "True" / "plan.json").read_text() == (
@@ -189,7 +189,7 @@ def test_a_wrong_rewrite_is_undone_and_told(
     )  # fmt: skip
     (report,) = result.reports.values()
     (note,) = [text for text in report.notes if "undone" in text]
-    assert f"the clean-up {name} was undone" in note and sign in note
+    assert f"the graph optimization {name} was undone" in note and sign in note
     assert any(note in line for line in said)
     assert any("6 guards after the product, 12 products" in line for line in said)
     assert report.verification["max_rel_diff"] < TOLERANCE
@@ -226,8 +226,8 @@ def test_a_model_that_cannot_be_compared_is_left(monkeypatch: pytest.MonkeyPatch
     found = check_graph_optimization(loaded, lambda: source)
     assert found.names == () and not found.lines
     assert found.notes == (
-        "the clean-up was left out, since nothing can be compared: ONNX Runtime cannot run the "
-        "model: no",
+        "graph optimization was left out, since nothing can be compared: ONNX Runtime cannot run "
+        "the model: no",
     )
 
 
@@ -240,7 +240,7 @@ def test_reasons_are_told_once() -> None:
     assert found.notes == ("a: left: because (and 1 more)", "c: left alone: because", "undone")
 
 
-def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
+def test_a_model_without_anything_to_optimize_is_not_run() -> None:
     loaded = load_model(MODEL)
     normalize(loaded.model)
     found = check_graph_optimization(loaded, lambda: pytest.fail("no samples are needed"))
@@ -251,7 +251,7 @@ def test_a_model_without_anything_to_clean_up_is_not_run() -> None:
 @shared
 def test_the_command_says_what_it_did_and_can_leave_it(tmp_path: Path) -> None:
     source = SHARED / "onnx" / DYNAMO
-    for arguments, guards in (((), 6), (("--no-clean-up",), 6)):
+    for arguments, guards in (((), 6), (("--no-graph-optimization",), 6)):
         output = tmp_path / str(len(arguments))
         done = command(
             "convert", source, "-o", output, "--recipe", "paper", *RANDOM_FEW, *arguments
@@ -262,4 +262,4 @@ def test_the_command_says_what_it_did_and_can_leave_it(tmp_path: Path) -> None:
         assert nodes.count("IsNaN") == guards
         assert ("Reciprocal" in nodes) == bool(arguments)
         options = json.loads((output / "report.json").read_text())["options"]
-        assert options["optimize_graph"] == (not arguments)
+        assert options["graph_optimization"] == (not arguments)

@@ -63,7 +63,7 @@ def test_rows_of_a_batch_write_what_each_writes_alone(folders: dict[str, Path]) 
         [delta.token for delta in model.engine().stream(request) if delta.token is not None]
         for request in requests
     ]
-    engine = model.engine(max_rows=4)
+    engine = model.engine(max_sequences=4)
     together = [engine.add(request).generation for request in requests]
     while engine.active:
         engine.step()

@@ -21,7 +21,7 @@ from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.recipes import FLOAT16, RECIPES, find_recipe
 
 EQUALIZE_ONLY = "equalize only"
-# Each way the values between linears are made: both streams, one, static scales, floats.
+# Each way the values between linears are made: both models, one, static scales, floats.
 JOBS = [("fptq", "custom"), ("paper", "custom"), (EQUALIZE_ONLY, "float")]
 OTHERS = [
     *[(recipe.name, recipe.target) for recipe in RECIPES],
@@ -44,7 +44,7 @@ def converted(folder: Path, recipe: str, target: str) -> float:
     if recipe == FLOAT16:
         convert_float16(folder / "model.onnx", out, **given)
     else:
-        config = Config(quantize=False) if recipe == EQUALIZE_ONLY else Config(weights="mse")
+        config = Config(quantize=False) if recipe == EQUALIZE_ONLY else Config(weight_method="mse")
         if recipe not in (EQUALIZE_ONLY, "mse"):
             config = find_recipe(recipe).config()
         targets = ("custom",) if target == "float" else (target,)
@@ -88,7 +88,7 @@ def test_linears_inside_are_left_alone_with_a_reason(tmp_path: Path) -> None:
     onnx.save(looped("scan with a linear inside"), tmp_path / "model.onnx")
     made = convert(
         tmp_path / "model.onnx", tmp_path / "out", samples=samples(), threads=1,
-        verify_samples=0, config=Config(weights="rtn"),
+        verify_samples=0, config=Config(weight_method="rtn"),
     )  # fmt: skip
     assert len(made.plan.linears) == 2
     assert [other.reason for other in made.scan.others] == [

@@ -1,4 +1,4 @@
-"""A token 10^4 times the rest zeroes no other token, whatever the policy, method or recipe."""
+"""A token 10^4 times the rest zeroes no other token, whatever the scheme, method or recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.massive import Massive, gated, normed, one_linear
 
 from fptq_onnx.conversion.pipeline import Conversion, convert
 from fptq_onnx.passes.choose_schemes import MASSIVE
-from fptq_onnx.scheme.config import POLICIES, WEIGHTS, Config
+from fptq_onnx.scheme.config import ACTIVATION_SCHEMES, WEIGHT_METHODS, Config
 from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, STATIC, Plan
 from fptq_onnx.scheme.recipes import FLOAT16, RECIPES, Recipe
 
@@ -30,7 +30,7 @@ STATICS = (STATIC, LAE_STATIC)
 def converted(
     model: Massive, folder: Path, config: Config, target: str = "", **more: object
 ) -> tuple[float, Conversion]:
-    target = target or ("matmulnbits" if config.policy == "float" else "custom")
+    target = target or ("matmulnbits" if config.activation_scheme == "weight_only" else "custom")
     done = convert(
         model.path, folder / "out", targets=(target,), samples=model.samples, config=config,
         overwrite=True, threads=1, **{"verify_samples": 0, **more},
@@ -57,13 +57,15 @@ def test_the_bound_is_what_two_roundings_cost(rng: np.random.Generator, tmp_path
 
 
 @pytest.mark.parametrize("build", [one_linear, normed], ids=lambda build: build.__name__)
-@pytest.mark.parametrize(("policy", "weights"), list(itertools.product(POLICIES, WEIGHTS)))
-def test_policies_and_methods(
-    rng: np.random.Generator, tmp_path: Path, build: Build, policy: str, weights: str
+@pytest.mark.parametrize(
+    ("scheme", "weights"), list(itertools.product(ACTIVATION_SCHEMES, WEIGHT_METHODS))
+)
+def test_activation_schemes_and_weight_methods(
+    rng: np.random.Generator, tmp_path: Path, build: Build, scheme: str, weights: str
 ) -> None:
     model = build(rng, tmp_path)
     for equalization in ("search", "lae", "smoothquant", "none"):
-        config = Config(policy=policy, weights=weights, equalization=equalization)
+        config = Config(activation_scheme=scheme, weight_method=weights, equalization=equalization)
         error, _ = converted(model, tmp_path, config)
         assert error < ONE, equalization
 
@@ -76,7 +78,8 @@ def test_recipes(rng: np.random.Generator, tmp_path: Path, build: Build, recipe:
     assert error < RECIPE_BOUNDS.get(recipe.name, THREE if build is gated else ONE)
     (report,) = done.reports.values()
     told = [note for note in report.notes if MASSIVE in note]
-    asked = recipe.config().policy == "static" or (recipe.name == "paper" and build is normed)
+    static = recipe.config().activation_scheme == "static"
+    asked = static or (recipe.name == "paper" and build is normed)
     assert len(told) == asked
     assert all(row.scheme not in STATICS for row in done.plan.linears)
 
@@ -87,13 +90,13 @@ def test_recipes(rng: np.random.Generator, tmp_path: Path, build: Build, recipe:
      {"one_sample": True}],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("policy", ["measured", "static"])
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("scheme", ["measured", "static"])
+@pytest.mark.parametrize("weights", WEIGHT_METHODS)
 def test_variants(
-    rng: np.random.Generator, tmp_path: Path, variant: dict[str, object], policy: str, weights: str
+    rng: np.random.Generator, tmp_path: Path, variant: dict[str, object], scheme: str, weights: str
 ) -> None:
     model = one_linear(rng, tmp_path, **variant)  # type: ignore[arg-type]
-    error, _ = converted(model, tmp_path, Config(policy=policy, weights=weights))
+    error, _ = converted(model, tmp_path, Config(activation_scheme=scheme, weight_method=weights))
     assert error < ONE
 
 
@@ -103,7 +106,11 @@ def test_short_samples_half_of_which_is_massive(rng: np.random.Generator, tmp_pa
     short = [{"x": s["x"][:, i : i + 2].copy()} for s in model.samples for i in range(2, 120, 2)]
     for sample in short:
         sample["x"][:, 0, 7] = 2000
-    for config in (Config(), Config(weights="rtn"), Config(policy="static", weights="mse")):
+    for config in (
+        Config(),
+        Config(weight_method="rtn"),
+        Config(activation_scheme="static", weight_method="mse"),
+    ):
         error, _ = converted(replace(model, samples=short), tmp_path, config)
         assert (
             error < 1.4 * ONE
@@ -112,7 +119,10 @@ def test_short_samples_half_of_which_is_massive(rng: np.random.Generator, tmp_pa
 
 @pytest.mark.parametrize(
     "config",
-    [Config(policy="static"), Config(equalization="lae", policy="thresholds", weights="rtn")],
+    [
+        Config(activation_scheme="static"),
+        Config(equalization="lae", activation_scheme="thresholds", weight_method="rtn"),
+    ],
     ids=["static", "paper"],
 )
 def test_without_massive_tokens_static_scales_stay(
@@ -129,7 +139,7 @@ def test_static_is_left_out_below_v0_too(rng: np.random.Generator, tmp_path: Pat
     model = one_linear(rng, tmp_path)
     small = [{"x": s["x"] / 200} for s in model.samples]
     model = replace(model, samples=small, tests=model.tests / 200)
-    paper = Config(equalization="lae", policy="thresholds", weights="rtn")
+    paper = Config(equalization="lae", activation_scheme="thresholds", weight_method="rtn")
     error, done = converted(model, tmp_path, paper)
     assert error < ONE and done.plan.linears[0].range == pytest.approx(10)
     assert done.plan.linears[0].reason.startswith("range 10 <= v0 = 15; a few tokens")
@@ -138,7 +148,9 @@ def test_static_is_left_out_below_v0_too(rng: np.random.Generator, tmp_path: Pat
 def test_the_check_shows_lost_tokens(rng: np.random.Generator, tmp_path: Path) -> None:
     """A plan that a person made static is kept; the sum over tokens looks fine, the median not."""
     model = one_linear(rng, tmp_path)
-    _, done = converted(model, tmp_path, Config(policy="per_token", weights="gptq"))
+    _, done = converted(
+        model, tmp_path, Config(activation_scheme="per_token", weight_method="gptq")
+    )
     rows = tuple(replace(row, scheme=STATIC) for row in done.plan.linears)
     lines: list[str] = []
     error, kept = converted(
@@ -158,8 +170,10 @@ def test_the_check_shows_lost_tokens(rng: np.random.Generator, tmp_path: Path) -
 
 def test_a_plan_is_replayed_as_it_was_made(rng: np.random.Generator, tmp_path: Path) -> None:
     model = one_linear(rng, tmp_path)
-    error, done = converted(model, tmp_path, Config(policy="static", weights="mse"))
+    error, done = converted(
+        model, tmp_path, Config(activation_scheme="static", weight_method="mse")
+    )
     plan = Plan.load(tmp_path / "out" / "plan.json")
-    again, kept = converted(model, tmp_path, Config(policy="static"), plan=plan)
+    again, kept = converted(model, tmp_path, Config(activation_scheme="static"), plan=plan)
     assert again == error and kept.plan == done.plan
     assert kept.plan.linears[0].scheme == PER_TOKEN

@@ -147,7 +147,7 @@ def test_reports_are_json(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 12)
     lines: list[str] = []
     convert(folder, tmp_path / "out", samples=feeds(), threads=1, verify_samples=0,
-            config=Config(weights="rtn"), say=lines.append)  # fmt: skip
+            config=Config(weight_method="rtn"), say=lines.append)  # fmt: skip
     notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
     said = [line for line in lines if "raised from opset 12 to 17" in line]
     assert len(said) == 1 and said[0].removeprefix("note").strip() in notes

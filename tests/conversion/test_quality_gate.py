@@ -46,7 +46,7 @@ def test_other_models_have_no_kl():
 
 @pytest.mark.slow
 def test_a_missed_gate_writes_nothing(tmp_path):
-    arguments = ("convert", MODEL, "-o", tmp_path / "out", "--weights", "rtn", *RANDOM_FEW)
+    arguments = ("convert", MODEL, "-o", tmp_path / "out", "--weight-method", "rtn", *RANDOM_FEW)
     refused(*arguments, "--max-kl", "1e-6", saying="nothing was written")
     assert list(tmp_path.iterdir()) == []
 
@@ -68,7 +68,7 @@ def test_a_text_too_short_for_the_gate(tmp_path):
     (tmp_path / "short.txt").write_text("Once upon a time there was a little dog.")
     done = command(
         "convert", MODEL, "-o", tmp_path / "out", "--calibration", tmp_path / "short.txt",
-        "--weights", "rtn", "--max-kl", "9",
+        "--weight-method", "rtn", "--max-kl", "9",
     )  # fmt: skip
     assert done.returncode == 2 and "calibration has not used" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

@@ -15,7 +15,7 @@ from support.saved_models import saved
 from fptq_onnx.conversion.pipeline import Conversion, convert
 from fptq_onnx.runtime import native_library as runtime
 from fptq_onnx.scheme.config import PAPER, Config
-from fptq_onnx.scheme.plan import FLOAT, Plan
+from fptq_onnx.scheme.plan import SKIP, Plan
 
 TARGETS = ("custom", "matmulnbits", "qdq")
 WHY = "stays in float: its output picks experts (ArgMax top)"
@@ -62,10 +62,10 @@ def test_every_token_goes_where_it_went(
         moved = (picks(folder / "model.onnx", x) != before).mean()
         assert moved < 0.001, target  # of float32 sums in another order at most
     entry = done.plan.by_name()["router"]
-    assert (entry.scheme, entry.reason) == (FLOAT, WHY)
+    assert (entry.scheme, entry.reason) == (SKIP, WHY)
     assert any(line.strip() == f"1 in float, such as router: {WHY}" for line in lines)
     # 64 x 3 floats of 32 bits are in the average.
-    quantized = sum(e.k * e.n for e in done.plan.linears if e.scheme != FLOAT)
+    quantized = sum(e.k * e.n for e in done.plan.linears if e.scheme != SKIP)
     least = (4.125 * quantized + 32 * K * 3) / (quantized + K * 3)
     assert all(report.bits_per_weight >= least for report in done.reports.values())
 
@@ -78,10 +78,10 @@ def test_asked_for_it_is_quantized(rng: np.random.Generator, tmp_path: Path) -> 
         return convert(file, samples=some, config=config, plan=plan, dry_run=True).plan
 
     default = plan_of(Config())
-    assert default.by_name()["router"].scheme == FLOAT
-    wide = plan_of(Config(w8=("^router$",))).by_name()["router"]
-    assert wide.scheme != FLOAT and wide.weight_bits == 8
-    assert plan_of(Config(quantize_routers=True)).by_name()["router"].scheme != FLOAT
+    assert default.by_name()["router"].scheme == SKIP
+    wide = plan_of(Config(int8_layers=("^router$",))).by_name()["router"]
+    assert wide.scheme != SKIP and wide.weight_bits == 8
+    assert plan_of(Config(quantize_routers=True)).by_name()["router"].scheme != SKIP
     both = Config(quantize_routers=True, ignore=("^router$",))
     assert "--ignore" in plan_of(both).by_name()["router"].reason
     edited = replace(

@@ -20,7 +20,7 @@ from fptq_onnx.scheme.plan import Plan
 D, H, LAYERS = 128, 256, 4
 TARGETS = ("custom", "matmulnbits", "qdq")
 # How a layer {i} gets its weights u [D, H] and d [H, D].
-WAYS = {
+LAYOUTS = {
     "one initializer": ("u{i} = Identity(U)", "d{i} = Identity(V)"),
     "a Transpose each": ("u{i} = Transpose<perm = [1, 0]>(UT)", "d{i} = Transpose(VT)"),
     "a Cast each": ("u{i} = Cast<to = 1>(U16)", "d{i} = Cast<to = 1>(V16)"),
@@ -28,12 +28,12 @@ WAYS = {
         "h{i} = Cast<to = 1>(UT16) u{i} = Transpose<perm = [1, 0]>(h{i})",
         "t{i} = Identity(VT) d{i} = Transpose(t{i})"),
     "copies": ("u{i} = Identity(U_{i})", "d{i} = Identity(V_{i})"),
-    "stored both ways": (
+    "stored twice": (
         "u{i} = Identity(U)", "d{i} = Identity(V)", "u{i} = Transpose(UT)", "d{i} = Transpose(VT)"),
 }  # fmt: skip
 
 
-def layers_model(rng: np.random.Generator, way: str, *, gemm: bool = False) -> ir.Model:
+def layers_model(rng: np.random.Generator, layout: str, *, gemm: bool = False) -> ir.Model:
     """x [A, D] -> y [A, D]: pre-norm MLPs with residuals, all with the same weights."""
     weights: dict[str, np.ndarray] = {
         "g": np.linspace(0.2, 4, D, dtype=np.float32),
@@ -49,8 +49,8 @@ def layers_model(rng: np.random.Generator, way: str, *, gemm: bool = False) -> i
     }  # fmt: skip
     text, before = "", "x"
     for i in range(LAYERS):
-        ways = WAYS[way]
-        up, down = (ways[2:] or ways[:2]) if i % 2 else ways[:2]
+        layouts = LAYOUTS[layout]
+        up, down = (layouts[2:] or layouts[:2]) if i % 2 else layouts[:2]
         out = "y" if i == LAYERS - 1 else f"x{i}"
         product = f"p{i} = MatMul(n{i}, u{i}) b{i} = Add(p{i}, bu)"
         if gemm and i % 2:
@@ -106,9 +106,9 @@ def code_bytes(folder: Path) -> int:
 ONCE = 2 * D * H * (4 + 16 / 128) / 8
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_codes_are_stored_once(rng: np.random.Generator, tmp_path: Path, way: str) -> None:
-    model = layers_model(rng, way)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_codes_are_stored_once(rng: np.random.Generator, tmp_path: Path, layout: str) -> None:
+    model = layers_model(rng, layout)
     done = converted(rng, tmp_path, model)
     x = rng.standard_normal((50, D)).astype(np.float32)
     before = output(tmp_path / "model" / "model.onnx", x)
@@ -128,7 +128,7 @@ def test_codes_are_stored_once(rng: np.random.Generator, tmp_path: Path, way: st
 
 
 def test_gemm_and_matmul_share_a_weight(rng: np.random.Generator, tmp_path: Path) -> None:
-    done = converted(rng, tmp_path, layers_model(rng, "stored both ways", gemm=True))
+    done = converted(rng, tmp_path, layers_model(rng, "stored twice", gemm=True))
     x = rng.standard_normal((50, D)).astype(np.float32)
     before = output(tmp_path / "model" / "model.onnx", x) - x
     for target, folder in done.folders.items():
@@ -137,10 +137,12 @@ def test_gemm_and_matmul_share_a_weight(rng: np.random.Generator, tmp_path: Path
         assert np.linalg.norm(after - before) < 0.2 * np.linalg.norm(before), target
 
 
-@pytest.mark.parametrize("config", [PAPER, Config(weights="mse"), Config(weights="rtn"),
-                                    Config(policy="float"), Config(symmetric=False)])  # fmt: skip
+@pytest.mark.parametrize("config", [
+    PAPER, Config(weight_method="mse"), Config(weight_method="rtn"),
+    Config(activation_scheme="weight_only"), Config(symmetric=False),
+])  # fmt: skip
 def test_other_recipes(rng: np.random.Generator, tmp_path: Path, config: Config) -> None:
-    targets = TARGETS if config.policy != "float" else ("matmulnbits",)
+    targets = TARGETS if config.activation_scheme != "weight_only" else ("matmulnbits",)
     file = saved(tmp_path / "model", layers_model(rng, "copies"))
     done = convert(file, tmp_path / "out", samples=samples(rng), config=config, targets=targets)
     for folder in done.folders.values():
@@ -153,19 +155,19 @@ def test_the_codes_serve_all_uses(rng: np.random.Generator, tmp_path: Path) -> N
     x = rng.standard_normal((200, D)).astype(np.float32)
     errors = {}
     for weights in ("gptq", "rtn"):
-        done = converted(rng, tmp_path / weights, model, Config(weights=weights))
+        done = converted(rng, tmp_path / weights, model, Config(weight_method=weights))
         before = output(tmp_path / weights / "model" / "model.onnx", x)
         after = output(done.folders["custom"] / "model.onnx", x)
         errors[weights] = np.linalg.norm(after - before)
     assert errors["gptq"] < 0.9 * errors["rtn"]  # measured 0.7
 
 
-@pytest.mark.parametrize("way", ["one initializer", "a Transpose each", "copies"])
+@pytest.mark.parametrize("layout", ["one initializer", "a Transpose each", "copies"])
 @pytest.mark.parametrize("equalization", ["search", "lae"])
 def test_equalize_only_keeps_them_together(
-    rng: np.random.Generator, tmp_path: Path, way: str, equalization: str
+    rng: np.random.Generator, tmp_path: Path, layout: str, equalization: str
 ) -> None:
-    file = saved(tmp_path / "model", layers_model(rng, way), external=None)
+    file = saved(tmp_path / "model", layers_model(rng, layout), external=None)
     config = Config(quantize=False, equalization=equalization, v0=0.0)
     done = convert(file, tmp_path / "out", samples=samples(rng), config=config)
     (report,) = done.reports.values()

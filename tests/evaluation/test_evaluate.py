@@ -84,26 +84,26 @@ def test_last_words_equal_an_independent_computation(plain, tmp_path: Path) -> N
         hits += logits.argmax(1).tolist() == target
         log_z = np.log(np.exp(logits).sum(1))
         nll.append(sum(log_z[i] - logits[i, token] for i, token in enumerate(target)))
-    settings = EvalSettings(data, text_field="story", tasks=("lastword",))
+    settings = EvalSettings(data, text_field="story", tasks=("lambada",))
     result = evaluate_model(MODEL, settings, threads=1, quiet=True)
-    assert result.perplexity is None and result.lastword is not None
+    assert result.perplexity is None and result.lambada is not None
     assert 0 < hits < 25  # or the comparison says little
-    assert result.lastword.accuracy.value == hits / 25
-    assert result.lastword.perplexity.value == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
+    assert result.lambada.accuracy.value == hits / 25
+    assert result.lambada.perplexity.value == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
 
 
 def test_a_model_against_itself() -> None:
-    settings = EvalSettings(TEXT, max_windows=3, tasks=("lastword", "perplexity"))
+    settings = EvalSettings(TEXT, max_windows=3, tasks=("lambada", "perplexity"))
     result = evaluate_model(MODEL, settings, reference=MODEL, threads=1, quiet=True)
-    figures, words = result.perplexity, result.lastword
-    assert figures is not None and words is not None
-    assert figures.kl is not None and figures.top1 is not None
-    assert (figures.kl.value, figures.kl.standard_error, figures.kl_max) == (0, 0, 0)
-    assert (figures.top1.value, figures.top1.standard_error) == (1, 0)
-    assert figures.perplexity == figures.perplexity_reference
-    assert figures.perplexity_ratio is not None and figures.perplexity_ratio.value == 1
+    metrics, words = result.perplexity, result.lambada
+    assert metrics is not None and words is not None
+    assert metrics.kl is not None and metrics.top1 is not None
+    assert (metrics.kl.value, metrics.kl.standard_error, metrics.kl_max) == (0, 0, 0)
+    assert (metrics.top1.value, metrics.top1.standard_error) == (1, 0)
+    assert metrics.perplexity == metrics.perplexity_reference
+    assert metrics.perplexity_ratio is not None and metrics.perplexity_ratio.value == 1
     assert words.accuracy_change is not None and words.accuracy_change.value == 0
-    assert (figures.windows, words.passages, figures.positions) == (3, 3, 768)
+    assert (metrics.windows, words.passages, metrics.positions) == (3, 3, 768)
 
 
 def test_a_converted_model_brings_its_own_ops(tmp_path: Path) -> None:
@@ -115,22 +115,22 @@ def test_a_converted_model_brings_its_own_ops(tmp_path: Path) -> None:
     convert(MODEL, tmp_path / "out", config=PAPER, samples=few, verify_samples=0)
     settings = EvalSettings(TEXT, max_windows=6)
     result = evaluate_model(tmp_path / "out", settings, reference=MODEL, threads=1, quiet=True)
-    figures = result.perplexity
-    assert figures is not None and figures.kl is not None and figures.top1 is not None
-    assert figures.perplexity_reference is not None and figures.perplexity_ratio is not None
+    metrics = result.perplexity
+    assert metrics is not None and metrics.kl is not None and metrics.top1 is not None
+    assert metrics.perplexity_reference is not None and metrics.perplexity_ratio is not None
     alone = evaluate_model(MODEL, settings, threads=1, quiet=True).perplexity
-    assert alone is not None and figures.perplexity_reference == alone.perplexity
-    assert 0 < figures.kl.value < 0.1 and 0.8 < figures.top1.value < 1
-    ratio = figures.perplexity.value / figures.perplexity_reference.value
-    assert figures.perplexity_ratio.value == pytest.approx(ratio, rel=1e-12)
+    assert alone is not None and metrics.perplexity_reference == alone.perplexity
+    assert 0 < metrics.kl.value < 0.1 and 0.8 < metrics.top1.value < 1
+    ratio = metrics.perplexity.value / metrics.perplexity_reference.value
+    assert metrics.perplexity_ratio.value == pytest.approx(ratio, rel=1e-12)
     # The same windows through both models: the ratio is known far better than either.
-    assert figures.perplexity_ratio.standard_error is not None
-    assert figures.perplexity.standard_error is not None
-    assert figures.perplexity_ratio.standard_error < figures.perplexity.standard_error / 10
+    assert metrics.perplexity_ratio.standard_error is not None
+    assert metrics.perplexity.standard_error is not None
+    assert metrics.perplexity_ratio.standard_error < metrics.perplexity.standard_error / 10
     lines = evaluation_table(result)
     row = next(line for line in lines if line.startswith("KL to reference"))
     assert row.split()[-2:] == [
-        f"{figures.kl.value:.5f}", f"{figures.kl.standard_error:.5f}"
+        f"{metrics.kl.value:.5f}", f"{metrics.kl.standard_error:.5f}"
     ]  # fmt: skip
 
 
@@ -155,12 +155,12 @@ def test_a_graph_of_fixed_length(tmp_path: Path, rng: np.random.Generator) -> No
     shutil.copy(MODEL / "tokenizer.json", fixed)
     text = tmp_path / "short.txt"
     text.write_text(stories()[0][:400])
-    settings = EvalSettings(text, tasks=("perplexity", "lastword"), max_windows=4)
+    settings = EvalSettings(text, tasks=("perplexity", "lambada"), max_windows=4)
     result = evaluate_model(fixed, settings, reference=loose, threads=1, quiet=True)
-    figures, words = result.perplexity, result.lastword
+    metrics, words = result.perplexity, result.lambada
     assert result.window == 24 and result.prefix == (1,)
-    assert figures is not None and figures.kl is not None and words is not None
-    assert figures.windows == 4 and figures.kl.value == 0
+    assert metrics is not None and metrics.kl is not None and words is not None
+    assert metrics.windows == 4 and metrics.kl.value == 0
     assert words.shortened == 1 and words.perplexity == words.perplexity_reference
 
 
@@ -170,7 +170,7 @@ def test_a_graph_of_fixed_length(tmp_path: Path, rng: np.random.Generator) -> No
         ({"data": Path("x.npz")}, "must end in .txt or .jsonl"),
         ({"max_windows": 0}, "--max-windows must be at least 1"),
         ({"window": 1}, "--window must be at least 2"),
-        ({"tasks": ("mmlu",)}, "unknown task 'mmlu': the tasks are perplexity and lastword"),
+        ({"tasks": ("mmlu",)}, "unknown task 'mmlu': the tasks are perplexity and lambada"),
     ],
 )
 def test_settings_that_make_no_sense(given, saying) -> None:
@@ -180,8 +180,8 @@ def test_settings_that_make_no_sense(given, saying) -> None:
 
 def test_default_tasks() -> None:
     assert EvalSettings(Path("a.txt")).chosen_tasks == ("perplexity",)
-    assert EvalSettings(Path("a.jsonl")).chosen_tasks == ("perplexity", "lastword")
-    assert EvalSettings(Path("a.jsonl"), tasks=("lastword",)).chosen_tasks == ("lastword",)
+    assert EvalSettings(Path("a.jsonl")).chosen_tasks == ("perplexity", "lambada")
+    assert EvalSettings(Path("a.jsonl"), tasks=("lambada",)).chosen_tasks == ("lambada",)
 
 
 def test_models_that_do_not_go_together(tmp_path: Path) -> None:
@@ -209,5 +209,5 @@ def test_any_exporters_decoder(name: str, shared_exports: Path) -> None:
         tokenizer_folder=None if own else MODEL,
     )
     result = evaluate_model(model, settings, threads=1, quiet=True)
-    assert result.perplexity is not None and result.lastword is not None
-    assert result.perplexity.perplexity.value > 1 and result.lastword.passages == 2
+    assert result.perplexity is not None and result.lambada is not None
+    assert result.perplexity.perplexity.value > 1 and result.lambada.passages == 2

@@ -5,7 +5,7 @@ from support.bigrams import bigram
 from support.command_line import MODEL
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.evaluation.lambada import Passage, last_word_figures, score_passages, split_passages
+from fptq_onnx.evaluation.lambada import Passage, lambada_metrics, score_passages, split_passages
 from fptq_onnx.evaluation.loglikelihood import Score
 from fptq_onnx.text.tokenizer import TextTokenizer
 
@@ -22,13 +22,13 @@ def test_a_passage_is_cut_at_its_last_space() -> None:
 
 def test_figures_by_hand() -> None:
     right, wrong = Score(-1.0, True, 0), Score(-3.0, False, 4)
-    alone = last_word_figures([(right,), (wrong,), (right,), (right,)])
+    alone = lambada_metrics([(right,), (wrong,), (right,), (right,)])
     assert (alone.passages, alone.shortened) == (4, 1)
     assert alone.accuracy.value == 0.75
     assert alone.accuracy.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
     assert alone.perplexity.value == pytest.approx(math.exp(6 / 4))
     assert alone.accuracy_reference is None and alone.accuracy_change is None
-    pair = last_word_figures([(wrong, right), (wrong, wrong), (right, right), (right, right)])
+    pair = lambada_metrics([(wrong, right), (wrong, wrong), (right, right), (right, right)])
     assert pair.accuracy_reference is not None and pair.accuracy_change is not None
     assert (pair.accuracy.value, pair.accuracy_reference.value) == (0.5, 0.75)
     assert pair.accuracy_change.value == -0.25

@@ -78,7 +78,7 @@ def test_choices_that_share_what_is_fed_are_fed_once(monkeypatch: pytest.MonkeyP
 
 
 def test_the_same_as_step_by_step(rng: np.random.Generator) -> None:
-    """Whole and token by token with the cache: two ways through the embedded model."""
+    """Whole and token by token with the cache: two runs of the embedded model."""
     from fptq_onnx.runtime.decoder import open_decoder
 
     decoder = open_decoder(MODEL, threads=1)

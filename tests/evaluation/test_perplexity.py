@@ -30,7 +30,7 @@ def test_by_hand() -> None:
     # Window 0 0 1: two predictions (0 -> 0, 0 -> 1), three positions.
     result = compare(bigram(EVEN), bigram(LEANING), [np.array([0, 0, 1])])
     row = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)  # KL at id 0; id 1 has none
-    # float32 ln 3 is off by 2^-24 of itself at most, and so are the figures it goes into.
+    # float32 ln 3 is off by 2^-24 of itself at most, and so are the metrics it goes into.
     near = {"rel": 1e-6}
     assert result.perplexity_reference == pytest.approx(2.0, **near)
     assert result.perplexity == pytest.approx(1 / math.sqrt(0.75 * 0.25), **near)

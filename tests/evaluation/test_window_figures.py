@@ -8,9 +8,9 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.perplexity import (
     compare,
     compare_windows,
-    figures_against_reference,
-    figures_alone,
     measure_windows,
+    metrics_against_reference,
+    metrics_alone,
 )
 
 EVEN = [[0.0, 0.0], [0.0, 0.0]]
@@ -22,7 +22,7 @@ WINDOWS = [np.array([0, 0, 1, 0, 0]), np.array([0, 1]), np.array([1, 0, 1])]
 def test_the_means_are_those_of_compare() -> None:
     reference, candidate = bigram(EVEN), bigram(LEANING)
     want = compare(reference, candidate, WINDOWS)
-    got = figures_against_reference(list(compare_windows(reference, candidate, WINDOWS)))
+    got = metrics_against_reference(list(compare_windows(reference, candidate, WINDOWS)))
     assert got.kl is not None and got.top1 is not None and got.perplexity_reference is not None
     assert got.perplexity.value == want.perplexity
     assert got.perplexity_reference.value == want.perplexity_reference
@@ -32,7 +32,7 @@ def test_the_means_are_those_of_compare() -> None:
 
 def test_errors_by_hand() -> None:
     parts = list(compare_windows(bigram(EVEN), bigram(LEANING), WINDOWS))
-    got = figures_against_reference(parts)
+    got = metrics_against_reference(parts)
     # Argmax of EVEN is 0 everywhere, of LEANING the token itself: they differ where a 1 stands.
     residuals = np.array([4, 1, 1]) - 0.6 * np.array([5, 2, 3])
     error = math.sqrt(3 / 2 * np.square(residuals).sum()) / 10
@@ -42,7 +42,7 @@ def test_errors_by_hand() -> None:
     # model's: relative errors of the ratio and of the model's perplexity are the same.
     ratio, alone = (
         got.perplexity_ratio,
-        figures_alone(list(measure_windows(bigram(LEANING), WINDOWS))).perplexity,
+        metrics_alone(list(measure_windows(bigram(LEANING), WINDOWS))).perplexity,
     )
     assert alone == got.perplexity
     assert ratio is not None and ratio.value == pytest.approx(alone.value / 2, rel=1e-12)
@@ -52,6 +52,6 @@ def test_errors_by_hand() -> None:
 def test_nothing_predicted() -> None:
     windows = [np.array([0])]
     with pytest.raises(FptqError, match="nothing to evaluate on"):
-        figures_alone(list(measure_windows(bigram(EVEN), windows)))
+        metrics_alone(list(measure_windows(bigram(EVEN), windows)))
     with pytest.raises(FptqError, match="nothing to evaluate on"):
-        figures_against_reference(list(compare_windows(bigram(EVEN), bigram(EVEN), windows)))
+        metrics_against_reference(list(compare_windows(bigram(EVEN), bigram(EVEN), windows)))

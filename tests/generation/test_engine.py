@@ -11,10 +11,10 @@ from support.command_line import MODEL
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.engine import Engine, Generation, Request
 from fptq_onnx.generation.greedy import generate
-from fptq_onnx.generation.kv.left_padded import PaddedRows
-from fptq_onnx.generation.kv.no_cache import RefedRows
+from fptq_onnx.generation.kv.left_padded import LeftPadded
+from fptq_onnx.generation.kv.no_cache import NoCache
 from fptq_onnx.generation.kv.open import open_generation_model
-from fptq_onnx.generation.kv.per_sequence import SeparateRows
+from fptq_onnx.generation.kv.per_sequence import PerSequence
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.generation.sampling import SamplingSettings
 from fptq_onnx.runtime.decoder import Decoder, open_decoder
@@ -59,7 +59,7 @@ def test_batch_of_four_gives_the_tokens_of_one(model: LanguageModel) -> None:
     for prompt in PROMPTS:
         *_, last = model.engine().stream(request(model, prompt))
         alone.append(last.generation.tokens)
-    engine = model.engine(max_rows=4)
+    engine = model.engine(max_sequences=4)
     together: list[Generation] = []
     for prompt in PROMPTS:  # each joins while the others are on their way
         together.append(engine.add(request(model, prompt)).generation)
@@ -72,7 +72,7 @@ def test_batch_of_four_gives_the_tokens_of_one(model: LanguageModel) -> None:
 def test_drawn_tokens_do_not_depend_on_the_others(model: LanguageModel) -> None:
     settings = {"sampling": SamplingSettings(temperature=0.9, top_k=40, seed=7)}
     *_, alone = model.engine().stream(request(model, PROMPTS[0], **settings))
-    engine = model.engine(max_rows=2)
+    engine = model.engine(max_sequences=2)
     engine.add(request(model, PROMPTS[1], 5))
     generation = engine.add(request(model, PROMPTS[0], **settings)).generation
     run_all(engine)
@@ -80,7 +80,7 @@ def test_drawn_tokens_do_not_depend_on_the_others(model: LanguageModel) -> None:
 
 
 def test_those_that_end_make_room(model: LanguageModel) -> None:
-    engine = model.engine(max_rows=2)
+    engine = model.engine(max_sequences=2)
     short = engine.add(request(model, PROMPTS[0], 3)).generation
     long = engine.add(request(model, PROMPTS[1], 24)).generation
     assert engine.room == 0
@@ -97,7 +97,7 @@ def test_those_that_end_make_room(model: LanguageModel) -> None:
 def test_end_tokens_and_stop_strings(model: LanguageModel) -> None:
     *_, free = model.engine().stream(request(model, PROMPTS[0]))
     tokens, text = free.generation.tokens, free.generation.text
-    engine = Engine(model.model.rows(max_length=64), tokenizer=model.tokenizer, eos=[tokens[5]])
+    engine = Engine(model.model.cache(max_length=64), tokenizer=model.tokenizer, eos=[tokens[5]])
     *_, last = engine.stream(request(model, PROMPTS[0]))
     assert last.generation.tokens == tokens[: tokens.index(tokens[5])]
     assert (last.token, last.finish_reason) == (None, "stop")
@@ -159,9 +159,9 @@ def test_the_same_prompt_again_is_fed_two_tokens(model: LanguageModel) -> None:
 def test_a_prompt_fed_in_pieces_among_others(model: LanguageModel, kind: str) -> None:
     decoder = model.model.decoder
     rows = {
-        "shared": lambda: model.model.rows(max_rows=4, max_length=256),
-        "separate": lambda: SeparateRows(decoder, max_rows=4),
-        "refed": lambda: RefedRows(decoder, max_rows=4),
+        "shared": lambda: model.model.cache(max_sequences=4, max_length=256),
+        "separate": lambda: PerSequence(decoder, max_sequences=4),
+        "refed": lambda: NoCache(decoder, max_sequences=4),
     }[kind]
     long = model.encode(
         "One day a girl saw a big dog. The dog was sad. It had lost a red ball in the park, and "
@@ -212,10 +212,10 @@ def test_padded_rows_are_fed_in_pieces(
     asked = [Request(tuple(rng.integers(3, 500, n).tolist()), 12) for n in (5, 40, 9)]
     alone = []
     for one in asked:
-        *_, last = Engine(opened.rows()).stream(one)
+        *_, last = Engine(opened.cache()).stream(one)
         alone.append(last.generation.tokens)
-    rows = opened.rows(max_rows=3)
-    assert isinstance(rows, PaddedRows)
+    rows = opened.cache(max_sequences=3)
+    assert isinstance(rows, LeftPadded)
     engine = Engine(rows)
     deltas = [engine.add(asked[0]), engine.add(asked[1], at_once=8), engine.add(asked[2])]
     long = deltas[1].generation
@@ -229,7 +229,7 @@ def test_padded_rows_are_fed_in_pieces(
 def test_a_model_that_gives_nan(model: LanguageModel) -> None:
     class Broken:
         lengths = (3,)
-        max_rows = 1
+        max_sequences = 1
 
         def append(self, ids: object) -> np.ndarray:
             return np.full(8, np.nan, np.float32)
@@ -244,7 +244,7 @@ def test_nan_for_one_sequence_leaves_the_others_alone() -> None:
     class Sick:
         """Token 7 is always the next, but a sequence fed 5 gets NaN for its second."""
 
-        max_rows = 3
+        max_sequences = 3
 
         def __init__(self) -> None:
             self.rows: list[list[int]] = []

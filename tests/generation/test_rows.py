@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from support.command_line import MODEL
 
-from fptq_onnx.generation.kv.base import CacheRows
-from fptq_onnx.generation.kv.left_padded import PaddedRows
-from fptq_onnx.generation.kv.no_cache import RefedRows
+from fptq_onnx.generation.kv.base import SequenceCache
+from fptq_onnx.generation.kv.left_padded import LeftPadded
+from fptq_onnx.generation.kv.no_cache import NoCache
 from fptq_onnx.generation.kv.open import GenerationModel, open_generation_model
-from fptq_onnx.generation.kv.per_sequence import SeparateRows
-from fptq_onnx.generation.kv.shared_buffer import SharedRows
+from fptq_onnx.generation.kv.per_sequence import PerSequence
+from fptq_onnx.generation.kv.shared_buffer import SharedBuffer
 from fptq_onnx.runtime.decoder import Decoder, open_decoder
 
 KINDS = ["shared", "separate", "refed"]
@@ -30,12 +30,14 @@ def opened() -> GenerationModel:
     return open_generation_model(MODEL, threads=1)
 
 
-def make(kind: str, opened: GenerationModel, max_rows: int = 4) -> CacheRows:
+def make(kind: str, opened: GenerationModel, max_sequences: int = 4) -> SequenceCache:
     if kind == "shared":
-        rows = opened.rows(max_rows=max_rows, max_length=256)
-        assert isinstance(rows, SharedRows)
+        rows = opened.cache(max_sequences=max_sequences, max_length=256)
+        assert isinstance(rows, SharedBuffer)
         return rows
-    return {"separate": SeparateRows, "refed": RefedRows}[kind](opened.decoder, max_rows=max_rows)
+    return {"separate": PerSequence, "refed": NoCache}[kind](
+        opened.decoder, max_sequences=max_sequences
+    )
 
 
 def close(got: NDArray[np.float32], reference: Decoder, ids: list[int]) -> None:
@@ -64,12 +66,12 @@ def test_padded_rows_join_go_on_and_leave(
     if not (shared_exports / name).is_dir():
         pytest.skip(f"no {name} here")
     opened = open_generation_model(shared_exports / name, threads=1)
-    rows = opened.rows(max_rows=4)
-    assert isinstance(rows, PaddedRows)
+    rows = opened.cache(max_sequences=4)
+    assert isinstance(rows, LeftPadded)
     join_go_on_and_leave(rows, open_decoder(shared_exports / name, threads=1), rng)
 
 
-def join_go_on_and_leave(rows: CacheRows, reference: Decoder, rng: np.random.Generator) -> None:
+def join_go_on_and_leave(rows: SequenceCache, reference: Decoder, rng: np.random.Generator) -> None:
     vocabulary = reference.io.vocab_size or 0
     texts = [rng.integers(3, vocabulary, n).tolist() for n in (5, 40, 1, 17)]
     held: list[list[int]] = []
@@ -127,11 +129,11 @@ def test_long_prompts_are_fed_in_pieces(
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("llama-genai", SharedRows), ("phi3-genai", SharedRows), ("qwen2-genai", SharedRows),
-        ("llama-tied-genai-shared", SharedRows), ("llama-optimum", PaddedRows),
-        ("mistral-optimum", PaddedRows), ("llama-dynamo-past", PaddedRows),
-        ("gpt2-optimum", PaddedRows), ("opt-optimum", PaddedRows),
-        ("bloom-optimum", SeparateRows), ("gemma2-optimum", SeparateRows),
+        ("llama-genai", SharedBuffer), ("phi3-genai", SharedBuffer), ("qwen2-genai", SharedBuffer),
+        ("llama-tied-genai-shared", SharedBuffer), ("llama-optimum", LeftPadded),
+        ("mistral-optimum", LeftPadded), ("llama-dynamo-past", LeftPadded),
+        ("gpt2-optimum", LeftPadded), ("opt-optimum", LeftPadded),
+        ("bloom-optimum", PerSequence), ("gemma2-optimum", PerSequence),
     ],
 )  # fmt: skip
 def test_real_exports_in_a_batch(
@@ -141,7 +143,7 @@ def test_real_exports_in_a_batch(
     if not folder.is_dir():
         pytest.skip(f"no {name} here")
     reference, opened = open_decoder(folder, threads=1), open_generation_model(folder, threads=1)
-    rows = opened.rows(max_rows=3, max_length=64)
+    rows = opened.cache(max_sequences=3, max_length=64)
     assert type(rows) is kind
     held = [rng.integers(3, 500, n).tolist() for n in (4, 11, 7)]
     for text in held:

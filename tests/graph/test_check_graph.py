@@ -79,7 +79,7 @@ def read_a_hidden_name(model: ir.Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "harm", "kind", "text"),
+    ("make", "spoil", "kind", "text"),
     [
         (chain, forget_weight, "missing", "Mul 'v' reads 'w', which is no input and no init"),
         (chain, take_node_out, "missing", "Neg 'z' reads 'v', which Mul 'v' makes, and that is in"),
@@ -92,11 +92,11 @@ def read_a_hidden_name(model: ir.Model) -> None:
     ],
 )
 def test_each_kind_is_found(
-    make: Callable[[], ir.Model], harm: Callable[[ir.Model], None], kind: str, text: str
+    make: Callable[[], ir.Model], spoil: Callable[[ir.Model], None], kind: str, text: str
 ) -> None:
     model = make()
     assert graph_problems(model) == ()
-    harm(model)
+    spoil(model)
     found = graph_problems(model)
     assert kind in {problem.kind for problem in found}
     assert any(str(problem).startswith(text) for problem in found), found

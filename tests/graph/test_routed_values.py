@@ -22,8 +22,8 @@ def test_experts_are_routed_and_what_is_put_back_is_not(rng: np.random.Generator
     model = experts_model(rng, 2)
     each = ("rows", "up", "act", "down")
     assert routed_names(model) == {f"{name}{e}" for name in each for e in (0, 1)}
-    stages = find_layer_groups(model.graph, find_linears(model).linears)
-    assert [(stage.x, stage.routed) for stage in stages] == [
+    groups = find_layer_groups(model.graph, find_linears(model).linears)
+    assert [(group.x, group.routed) for group in groups] == [
         ("n", False), ("rows0", True), ("act0", True), ("rows1", True), ("act1", True),
         ("r", False),
     ]  # fmt: skip

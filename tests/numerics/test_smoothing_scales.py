@@ -77,7 +77,7 @@ def test_dead_channels_get_the_middle() -> None:
     np.testing.assert_array_equal(smoothing_scale("lae", dead), 1)
 
 
-def test_no_divisor_is_extreme() -> None:
+def test_no_scale_is_extreme() -> None:
     huge = replace(SIZES, rms=np.array([1e-6, 1.0, 1.0, 1.0, 1e9]))
     s = smoothing_scale("balance:1", huge)
     np.testing.assert_allclose([s.min(), s.max()], [np.exp(-8), np.exp(8)], rtol=1e-6)

@@ -10,7 +10,7 @@ from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.group_weights import GroupWeights, dequantize, quantize_rtn
 from fptq_onnx.numerics.hessian import Hessian
 from fptq_onnx.numerics.weight_methods import METHODS, GroupFormat, quantize_weight
-from fptq_onnx.scheme.config import WEIGHTS
+from fptq_onnx.scheme.config import WEIGHT_METHODS
 
 K, N = 64, 24
 FORMS = [GroupFormat(32), GroupFormat(32, symmetric=False), GroupFormat(-1, bits=8)]
@@ -37,7 +37,7 @@ def hessian(rng: np.random.Generator) -> Hessian:
 
 
 def test_the_options_name_every_method() -> None:
-    assert set(WEIGHTS) == set(METHODS)
+    assert set(WEIGHT_METHODS) == set(METHODS)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -25,7 +25,7 @@ PROMPT = [1, 432, 445, 261, 406]
         (("--tokens", "many", "1"), "--tokens must be a whole number"),
         (("--foo", "1"), "unknown option --foo"),
         (("1", "-t", "2"), "unknown option -t"),
-        # One beyond the bound: were it not checked, no harm would be done.
+        # One beyond the bound: were it not checked, nothing would break.
         (("--threads", str(4 * (os.cpu_count() or 1) + 1), "1"), "--threads must be from 0 to"),
         (("1", "2048"), "the token 2048 is beyond the model's 2048 tokens"),
         (("99999", "1"), "the token 99999 is beyond the model's 2048 tokens"),

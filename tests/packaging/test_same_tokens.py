@@ -1,7 +1,7 @@
 """One converted model writes the same tokens wherever it runs: tools/same_tokens.py in short.
 
-Ways that need what is not here are skipped: onnxruntime-genai, a cross compiler, an emulator and an
-ONNX Runtime for Arm. `make test-same-tokens` brings all of them but the Debian packages.
+Runtimes that need what is not here are skipped: onnxruntime-genai, a cross compiler, an emulator
+and an ONNX Runtime for Arm. `make test-same-tokens` brings all of them but the Debian packages.
 
 Our ops give the same bits everywhere, whatever else is in the batch. What ONNX Runtime computes
 around them in float (norms, attention) ends in another last bit on another kind of CPU, and its own
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.process
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "same_tokens.py"
 PROMPTS, TOKENS, EMULATED_TOKENS = 6, 40, 10
-WAYS = [
+RUNTIMES = [
     "fptq-onnx run", "fptq-onnx run, 2 threads", "server, one request",
     "server, 4 requests at a time", "engine, batch 1", "engine, batch 4", "onnxruntime-genai",
     "edge package, x86-64", "edge package, aarch64 max", "edge package, aarch64 cortex-a76",
@@ -67,7 +67,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", RUNTIMES)
 @pytest.mark.parametrize("graph", ["custom", "portable"])
 def test_the_tokens_of_run(rows: Rows, graph: str, way: str) -> None:
     row = rows[graph, way]
@@ -86,7 +86,7 @@ def test_the_tokens_of_run(rows: Rows, graph: str, way: str) -> None:
 
 
 def test_no_way_is_left_out(rows: Rows) -> None:
-    assert set(rows) == {(graph, way) for graph in ("custom", "portable") for way in WAYS}
+    assert set(rows) == {(graph, way) for graph in ("custom", "portable") for way in RUNTIMES}
 
 
 def test_another_model_is_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

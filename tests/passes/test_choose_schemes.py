@@ -11,7 +11,7 @@ from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, LinearPlan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, LinearPlan
 
 # q and k read the norm; down reads an activation that no gain can take.
 READERS = "q = MatMul(n, Wq) k = MatMul(n, Wk) act = Tanh(x) down = MatMul(act, Wd)"
@@ -94,7 +94,7 @@ def test_ignored_linears_stay_float_but_follow_a_fold(model: ir.Model, pattern: 
     """By node name and by weight name; q is equalized, so k's weight must take s too."""
     plan = planned(model, 100, 1, Config(ignore=(pattern,)))
     assert (plan["q"].scheme, plan["q"].fold_site) == (LAE_STATIC, "n")
-    assert (plan["k"].scheme, plan["k"].fold_site) == (FLOAT, "n")
+    assert (plan["k"].scheme, plan["k"].fold_site) == (SKIP, "n")
     assert (plan["k"].input_scale, pattern in plan["k"].reason) == (None, True)
     assert plan["down"].scheme == STATIC
 
@@ -103,7 +103,7 @@ def test_ignoring_by_module_path(model: ir.Model) -> None:
     node = next(node for node in model.graph if node.name == "k")
     node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'model.layers.0.k_proj', 'linear']"
     plan = planned(model, 1, 1, Config(ignore=(r"layers\.0\.k_proj",)))
-    assert [entry.scheme for entry in plan.values()] == [STATIC, FLOAT, STATIC]
+    assert [entry.scheme for entry in plan.values()] == [STATIC, SKIP, STATIC]
 
 
 def test_no_fold_when_every_reader_is_ignored(model: ir.Model) -> None:

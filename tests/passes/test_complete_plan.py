@@ -15,7 +15,7 @@ from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.complete_plan import complete_plan
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, Plan
 
 Setting = tuple[LinearScan, ActivationStats, Plan]
 
@@ -70,7 +70,7 @@ def test_one_reader_edited_to_per_token_keeps_the_fold(setting: Setting) -> None
 
 def test_other_schemes_keep_the_fold_until_the_equalization_is_taken_out(setting: Setting) -> None:
     scan, stats, plan = setting
-    plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=FLOAT)
+    plan = edited(edited(plan, "k", scheme=PER_TOKEN), "q", scheme=SKIP)
     done, _ = complete_plan(plan, scan, stats)
     assert [(row.fold_site, row.input_scale) for row in done.linears[:2]] == [("n", None)] * 2
     plan = edited(edited(plan, "k", equalization="none"), "q", equalization="none")
@@ -78,7 +78,9 @@ def test_other_schemes_keep_the_fold_until_the_equalization_is_taken_out(setting
     assert [(row.fold_site, row.input_scale) for row in done.linears[:2]] == [(None, None)] * 2
 
 
-def test_searched_divisors_are_kept_and_their_scale_left_to_the_walk(setting: Setting) -> None:
+def test_searched_smoothing_scales_are_kept_and_the_input_scale_is_left_open(
+    setting: Setting,
+) -> None:
     scan, stats, plan = setting
     for name in ("q", "k"):
         plan = edited(plan, name, scheme=STATIC, equalization="balance:0.25", input_scale=None)

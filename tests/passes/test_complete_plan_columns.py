@@ -37,7 +37,7 @@ def model(rng: np.random.Generator) -> ir.Model:
 @pytest.mark.parametrize("scheme", [STATIC, LAE_STATIC])
 @pytest.mark.parametrize("scale", [0.5, None])
 def test_lae_before_columns_is_kept(model: ir.Model, scheme: str, scale: float | None) -> None:
-    """A missing scale is left to the walk, which finds the smoothing scales."""
+    """A missing scale is left to sequential quantization, which finds the smoothing scales."""
     scan, stats, plan = setting(model)
     for name in ("down", "d2"):
         plan = edited(

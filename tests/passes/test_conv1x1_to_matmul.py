@@ -30,7 +30,7 @@ OPENED = {
         1,
         0,
     ),
-    "read both ways": (
+    "read twice": (
         f"g ({ROWS}) => (float[B, S, 6] y, float[B, 6, S] z) {{ {swap('x', 't')}"
         f" z = Conv(t, W, b) {swap('z', 'r')} y = Relu(r) }}",
         1,

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.quantized import SPELLINGS, quantized, spelled
+from support.quantized import VARIANTS, quantized, spelled
 from support.tiny_graphs import build, op_counts, weight
 
 from fptq_onnx.passes.emit_custom import emit_custom
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC
 
 
 def array(node: ir.Node, index: int) -> np.ndarray | None:
@@ -19,12 +19,12 @@ def array(node: ir.Node, index: int) -> np.ndarray | None:
     return None if value is None else value.const_value.numpy()
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_one_node_per_linear(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, symmetric: bool
+    rng: np.random.Generator, tmp_path: Path, variant: str, symmetric: bool
 ) -> None:
-    model = spelled(rng, spelling, 40, 70)
+    model = spelled(rng, variant, 40, 70)
     made = quantized(model, tmp_path, block_size=32, symmetric=symmetric)
     graph = made.emitted(emit_custom).graph
     assert len(graph) == 1
@@ -125,7 +125,7 @@ def test_a_chain_with_a_float_linear_and_a_shared_bias_stays_connected(
             "b": weight(rng, 8),
         },
     )
-    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, FLOAT])
+    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, SKIP])
     after = made.emitted(emit_custom)
     assert op_counts(after) == {"MatMulW4A8": 2, "MatMul": 1, "Add": 1}
     first, second, third, last = after.graph

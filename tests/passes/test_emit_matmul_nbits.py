@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.quantized import SPELLINGS, Quantized, quantized, spelled
+from support.quantized import VARIANTS, Quantized, quantized, spelled
 from support.tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits, pack_blocks
-from fptq_onnx.scheme.plan import FLOAT, STATIC
+from fptq_onnx.scheme.plan import SKIP, STATIC
 
 
 def rounding_bound(x: np.ndarray, w: np.ndarray, block: int) -> np.ndarray:
@@ -43,13 +43,13 @@ def check(made: Quantized, x: np.ndarray) -> None:
     assert (np.abs(got - expected) <= bound).all()
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_every_spelling(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, symmetric: bool
+def test_every_variant(
+    rng: np.random.Generator, tmp_path: Path, variant: str, symmetric: bool
 ) -> None:
     made = quantized(
-        spelled(rng, spelling, 40, 6, opset=18), tmp_path, block_size=32, symmetric=symmetric
+        spelled(rng, variant, 40, 6, opset=18), tmp_path, block_size=32, symmetric=symmetric
     )
     check(made, weight(rng, 5, 40))
 
@@ -72,9 +72,9 @@ def test_any_rank(rng: np.random.Generator, tmp_path: Path, rank: int) -> None:
 
 
 def test_float16(rng: np.random.Generator, tmp_path: Path) -> None:
-    for spelling in ("matmul_bias", "gemm_trans_b"):
-        model = spelled(rng, spelling, 40, 6, dtype="float16")
-        made = quantized(model, tmp_path / spelling, block_size=32)
+    for variant in ("matmul_bias", "gemm_trans_b"):
+        model = spelled(rng, variant, 40, 6, dtype="float16")
+        made = quantized(model, tmp_path / variant, block_size=32)
         x = weight(rng, 5, 40, dtype="float16")
         w = dequantize(made.weights())
         expected = x.astype(np.float64) @ w + made.bias()
@@ -108,7 +108,7 @@ def test_linears_in_a_row_and_one_in_float(rng: np.random.Generator, tmp_path: P
         " h = MatMul(x, W1) i = MatMul(h, W2) y = MatMul(i, W3) }",
         {"W1": weight(rng, 64, 48), "W2": weight(rng, 48, 40), "W3": weight(rng, 40, 6)},
     )
-    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, FLOAT])
+    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, SKIP])
     after = made.emitted(emit_matmul_nbits)
     assert op_counts(after) == {"MatMulNBits": 2, "MatMul": 1}
     x = weight(rng, 3, 64)
@@ -116,7 +116,7 @@ def test_linears_in_a_row_and_one_in_float(rng: np.random.Generator, tmp_path: P
     w3 = model.graph.initializers["W3"].const_value.numpy()
     h = x @ w1
     i = h @ w2
-    # The error of each stage, carried through the absolute values of the next.
+    # The error of each step, carried through the absolute values of the next.
     error = rounding_bound(x, w1, 128) + product_bound(x, w1)
     reach = np.abs(h) + error
     error = error @ np.abs(w2) + rounding_bound(reach, w2, 128) + product_bound(reach, w2)

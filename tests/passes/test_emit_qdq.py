@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.quantized import SPELLINGS, Quantized, activations, quantized, spelled
+from support.quantized import VARIANTS, Quantized, activations, quantized, spelled
 from support.tiny_graphs import FLOAT16_EPS, build, op_counts, product_bound, run, weight
 
 from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.int8 import quantize_per_token, quantize_static
 from fptq_onnx.numerics.matmul_w4a8 import matmul_w4a8
 from fptq_onnx.passes.emit_qdq import emit_qdq
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, STATIC
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, STATIC
 
 
 def rounded(x: np.ndarray, made: Quantized, index: int = 0) -> np.ndarray:
@@ -48,26 +48,26 @@ def check(made: Quantized, x: np.ndarray) -> None:
     assert (np.abs(got - custom) <= 2 * bound).all()
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scheme", [STATIC, PER_TOKEN])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_every_spelling(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, scheme: str, symmetric: bool
+def test_every_variant(
+    rng: np.random.Generator, tmp_path: Path, variant: str, scheme: str, symmetric: bool
 ) -> None:
-    model = spelled(rng, spelling, 40, 6)
+    model = spelled(rng, variant, 40, 6)
     made = quantized(model, tmp_path, schemes=[scheme], block_size=32, symmetric=symmetric)
     check(made, activations(rng, (5, 40), 1 / 127))
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128, 256, -1])
 @pytest.mark.parametrize("k", [172, 7, 128])
-@pytest.mark.parametrize("spelling", ["matmul", "gemm_trans_b"])
+@pytest.mark.parametrize("variant", ["matmul", "gemm_trans_b"])
 def test_blocks_and_tails(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, k: int, block_size: int
+    rng: np.random.Generator, tmp_path: Path, variant: str, k: int, block_size: int
 ) -> None:
     for symmetric in (True, False):
         made = quantized(
-            spelled(rng, spelling, k, 5),
+            spelled(rng, variant, k, 5),
             tmp_path / str(symmetric),
             block_size=block_size,
             symmetric=symmetric,
@@ -116,7 +116,7 @@ def test_consumers_of_one_activation_share_its_rounding(
         opset=21,
         ir_version=10,
     )
-    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, FLOAT])
+    made = quantized(model, tmp_path, schemes=[STATIC, STATIC, SKIP])
     after = made.emitted(emit_qdq)
     assert op_counts(after) == {"QuantizeLinear": 1, "DequantizeLinear": 3, "MatMul": 3}
     x = activations(rng, (3, 40), 1 / 127)

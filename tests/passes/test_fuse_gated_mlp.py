@@ -14,7 +14,7 @@ from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.fuse_gated_mlp import fuse_gated_mlp
 from fptq_onnx.passes.fuse_shared_inputs import fuse_shared_inputs
 
-# Spelling of f(g), ending in `a`.
+# Variant of f(g), ending in `a`.
 SILU = {
     "sigmoid": "s = Sigmoid(g) a = Mul(g, s)",
     "sigmoid first": "s = Sigmoid(g) a = Mul(s, g)",
@@ -63,7 +63,7 @@ def fused(made: Quantized) -> tuple[ir.Model, PassResult]:
     [("silu", act) for act in SILU.values()] + [("gelu_tanh", act) for act in GELU.values()],
     ids=[*SILU, *GELU],
 )
-def test_every_spelling(
+def test_every_variant(
     rng: np.random.Generator, tmp_path: Path, function: str, act: str, end: str
 ) -> None:
     made = mlp(rng, tmp_path, act, end)

@@ -39,7 +39,7 @@ def test_three_linears_of_one_input(
     scheme: str,
 ) -> None:
     model = build(QKV, qkv_weights(rng), opset=21, ir_version=10)
-    made = quantized(model, tmp_path, schemes=[scheme] * 3, symmetric=symmetric, w8=w8)
+    made = quantized(model, tmp_path, schemes=[scheme] * 3, symmetric=symmetric, int8_layers=w8)
     apart, fused = made.emitted(emit_custom), made.emitted(emit_custom)
     assert fuse_shared_inputs(fused).changed == 1
     (node,) = nodes_of(fused)
@@ -87,7 +87,7 @@ def test_linears_that_differ_stay_apart(rng: np.random.Generator, tmp_path: Path
     assert fuse_shared_inputs(emitted).changed == 1
     assert sorted(len(node.outputs) for node in nodes_of(emitted)) == [1, 2]
     model = build(QKV, qkv_weights(rng), opset=21, ir_version=10)
-    emitted = quantized(model, tmp_path / "w8", w8=("Wv",)).emitted(emit_custom)
+    emitted = quantized(model, tmp_path / "w8", int8_layers=("Wv",)).emitted(emit_custom)
     assert fuse_shared_inputs(emitted).changed == 1
     assert sorted(node.op_type for node in nodes_of(emitted)) == ["MatMulW4A8", "MatMulW8A8"]
 

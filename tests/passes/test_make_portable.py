@@ -42,11 +42,11 @@ def same_tensors(one: ir.Model, other: ir.Model) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block_size", [32, 128, -1])
-@pytest.mark.parametrize("spelling", ["matmul", "matmul_bias"])
+@pytest.mark.parametrize("variant", ["matmul", "matmul_bias"])
 def test_same_as_emitted(
-    rng: np.random.Generator, tmp_path: Path, spelling: str, block_size: int, symmetric: bool
+    rng: np.random.Generator, tmp_path: Path, variant: str, block_size: int, symmetric: bool
 ) -> None:
-    model = spelled(rng, spelling, 172, 70)
+    model = spelled(rng, variant, 172, 70)
     made = quantized(model, tmp_path, block_size=block_size, symmetric=symmetric)
     one, other = derived(made), made.emitted(emit_matmul_nbits)
     same_tensors(one, other)
@@ -57,7 +57,9 @@ def test_same_as_emitted(
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_eight_bits(rng: np.random.Generator, tmp_path: Path, symmetric: bool) -> None:
-    made = quantized(spelled(rng, "matmul", 72, 70), tmp_path, w8=("y",), symmetric=symmetric)
+    made = quantized(
+        spelled(rng, "matmul", 72, 70), tmp_path, int8_layers=("y",), symmetric=symmetric
+    )
     one, other = derived(made), made.emitted(emit_matmul_nbits)
     assert "y.W8" in one.graph.initializers
     same_tensors(one, other)

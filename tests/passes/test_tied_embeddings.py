@@ -18,7 +18,7 @@ from fptq_onnx.scheme.weight_store import WeightStore
 V, D = 700, 128
 IDS = np.array([[0, 1, 699], [5, 5, 350]])
 # How the lookup gets its table [V, D] from what is stored, and the shape that is stored.
-WAYS = {
+LAYOUTS = {
     "Transpose": ("t = Transpose<perm = [1, 0]>(W)", (D, V)),
     "Transpose without perm": ("t = Transpose(W)", (D, V)),
     "Transpose and Identity": ("i = Identity(W) u = Transpose(i) t = Identity(u)", (D, V)),
@@ -36,8 +36,8 @@ WAYS = {
 }  # fmt: skip
 
 
-def parts(rng: np.random.Generator, way: str) -> tuple[str, dict[str, NDArray[np.generic]]]:
-    text, shape = WAYS[way]
+def parts(rng: np.random.Generator, layout: str) -> tuple[str, dict[str, NDArray[np.generic]]]:
+    text, shape = LAYOUTS[layout]
     stored = (rng.standard_normal(shape) * np.exp(rng.standard_normal(shape))).astype(np.float32)
     weights: dict[str, NDArray[np.generic]] = {"W": stored}
     if "W16" in text:
@@ -55,11 +55,11 @@ def exact_table(text: str, weights: dict[str, NDArray[np.generic]]) -> NDArray[n
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_are_looked_up_along_the_vocabulary(
-    rng: np.random.Generator, tmp_path: Path, way: str, bits: int
+    rng: np.random.Generator, tmp_path: Path, layout: str, bits: int
 ) -> None:
-    text, weights = parts(rng, way)
+    text, weights = parts(rng, layout)
     table = exact_table(text, weights)
     assert table.shape == (V, D)
     model = build(f"g_ (int64[B, T] ids) => (float y) {{ {text} y = Gather(t, ids) }}", weights)
@@ -98,7 +98,7 @@ def test_a_lookup_each_with_its_own_transpose(rng: np.random.Generator, tmp_path
     assert "W" not in model.graph.initializers
 
 
-def test_a_square_table_read_both_ways_keeps_its_floats(
+def test_a_square_table_read_twice_keeps_its_floats(
     rng: np.random.Generator, tmp_path: Path
 ) -> None:
     """Rows of one reading are columns of the other: codes of one do not serve the other."""

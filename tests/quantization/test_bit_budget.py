@@ -1,4 +1,4 @@
-"""A tiny language model within a budget of bits: walked, probed, spent, walked again."""
+"""A tiny language model within a budget of bits: quantized, measured, spent, quantized again."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_without_a_budget_it_is_one_walk(setting: Setting) -> None:
 
 @pytest.mark.parametrize("budget", [4.9, 5.3, 7.0])
 def test_the_budget_is_spent_and_kept(setting: Setting, budget: float) -> None:
-    result = setting.solve(Config(block_size=64, bits_budget=budget))
+    result = setting.solve(Config(block_size=64, target_bits=budget))
     plain = average_bits(choose_schemes(setting.scan, setting.stats, Config(block_size=64)))
     assert plain < average_bits(result.plan) <= budget
     assert len(setting.lines) == 1 and f"{budget:g} bits on average" in setting.lines[0]
@@ -125,7 +125,7 @@ def test_harm_is_that_of_the_stage_alone(setting: Setting) -> None:
 
 
 def test_linears_of_8_bits_or_in_float_have_no_harm(setting: Setting) -> None:
-    config = Config(block_size=64, w8=("^g$", "^up$"), ignore=("down",))
+    config = Config(block_size=64, int8_layers=("^g$", "^up$"), ignore=("down",))
     result = setting.solve(config)
     _, sensitivity = measure_sensitivity(
         setting.loaded, setting.scan, result.plan, result.scales, setting.store,
@@ -136,9 +136,9 @@ def test_linears_of_8_bits_or_in_float_have_no_harm(setting: Setting) -> None:
 
 def test_refusals(setting: Setting) -> None:
     with pytest.raises(FptqError, match="cannot be met"):
-        setting.solve(Config(block_size=64, bits_budget=4.2))
-    with pytest.raises(FptqError, match="--bits-budget and --plan cannot be combined"):
-        setting.solve(Config(block_size=64, bits_budget=6), as_planned=True)
+        setting.solve(Config(block_size=64, target_bits=4.2))
+    with pytest.raises(FptqError, match="--target-bits and --plan cannot be combined"):
+        setting.solve(Config(block_size=64, target_bits=6), as_planned=True)
     feeds = Feeds([{"input_ids": np.zeros((1, 3), np.int64)}])
     with pytest.raises(FptqError, match="needs token samples"):
-        setting.solve(Config(block_size=64, bits_budget=6), source=feeds)
+        setting.solve(Config(block_size=64, target_bits=6), source=feeds)

@@ -1,4 +1,4 @@
-"""Small constants in any spelling are made anew in every segment; nothing else is."""
+"""Small constants in any variant are made anew in every segment; nothing else is."""
 
 from __future__ import annotations
 

@@ -27,40 +27,49 @@ PLAIN = ("w4a8-static", "w8a8", "smoothquant", "paper")
 
 
 @pytest.mark.parametrize("equalization", ["none", "smoothquant", "lae"])
-@pytest.mark.parametrize("policy", ["static", "per_token", "thresholds"])
+@pytest.mark.parametrize("scheme", ["static", "per_token", "thresholds"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_it_decides_and_rounds_as_the_walk_does(
-    rng: np.random.Generator, tmp_path: Path, equalization: str, policy: str, bits: int
+def test_it_decides_and_rounds_as_sequential_quantization_does(
+    rng: np.random.Generator, tmp_path: Path, equalization: str, scheme: str, bits: int
 ) -> None:
     setting = Setting(rng, tmp_path)
-    config = Config(weights="rtn", equalization=equalization, policy=policy, weight_bits=bits,
-                    block_size=32)  # fmt: skip
+    config = Config(
+        weight_method="rtn",
+        equalization=equalization,
+        activation_scheme=scheme,
+        weight_bits=bits,
+        block_size=32,
+    )
     assert not config.needs_sequential
-    walked, by_walk = setting.solve(config)
+    by_tokens, by_sequence = setting.solve(config)
     store = WeightStore(tmp_path / "plain")
     found = quantize_from_statistics(setting.task(config), store)
-    assert found.plan == walked.plan
-    assert found.scales.keys() == walked.scales.keys()
-    assert all((found.scales[name] == walked.scales[name]).all() for name in found.scales)
+    assert found.plan == by_tokens.plan
+    assert found.scales.keys() == by_tokens.scales.keys()
+    assert all((found.scales[name] == by_tokens.scales[name]).all() for name in found.scales)
     if equalization == "smoothquant":
         assert len(found.scales) == 2  # a norm, and columns of the linear before
     for row in found.plan.linears:
-        mine, theirs = store.get(row.name), by_walk.get(row.name)
+        mine, theirs = store.get(row.name), by_sequence.get(row.name)
         assert mine.codes.tobytes() == theirs.codes.tobytes()
         assert mine.scales.tobytes() == theirs.scales.tobytes()
 
 
-def test_what_needs_a_walk() -> None:
+def test_what_needs_sequential_quantization() -> None:
     assert (
         not any(find_recipe(name).config().needs_sequential for name in PLAIN)
         and not PAPER.needs_sequential
     )
-    for changed in ({"weights": "mse"}, {"equalization": "search"}, {"policy": "measured"},
-                    {"bits_budget": 5.0}):  # fmt: skip
+    for changed in (
+        {"weight_method": "mse"},
+        {"equalization": "search"},
+        {"activation_scheme": "measured"},
+        {"target_bits": 5.0},
+    ):
         assert replace(find_recipe("w8a8").config(), **changed).needs_sequential  # type: ignore[arg-type]
 
 
-def test_massive_tokens_need_a_walk_where_divisors_are_fixed(
+def test_massive_tokens_need_token_samples_where_smoothing_is_fixed(
     rng: np.random.Generator, tmp_path: Path
 ) -> None:
     setting = Setting(rng, tmp_path)
@@ -109,8 +118,8 @@ def test_with_statistics_nothing_is_written_and_nothing_walked(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"weights": "rtn", "policy": "static", "equalization": "none"}],
-    ids=["walk", "check"],
+    [{}, {"weight_method": "rtn", "activation_scheme": "static", "equalization": "none"}],
+    ids=["sequential", "check"],
 )
 def test_samples_that_are_needed_are_written_as_asked(
     stats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]

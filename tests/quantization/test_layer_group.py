@@ -22,7 +22,7 @@ from fptq_onnx.scheme.activation_stats import ChannelRange
 K = 6
 # One token in four of each batch of 9, 0 and 30.
 FEW = [*range(0, 9, 4), *range(9, 39, 4)]
-DIVISOR = np.linspace(0.5, 2, K).astype(np.float32)
+SMOOTHING = np.linspace(0.5, 2, K).astype(np.float32)
 
 
 class Activations:
@@ -84,16 +84,16 @@ def test_moments_and_mean_squares(
     rng: np.random.Generator, activations: Activations, scale: float | None
 ) -> None:
     view = view_of(rng, activations)
-    found = view.moments(DIVISOR, scale)
+    found = view.moments(SMOOTHING, scale)
     x, x8 = (np.concatenate(batches) for batches in activations.batches.values())
-    rounded = fake_int8(x8, DIVISOR, scale).astype("f8")
+    rounded = fake_int8(x8, SMOOTHING, scale).astype("f8")
     # Float32 sums of 30 products: 30 2^-24 relative to sums of magnitudes below 200.
     np.testing.assert_allclose(found.xx, rounded.T @ rounded, atol=200 * 30 * 2.0**-24)
     np.testing.assert_allclose(
-        found.x_float, rounded.T @ (x.astype("f8") / DIVISOR), atol=200 * 31 * 2.0**-24
+        found.x_float, rounded.T @ (x.astype("f8") / SMOOTHING), atol=200 * 31 * 2.0**-24
     )
     assert found.tokens == 39
-    np.testing.assert_allclose(view.mean_squares(DIVISOR, scale), found.diagonal(), rtol=1e-5)
+    np.testing.assert_allclose(view.mean_squares(SMOOTHING, scale), found.diagonal(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [None, 0.05])
@@ -104,19 +104,19 @@ def test_outputs_and_their_errors(
     linear = view.group.linears[1]  # up, with a bias
     assert linear.bias is not None
     w, b = linear.weight.load(), linear.bias.load()
-    rounded = dequantize(quantize_rtn(w * DIVISOR[:, None], -1))
+    rounded = dequantize(quantize_rtn(w * SMOOTHING[:, None], -1))
     errors = LinearErrors("up", "up")
-    divided = w * DIVISOR[:, None]
+    divided = w * SMOOTHING[:, None]
     quantized = (rounded, divided - rounded)
-    got = list(view.outputs(linear, w, quantized, DIVISOR, scale, errors))
+    got = list(view.outputs(linear, w, quantized, SMOOTHING, scale, errors))
     assert [len(y) for y, _ in got] == [9, 0, 30]
     x, x8 = (np.concatenate(batches).astype("f8") for batches in activations.batches.values())
-    seen = fake_int8(x8.astype("f4"), DIVISOR, scale).astype("f8")
+    seen = fake_int8(x8.astype("f4"), SMOOTHING, scale).astype("f8")
     want, have = x @ w, seen @ rounded
     np.testing.assert_allclose(np.concatenate([y for y, _ in got]), want + b, atol=1e-5)
     np.testing.assert_allclose(np.concatenate([y for _, y in got]), have + b, atol=1e-5)
     sums = {
-        "input_local": (x8 / DIVISOR, seen), "input_total": (x / DIVISOR, seen),
+        "input_local": (x8 / SMOOTHING, seen), "input_total": (x / SMOOTHING, seen),
         "output_local": ((x8 @ w)[FEW], have[FEW]), "output_total": (want, have),
     }  # fmt: skip
     for name, (a, c) in sums.items():
@@ -132,11 +132,11 @@ def test_weights_that_aim_elsewhere_are_no_local_error(
     view = view_of(rng, activations)
     linear = view.group.linears[1]
     w = linear.weight.load()
-    aimed = (w * DIVISOR[:, None] * 1.5).astype(np.float32)
+    aimed = (w * SMOOTHING[:, None] * 1.5).astype(np.float32)
     errors = LinearErrors("up", "up")
-    list(view.outputs(linear, w, (aimed, np.zeros_like(aimed)), DIVISOR, 0.05, errors))
+    list(view.outputs(linear, w, (aimed, np.zeros_like(aimed)), SMOOTHING, 0.05, errors))
     x8 = np.concatenate(activations.batches["quantized"])
-    rounding = (x8 - fake_int8(x8, DIVISOR, 0.05) * DIVISOR)[FEW]
+    rounding = (x8 - fake_int8(x8, SMOOTHING, 0.05) * SMOOTHING)[FEW]
     np.testing.assert_allclose(
         errors.output_local.error, np.square((rounding @ w).astype("f8")).sum(), rtol=1e-3
     )
@@ -147,7 +147,7 @@ def test_a_linear_in_float(rng: np.random.Generator, activations: Activations) -
     view = view_of(rng, activations)
     linear, w = view.group.linears[0], view.weights[0]
     errors = LinearErrors("g", "g")
-    got = list(view.outputs(linear, w, None, DIVISOR, None, errors))
+    got = list(view.outputs(linear, w, None, SMOOTHING, None, errors))
     np.testing.assert_array_equal(got[2][1], activations.batches["quantized"][2] @ w)
     assert errors.output_local.signal == errors.input_local.signal == 0
     np.testing.assert_allclose(errors.input_total.error, 39 * K * 0.01, rtol=1e-4)
@@ -179,18 +179,18 @@ def test_tokens_that_are_routed_elsewhere(
     for rows in (view.sample.x, view.sample.x_quantized):
         np.testing.assert_array_equal(rows, x8)
     np.testing.assert_allclose(view.sizes.rms, np.sqrt((x8.astype("f8") ** 2).mean(0)), rtol=1e-6)
-    moments = view.moments(DIVISOR, None)
-    rounded = fake_int8(x8, DIVISOR, None).astype("f8")
-    wanted = rounded.T @ (x8.astype("f8") / DIVISOR)
+    moments = view.moments(SMOOTHING, None)
+    rounded = fake_int8(x8, SMOOTHING, None).astype("f8")
+    wanted = rounded.T @ (x8.astype("f8") / SMOOTHING)
     np.testing.assert_allclose(moments.x_float, wanted, atol=200 * 31 * 2.0**-24)
     linear, w = view.group.linears[0], view.weights[0]
-    divided = w * DIVISOR[:, None]
+    divided = w * SMOOTHING[:, None]
     codes = dequantize(quantize_rtn(divided, -1))
     errors = LinearErrors("g", "g")
-    got = list(view.outputs(linear, w, (codes, divided - codes), DIVISOR, None, errors))
+    got = list(view.outputs(linear, w, (codes, divided - codes), SMOOTHING, None, errors))
     for (want, have), x, q in zip(got, activations.batches[FLOAT], own, strict=True):
         np.testing.assert_allclose(want, x @ w, atol=1e-5)
-        np.testing.assert_allclose(have, fake_int8(q, DIVISOR, None) @ codes, atol=1e-5)
+        np.testing.assert_allclose(have, fake_int8(q, SMOOTHING, None) @ codes, atol=1e-5)
     np.testing.assert_allclose(errors.output_total.signal, np.square(x8 @ w).sum(), rtol=1e-4)
 
 
@@ -202,7 +202,7 @@ def test_rows_of_the_float_model_where_the_quantized_one_sends_none(
     view = view_of(rng, activations, routed=True)
     np.testing.assert_array_equal(view.sample.x, np.concatenate(activations.batches[FLOAT]))
     assert not view.unseen
-    assert view.mean_squares(DIVISOR, None).min() > 0
+    assert view.mean_squares(SMOOTHING, None).min() > 0
 
 
 def test_no_token_at_all(rng: np.random.Generator) -> None:

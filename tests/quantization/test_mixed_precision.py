@@ -23,7 +23,7 @@ from fptq_onnx.quantization.mixed_precision import (
     precision_candidates,
 )
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, LinearPlan, Plan
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, LinearPlan, Plan
 
 ALL = ("zero points", "half blocks", "both", "8 bits")
 
@@ -43,8 +43,8 @@ def test_bits_by_hand() -> None:
     assert planned_bits(entry(weight_bits=8, block_size=-1)) == 64 * (256 * 8 + 16)
     assert planned_bits(entry(n=65)) == 128 * (256 * 4 + 2 * 16)
     assert planned_bits(entry(k=257)) == 64 * (264 * 4 + 3 * 16)
-    assert planned_bits(entry(scheme=FLOAT)) == 256 * 64 * 32
-    pair = plan_of(entry(), entry("b", scheme=FLOAT))
+    assert planned_bits(entry(scheme=SKIP)) == 256 * 64 * 32
+    pair = plan_of(entry(), entry("b", scheme=SKIP))
     assert average_bits(pair) == (4.125 + 32) / 2
 
 
@@ -61,8 +61,8 @@ def test_the_written_model_has_the_bits_planned(
         {"Wq": weight(rng, k, n), "Wk": weight(rng, k, n), "Wy": weight(rng, n, 3)},
         opset=21, ir_version=10,
     )  # fmt: skip
-    config = Config(block_size=32, symmetric=symmetric, w8=("y",), fuse=fuse)
-    made = quantized(model, tmp_path, block_size=32, symmetric=symmetric, w8=("y",))
+    config = Config(block_size=32, symmetric=symmetric, int8_layers=("y",), fuse=fuse)
+    made = quantized(model, tmp_path, block_size=32, symmetric=symmetric, int8_layers=("y",))
     emitted = emit("custom", model.clone(), made.plan, made.store, config)
     written = bits_per_weight(made.plan, emitted.model)
     np.testing.assert_allclose(average_bits(made.plan), written, rtol=1e-12)
@@ -79,7 +79,7 @@ def test_forms_of_a_linear() -> None:
     assert set(precision_candidates(entry(block_size=32))) == {"zero points", "8 bits"}
     assert precision_candidates(entry(block_size=64))["half blocks"].block_size == 32
     assert set(precision_candidates(entry(block_size=-1))) == {"zero points", "8 bits"}
-    assert not precision_candidates(entry(scheme=FLOAT)) and not precision_candidates(
+    assert not precision_candidates(entry(scheme=SKIP)) and not precision_candidates(
         entry(weight_bits=8)
     )
 
@@ -159,7 +159,7 @@ def test_a_step_that_helps_nothing_is_not_taken() -> None:
 
 
 def test_linears_that_are_float_or_wide_stay() -> None:
-    fixed = (entry("b", scheme=FLOAT), entry("c", weight_bits=8, block_size=-1))
+    fixed = (entry("b", scheme=SKIP), entry("c", weight_bits=8, block_size=-1))
     plan = plan_of(entry("a"), *fixed)
     found = allocate_bits(plan, [["a", "b", "c"]], [1.0], [RATIOS], 32)
     assert found.linears[1:] == fixed
@@ -167,7 +167,7 @@ def test_linears_that_are_float_or_wide_stay() -> None:
 
 
 def test_greedy_is_near_the_best_of_all(rng: np.random.Generator) -> None:
-    """Brute force over three stages: the greedy choice loses at most the last step's gain."""
+    """Brute force over three layer groups: the greedy choice loses at most the last step's gain."""
     plan = plan_of(*(entry(name) for name in "abc"))
     groups = [["a"], ["b"], ["c"]]
     for _ in range(5):
@@ -194,11 +194,11 @@ def test_greedy_is_near_the_best_of_all(rng: np.random.Generator) -> None:
 
 
 def test_one_weight_has_one_form() -> None:
-    """Two forms of one weight would be stored both: the wider one serves all its uses."""
+    """Two precisions of one weight would be stored both: the wider one serves all its uses."""
     entries = [replace(entry(), name=name) for name in "abcd"]
     entries[1] = replace(entries[1], symmetric=False)
     entries[2] = precision_candidates(entries[2])["8 bits"]
-    entries[3] = replace(entries[3], scheme=FLOAT)
+    entries[3] = replace(entries[3], scheme=SKIP)
     plan = Plan(15, 150, tuple(entries))
     shared = {"a": "a", "b": "a", "c": "a", "d": "a"}
     found = one_form(plan, shared).linears

@@ -1,4 +1,4 @@
-"""Both streams against plain runs of the whole model with its inner values given out."""
+"""Both models against plain runs of the whole model with its inner values given out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.layer_groups import feeds_of, loaded, tapped, walked
+from support.layer_groups import feeds_of, loaded, propagated, tapped
 from support.tiny_graphs import build, run, weight
 
 from fptq_onnx.errors import FptqError
@@ -93,11 +93,11 @@ def test_the_float_stream_is_the_model(
     name: str,
     budget: int,
 ) -> None:
-    """Also with everything on disk; with linears that do not err both streams are the same bits."""
+    """Also with everything on disk; with linears that do not err both models are the same bits."""
     monkeypatch.setattr(value_store.ValueStore.__init__, "__defaults__", (budget,))
     model, samples = model_of(rng, BODIES[name]), batches(rng)
     before = loaded(tmp_path, model)
-    seen = walked(before, feeds_of(*samples), tmp_path / "values")
+    seen = propagated(before, feeds_of(*samples), tmp_path / "values")
     check_float_stream(model, samples, seen)
     for plain, quantized in seen.values():
         for a, b in zip(plain, quantized, strict=True):
@@ -112,7 +112,7 @@ def test_the_quantized_stream_goes_its_own_way(
     """Every linear errs by a constant: the same as a model with that constant in each bias."""
     body, noise = BODIES[name], 0.25
     model, samples = model_of(rng, body), batches(rng)
-    seen = walked(loaded(tmp_path, model), feeds_of(*samples), tmp_path / "v", noise=noise)
+    seen = propagated(loaded(tmp_path, model), feeds_of(*samples), tmp_path / "v", noise=noise)
     check_float_stream(model, samples, seen)
     other = model.clone()
     for linear in find_linears(other).linears:
@@ -143,7 +143,7 @@ def test_outputs_in_the_middle_and_the_ends_run_once(
 ) -> None:
     body = "n = Tanh(x) a = MatMul(n, W1) h = Relu(a) c = MatMul(h, W2) y = Exp(c)"
     model, samples = model_of(rng, body, outputs="h n y"), batches(rng)
-    seen = walked(loaded(tmp_path, model), feeds_of(*samples), tmp_path / "v")
+    seen = propagated(loaded(tmp_path, model), feeds_of(*samples), tmp_path / "v")
     check_float_stream(model, samples, seen)
 
 
@@ -155,7 +155,7 @@ def test_float16_activations(rng: np.random.Generator, tmp_path: Path) -> None:
         half,
     )
     x = weight(rng, 5, K, dtype="float16")
-    seen = walked(loaded(tmp_path, model), feeds_of({"x": x}), tmp_path / "v")
+    seen = propagated(loaded(tmp_path, model), feeds_of({"x": x}), tmp_path / "v")
     got = run(tapped(model, ["n", "h"], ir.DataType.FLOAT16), {"x": x})
     np.testing.assert_array_equal(seen["n"][0][0], got["n"].astype(np.float32))
     rows = seen["h"][0][0]
@@ -170,7 +170,7 @@ def test_what_onnxruntime_cannot_run_is_said(rng: np.random.Generator, tmp_path:
     model = model_of(rng, "n = Tanh(x) a = MatMul(n, W1) to = Constant<value = int64[1] {7}>()"
                           " h = Reshape(a, to) e = Expand(h, to) y = MatMul(e, W2)")  # fmt: skip
     with pytest.raises(FptqError, match="ONNX Runtime cannot run a part of the model"):
-        walked(loaded(tmp_path, model), feeds_of(*batches(rng)), tmp_path / "v")
+        propagated(loaded(tmp_path, model), feeds_of(*batches(rng)), tmp_path / "v")
 
 
 def test_entering_runs_nothing_where_nothing_is_to_be_made(

@@ -8,7 +8,7 @@ from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.numerics.smoothing_scales import ChannelSizes, smoothing_scale
 from fptq_onnx.quantization.scheme_search import Sample, SchemeSearch, fake_int8
-from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, LinearPlan
+from fptq_onnx.scheme.plan import PER_TOKEN, SKIP, LinearPlan
 
 K, N = 16, 10
 
@@ -90,8 +90,8 @@ def test_all_linears_of_a_stage_count_but_those_in_float(rng: np.random.Generato
     s = Setting(rng)
     one = s.search("rtn").error("none")
     np.testing.assert_allclose(s.search("rtn", entry(), entry()).error("none"), 2 * one)
-    assert s.search("rtn", entry(), entry(scheme=FLOAT)).error("none") == one
-    assert s.search("rtn", entry(scheme=FLOAT)).error("none") == 0
+    assert s.search("rtn", entry(), entry(scheme=SKIP)).error("none") == one
+    assert s.search("rtn", entry(scheme=SKIP)).error("none") == 0
 
 
 def test_each_linear_is_rounded_as_planned(rng: np.random.Generator) -> None:
@@ -100,7 +100,7 @@ def test_each_linear_is_rounded_as_planned(rng: np.random.Generator) -> None:
     assert s.search("rtn", entry(block_size=4)).weight_error("none") < base
     assert s.search("rtn", entry(weight_bits=8)).weight_error("none") < base / 100
     assert s.search("rtn").weight_error("none", "8 bits") < base / 100
-    wide = entry(weight_bits=8)  # has no wider form: stays as planned
+    wide = entry(weight_bits=8)  # has no precision candidate: stays as planned
     search = s.search("rtn", wide)
     assert search.weight_error("none", "8 bits") == search.weight_error("none")
     asymmetric = s.search("rtn", entry(symmetric=False)).weight_error("none")

@@ -1,4 +1,4 @@
-"""The walk: what it stores is what its plan says, and the written model computes it."""
+"""Sequential quantization stores what its plan says, and the written model computes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.complete_plan import complete_plan
 from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.scheme.config import PAPER, Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 BLOCK = 32
@@ -43,11 +43,13 @@ def check_same(a: WeightStore, b: WeightStore, names: list[str]) -> None:
 NAMES = ["g", "up", "down"]
 CONFIGS = {
     "all measured": Config(block_size=BLOCK),
-    "asymmetric mse": Config(block_size=BLOCK, weights="mse", symmetric=False),
-    "thresholds": Config(block_size=BLOCK, policy="thresholds", v0=1, v1=1e4),
+    "asymmetric mse": Config(block_size=BLOCK, weight_method="mse", symmetric=False),
+    "thresholds": Config(block_size=BLOCK, activation_scheme="thresholds", v0=1, v1=1e4),
     "smoothquant": Config(block_size=BLOCK, equalization="smoothquant"),
     "lae": Config(block_size=BLOCK, equalization="lae", v0=1, v1=1e4),
-    "rtn, all per token": Config(block_size=BLOCK, weights="rtn", policy="thresholds", v0=0, v1=0),
+    "rtn, all per token": Config(
+        block_size=BLOCK, weight_method="rtn", activation_scheme="thresholds", v0=0, v1=0
+    ),
 }
 
 
@@ -79,7 +81,14 @@ def test_stored_weights_are_those_of_the_folded_model(setting: Setting, equaliza
 
     So the model whose linears are replaced by what is stored computes what the original does.
     """
-    config = Config(block_size=-1, weights="rtn", policy="thresholds", v0=0, v1=0, w8=(".",))
+    config = Config(
+        block_size=-1,
+        weight_method="rtn",
+        activation_scheme="thresholds",
+        v0=0,
+        v1=0,
+        int8_layers=(".",),
+    )
     plan = setting.plan(config)
     rows = tuple(replace(entry, equalization=equalization, weight_bits=8) for entry in plan.linears)
     result, store = setting.solve(config, replace(plan, linears=rows), as_planned=True)
@@ -98,7 +107,9 @@ def test_stored_weights_are_those_of_the_folded_model(setting: Setting, equaliza
 
 
 def test_column_folds_change_scales_alone(setting: Setting) -> None:
-    config = Config(block_size=BLOCK, weights="rtn", policy="thresholds", v0=0, v1=0)
+    config = Config(
+        block_size=BLOCK, weight_method="rtn", activation_scheme="thresholds", v0=0, v1=0
+    )
     plan = setting.plan(config)
     rows = [replace(entry, equalization="none") for entry in plan.linears]
     plain, a = setting.solve(config, replace(plan, linears=tuple(rows)), as_planned=True)
@@ -120,7 +131,9 @@ def test_column_folds_change_scales_alone(setting: Setting) -> None:
 
 def test_the_errors_told_are_those_of_the_rounded_model(setting: Setting) -> None:
     """Recomputed from what was stored, per token, on the float model with weights replaced."""
-    config = Config(block_size=BLOCK, weights="mse", policy="thresholds", v0=0, v1=0)
+    config = Config(
+        block_size=BLOCK, weight_method="mse", activation_scheme="thresholds", v0=0, v1=0
+    )
     rows = tuple(replace(entry, equalization="none") for entry in setting.plan(config).linears)
     result, store = setting.solve(
         config, replace(setting.plan(config), linears=rows), as_planned=True
@@ -138,7 +151,7 @@ def test_the_errors_told_are_those_of_the_rounded_model(setting: Setting) -> Non
 def test_linears_in_float_leave_the_streams_alike(setting: Setting) -> None:
     config = Config(ignore=(".",), block_size=BLOCK)
     result, store = setting.solve(config)
-    assert all(entry.scheme == FLOAT for entry in result.plan.linears)
+    assert all(entry.scheme == SKIP for entry in result.plan.linears)
     assert not result.scales and not any(name in store for name in NAMES)
     assert all(error.output_total.error == 0 for error in result.errors)
     assert all(error.input_total.error == 0 for error in result.errors)
@@ -165,7 +178,7 @@ def test_policies(setting: Setting) -> None:
     assert [entry.equalization for entry in lae.plan.linears] == ["lae", "lae", "none"]
 
 
-def test_wider_forms_take_error_off(setting: Setting) -> None:
+def test_precision_candidates_take_error_off(setting: Setting) -> None:
     result, _ = setting.solve(Config(block_size=64), try_wider=True)
     assert len(result.ratios) == 2
     for ratios in result.ratios:

@@ -1,4 +1,4 @@
-"""The walk through attention: what is stored of v and o is what the folded model has."""
+"""Sequential quantization of attention: what is stored of v and o is what the folded model has."""
 
 from __future__ import annotations
 
@@ -39,7 +39,14 @@ def test_stored_weights_are_those_of_the_folded_model(
     ready = loaded(tmp_path / "model", model)
     shape = (2, 3, 32)
     batches = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3)]
-    config = Config(block_size=-1, weights="rtn", policy="thresholds", v0=0, v1=0, w8=(".",))
+    config = Config(
+        block_size=-1,
+        weight_method="rtn",
+        activation_scheme="thresholds",
+        v0=0,
+        v1=0,
+        int8_layers=(".",),
+    )
     scan = find_linears(ready.model)
     stats = collect(ready, Feeds(batches), description="x")
     plan = choose_schemes(scan, stats, config)

@@ -1,4 +1,4 @@
-"""What the walk chooses is the best of what it judged; weights are rounded for what they meet."""
+"""What is chosen is the best of what it judged; weights are rounded for what they meet."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_least_error_and_static_within_the_tolerance(
 ) -> None:
     monkeypatch.setattr(layer_group, "SchemeSearch", Witness)
     Witness.seen.clear()
-    result, _ = setting.solve(Config(block_size=32, weights=weights))
+    result, _ = setting.solve(Config(block_size=32, weight_method=weights))
     plan = result.plan.by_name()
     for judged, name in zip(Witness.seen, ("g", "down"), strict=True):
         errors = {equalization: judged[equalization, False] for equalization in CANDIDATES}
@@ -73,7 +73,9 @@ def test_the_tolerance_decides(
 
 def test_thresholds_need_a_fold_between_them(setting: Setting) -> None:
     """Both inputs have ranges between v0 and v1; only the norm takes the paper's fold."""
-    config = Config(block_size=32, policy="thresholds", equalization="lae", v0=0.01, v1=1e5)
+    config = Config(
+        block_size=32, activation_scheme="thresholds", equalization="lae", v0=0.01, v1=1e5
+    )
     result, _ = setting.solve(config)
     assert [row.scheme for row in result.plan.linears] == [LAE_STATIC, LAE_STATIC, PER_TOKEN]
     low, _ = setting.solve(replace(config, v0=1e4))
@@ -100,7 +102,9 @@ def test_what_overflows_is_not_chosen_and_not_replayed(
 @pytest.mark.parametrize("weights", ["gptq", "mse"])
 def test_weights_are_rounded_for_the_divided_int8_input(setting: Setting, weights: str) -> None:
     """Of the first layer group, whose input no quantized linear has touched."""
-    config = Config(block_size=32, weights=weights, policy="thresholds", v0=0, v1=0)
+    config = Config(
+        block_size=32, weight_method=weights, activation_scheme="thresholds", v0=0, v1=0
+    )
     plan = setting.plan(config)
     rows = tuple(replace(row, equalization="balance:0.5") for row in plan.linears[:2])
     plan = replace(plan, linears=(*rows, plan.linears[2]))

@@ -1,4 +1,4 @@
-"""role:down, layer:0-3 and expressions: which linears --ignore and --w8 mean."""
+"""role:down, layer:0-3 and expressions: which linears --ignore and --int8-layers mean."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_an_expression_means(scan, expression, wanted):
 
 
 def test_several_add_up(scan):
-    found = select(scan, "--w8", ("role:head", "layer:0", "role:down"))
+    found = select(scan, "--int8-layers", ("role:head", "layer:0", "role:down"))
     assert set(found) == {"head", "l1_down", "l2_down"} | {n for n in ALL if n[1] == "0"}
     assert select(scan, "--ignore", ()) == {}
 
@@ -72,9 +72,9 @@ def test_what_matches_nothing_is_told_what_there_is(scan, expression, saying):
         ("(", "is not a regular expression"),
     ],
 )
-@pytest.mark.parametrize("option", ["ignore", "w8"])
+@pytest.mark.parametrize("option", ["ignore", "int8_layers"])
 def test_what_makes_no_sense_is_refused_before_any_work(option, expression, saying):
-    with pytest.raises(FptqError, match=f"--{option} .*{saying}"):
+    with pytest.raises(FptqError, match=f"{flag(option)} .*{saying}"):
         Config(**{option: (expression,)})
 
 
@@ -88,7 +88,7 @@ def test_the_command_line_keeps_them_in_float_and_says_where_each_linear_is(tmp_
     assert len(rows) == 31
     for row in rows:
         wanted = row["role"] == "down" or row["layer"] in (4, 5)
-        assert (row["scheme"] == "float") == wanted
+        assert (row["scheme"] == "skip") == wanted
         # The embedded model's names say where a linear really is; the finder never read them.
         layer, _, module = row["path"].removeprefix("model.layers.").partition(".")
         if row["path"].startswith("model.layers."):
@@ -116,6 +116,10 @@ def test_a_role_that_is_not_there_is_one_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
 class NoCalibration(Samples):
     """Samples that must not be asked for."""
 
@@ -123,11 +127,11 @@ class NoCalibration(Samples):
         raise AssertionError("calibrated before the names were checked")
 
 
-@pytest.mark.parametrize("option", ["ignore", "w8"])
+@pytest.mark.parametrize("option", ["ignore", "int8_layers"])
 @pytest.mark.parametrize("expression", ["layer:7", "role:fc1", "no_such_name"])
 def test_what_matches_nothing_is_refused_before_calibration(tmp_path, option, expression):
     config = Config(**{option: (expression,)})
-    with pytest.raises(FptqError, match=f"--{option} '{expression}' matches no linear"):
+    with pytest.raises(FptqError, match=f"{flag(option)} '{expression}' matches no linear"):
         convert(MODEL, tmp_path / "out", samples=NoCalibration(), config=config)
     assert not list(tmp_path.iterdir())
 
@@ -138,5 +142,5 @@ def test_a_plan_of_another_model_is_refused_before_calibration(tmp_path):
         convert(MODEL, tmp_path / "out", **given)
     with pytest.raises(FptqError, match="--ignore and --plan cannot be combined"):
         convert(MODEL, tmp_path / "out", config=Config(ignore=("role:down",)), **given)
-    with pytest.raises(FptqError, match="--w8 and --plan cannot be combined"):
-        convert(MODEL, tmp_path / "out", config=Config(w8=("role:down",)), **given)
+    with pytest.raises(FptqError, match="--int8-layers and --plan cannot be combined"):
+        convert(MODEL, tmp_path / "out", config=Config(int8_layers=("role:down",)), **given)

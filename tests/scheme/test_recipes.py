@@ -20,8 +20,8 @@ def test_the_default_recipe_is_the_default_config():
 
 
 def test_what_the_user_chose_comes_first():
-    config = find_recipe("w8a8").config(weights="mse", block_size=64)
-    assert (config.weights, config.block_size, config.weight_bits) == ("mse", 64, 8)
+    config = find_recipe("w8a8").config(weight_method="mse", block_size=64)
+    assert (config.weight_method, config.block_size, config.weight_bits) == ("mse", 64, 8)
 
 
 def test_an_unknown_recipe_is_told_the_known_ones():
@@ -97,7 +97,7 @@ def test_gptq_leaves_activations_in_float(tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    ["--target qdq", "--v0 0", "--bits-budget 4.6", "--w8 head", "--no-fuse", "--dry-run"],
+    ["--target qdq", "--v0 0", "--target-bits 4.6", "--int8-layers head", "--no-fuse", "--dry-run"],
 )
 def test_fp16_refuses_what_it_has_no_use_for(tmp_path, option):
     given = option.split()

@@ -7,7 +7,7 @@ import pytest
 
 from fptq_onnx.graph.declined import Declined
 from fptq_onnx.scheme.config import Config
-from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, WEIGHT_ONLY, LinearPlan
+from fptq_onnx.scheme.plan import LAE_STATIC, PER_TOKEN, SKIP, STATIC, WEIGHT_ONLY, LinearPlan
 from fptq_onnx.scheme.scheme_policy import asks_for_lae, by_thresholds, with_scheme
 
 NO_GAIN = Declined("x", "no gain")
@@ -53,6 +53,6 @@ def test_per_token_has_no_scale_and_says_what_is_left_out() -> None:
     assert found.reason == "why; a few tokens are far larger than the rest, so lae is left out"
 
 
-@pytest.mark.parametrize("scheme", [FLOAT, WEIGHT_ONLY])
+@pytest.mark.parametrize("scheme", [SKIP, WEIGHT_ONLY])
 def test_float_inputs_stay(scheme: str) -> None:
     assert with_scheme(entry(scheme), static=True, largest=9, reason="why") == entry(scheme)

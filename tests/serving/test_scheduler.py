@@ -91,7 +91,7 @@ def test_many_in_few_rows_get_what_they_get_alone(model: LanguageModel) -> None:
         asked(model, PROMPTS[number % 4], 5 + 7 * (number % 5), sampling=settings)
         for number, settings in enumerate([SamplingSettings(), drawn] * 8)
     ]
-    with scheduling(lambda: model.engine(max_rows=3)) as scheduler:
+    with scheduling(lambda: model.engine(max_sequences=3)) as scheduler:
         for job in jobs:
             scheduler.submit(job)
         for job in jobs:
@@ -113,7 +113,7 @@ def test_first_come_first_served(model: LanguageModel) -> None:
         deliver(events)
 
     jobs = [asked(model, PROMPTS[0], 4) for _ in range(6)]
-    scheduler = Scheduler(lambda: model.engine(max_rows=2), note, max_waiting=8)
+    scheduler = Scheduler(lambda: model.engine(max_sequences=2), note, max_waiting=8)
     for job in jobs:
         scheduler.submit(job)
     scheduler.start()
@@ -126,7 +126,7 @@ def test_first_come_first_served(model: LanguageModel) -> None:
 def test_prompts_that_join_together_are_bounded(model: LanguageModel) -> None:
     rounds: list[int] = []
     scheduler = Scheduler(
-        lambda: model.engine(max_rows=8), deliver, max_waiting=8, prefill_tokens=12,
+        lambda: model.engine(max_sequences=8), deliver, max_waiting=8, prefill_tokens=12,
         observe_step=lambda rows, seconds: rounds.append(rows),
     )  # fmt: skip
     jobs = [asked(model, PROMPTS[0], 20) for _ in range(5)]  # 5 tokens each: two fit
@@ -143,7 +143,7 @@ def test_a_long_prompt_lets_the_others_go_on(model: LanguageModel) -> None:
     long = "One day a girl saw a big dog. The dog was sad. " * 4
     steps: list[int] = []
     scheduler = Scheduler(
-        lambda: model.engine(max_rows=4), deliver, max_waiting=8, prefill_tokens=8,
+        lambda: model.engine(max_sequences=4), deliver, max_waiting=8, prefill_tokens=8,
         observe_step=lambda rows, seconds: steps.append(rows),
     )  # fmt: skip
     jobs = [asked(model, PROMPTS[0], 60), asked(model, long, 10), asked(model, long[2:], 10)]
@@ -163,7 +163,7 @@ def test_a_long_prompt_lets_the_others_go_on(model: LanguageModel) -> None:
 
 
 def test_a_full_queue_refuses(model: LanguageModel) -> None:
-    with scheduling(lambda: model.engine(max_rows=1), max_waiting=1) as scheduler:
+    with scheduling(lambda: model.engine(max_sequences=1), max_waiting=1) as scheduler:
         first = asked(model, PROMPTS[0], 200, ignore_eos=True)
         scheduler.submit(first)
         assert first.began.wait(30)
@@ -178,7 +178,7 @@ def test_a_full_queue_refuses(model: LanguageModel) -> None:
 
 
 def test_who_is_cancelled_frees_the_row_and_nobody_else_notices(model: LanguageModel) -> None:
-    with scheduling(lambda: model.engine(max_rows=2)) as scheduler:
+    with scheduling(lambda: model.engine(max_sequences=2)) as scheduler:
         stays = asked(model, PROMPTS[1], 60, ignore_eos=True)
         goes = asked(model, PROMPTS[0], 240, ignore_eos=True)
         waits = asked(model, PROMPTS[3], 10)
@@ -191,7 +191,7 @@ def test_who_is_cancelled_frees_the_row_and_nobody_else_notices(model: LanguageM
         waits.end()
         stays.end()
         until(lambda: scheduler.running == 0)
-        scheduler.cancel(stays)  # has ended: no harm
+        scheduler.cancel(stays)  # has ended: nothing happens
     assert 0 < len(goes.tokens) < 240
     assert never.events == []
     for job in (stays, waits):
@@ -200,7 +200,7 @@ def test_who_is_cancelled_frees_the_row_and_nobody_else_notices(model: LanguageM
 
 
 def test_drain_lets_running_ones_end_and_close_does_not(model: LanguageModel) -> None:
-    with scheduling(lambda: model.engine(max_rows=1)) as scheduler:
+    with scheduling(lambda: model.engine(max_sequences=1)) as scheduler:
         runs, waits = asked(model, PROMPTS[0], 50), asked(model, PROMPTS[1], 5)
         scheduler.submit(runs)
         assert runs.began.wait(30)
@@ -210,7 +210,7 @@ def test_drain_lets_running_ones_end_and_close_does_not(model: LanguageModel) ->
         with pytest.raises(ShuttingDownError):
             scheduler.submit(asked(model, PROMPTS[2]))
         assert isinstance(runs.end(), Delta) and len(runs.tokens) == 50
-    with scheduling(lambda: model.engine(max_rows=1)) as scheduler:
+    with scheduling(lambda: model.engine(max_sequences=1)) as scheduler:
         scheduler.submit(runs := asked(model, PROMPTS[0], 240, ignore_eos=True))
         assert runs.began.wait(30)
         scheduler.close()
@@ -229,7 +229,7 @@ def test_a_model_that_fails_gets_a_new_engine(
     made: list[Engine] = []
 
     def engine() -> Engine:
-        made.append(model.engine(max_rows=2))
+        made.append(model.engine(max_sequences=2))
         return made[-1]
 
     def broken(*_: object, **__: object) -> None:

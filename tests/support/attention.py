@@ -1,4 +1,4 @@
-"""Attention in the spellings of exporters: x -> v -> attention -> o, hidden size 32.
+"""Attention in the variants of exporters: x -> v -> attention -> o, hidden size 32.
 
 4 query heads of size 8; 2 heads of values, where not all 4. 3 tokens, a cache of 5. Batch 2, but 1
 where the op takes no more with a cache.

@@ -1,4 +1,4 @@
-"""Models whose logits depend on the last token alone: figures can be worked out by hand."""
+"""Models whose logits depend on the last token alone: metrics can be worked out by hand."""
 
 import onnx
 import onnx.parser

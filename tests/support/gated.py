@@ -1,4 +1,4 @@
-"""Gated MLPs in the spellings of exporters: x -> n -> gate, up -> product -> down."""
+"""Gated MLPs in the variants of exporters: x -> n -> gate, up -> product -> down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models in files, made ready for a walk: loaded, fed, and both streams taken to their end."""
+"""Models in files, made ready to be quantized: loaded, fed, and both models run to their end."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def float_output(linear: Linear, x: Rows) -> Rows:
 def pairs(
     activations: PairedActivations, group: LayerGroup, linear: Linear, noise: float
 ) -> Iterator[tuple[Rows, Rows]]:
-    """Outputs in both streams; the quantized one off by a constant."""
+    """Outputs in both models; the quantized one off by a constant."""
     for x, x8 in zip(
         activations.rows(group, FLOAT), activations.rows(group, QUANTIZED), strict=True
     ):
         yield float_output(linear, x), float_output(linear, x8) + np.float32(noise)
 
 
-def walked(
+def propagated(
     model: LoadedModel, feeds: list[Feed], folder: Path, *, noise: float = 0.0
 ) -> dict[str, list[list[Rows]]]:
-    """By activation: per stream, per batch what the stage saw; linears err by `noise`."""
+    """By activation: per model, per batch what the group saw; linears err by `noise`."""
     activations = PairedActivations(
         model, find_linears(model.model).linears, feeds, folder, threads=1
     )

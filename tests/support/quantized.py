@@ -1,4 +1,4 @@
-"""Graphs with one linear in every spelling, quantized, ready for an emitter."""
+"""Graphs with one linear in every variant, quantized, ready for an emitter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.tiny_graphs import build, stats_of, weight
 Emitter = Callable[[ir.Model, Plan, WeightStore], None]
 
 # Name -> nodes that make `y` from `x` with W [K, N] or [N, K] and a bias b [N]
-SPELLINGS = {
+VARIANTS = {
     "matmul": "y = MatMul(x, W)",
     "matmul_bias": "p = MatMul(x, W) y = Add(p, b)",
     "bias_first": "p = MatMul(x, W) y = Add(b, p)",
@@ -67,7 +67,7 @@ class Quantized:
 
 def spelled(
     rng: np.random.Generator,
-    spelling: str,
+    variant: str,
     k: int,
     n: int,
     *,
@@ -76,7 +76,7 @@ def spelled(
     opset: int = 21,
 ) -> ir.Model:
     """A model that is one linear [.., k] -> [.., n]."""
-    text = SPELLINGS.get(spelling, spelling)
+    text = VARIANTS.get(variant, variant)
     shapes = {"W": (k, n), "WT": (n, k), "b": (n,), "b0": (1,)}
     weights = {
         name: weight(rng, *shape, dtype=dtype)

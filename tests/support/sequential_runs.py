@@ -1,4 +1,4 @@
-"""A gated MLP behind a norm, with samples, ready for the walk that quantizes it."""
+"""A gated MLP behind a norm, with samples, ready to be quantized sequentially."""
 
 from __future__ import annotations
 

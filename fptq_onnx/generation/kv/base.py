@@ -1,13 +1,13 @@
-"""What generation needs of a model: rows, each a sequence with the tokens it was fed so far.
+"""What generation needs of a model: sequences, each with the tokens it was fed so far.
 
-Ways to hold them, by what the graph allows:
+Strategies, by what the graph allows:
 
 | | when | a decode step |
 |---|---|---|
-| SharedRows | GroupQueryAttention, past and present in one buffer | one run, copies nothing |
-| PaddedRows | another attention, with an input for positions | one run; joining and leaving copy |
-| SeparateRows | any other KV cache | one run for each row, copies nothing |
-| RefedRows | no KV cache | feeds every sequence anew: slow |
+| SharedBuffer | GroupQueryAttention, past and present in one buffer | one run, copies nothing |
+| LeftPadded | another attention, with an input for positions | one run; joining and leaving copy |
+| PerSequence | any other KV cache | one run for each sequence, copies nothing |
+| NoCache | no KV cache | feeds every sequence anew: slow |
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from fptq_onnx.runtime.decoder_io import DecoderIO
 CHUNK = 512
 
 
-class CacheRows(Protocol):
-    """Rows 0 .. n-1 of sequences. Logits are float32, of the last token fed."""
+class SequenceCache(Protocol):
+    """Sequences in slots 0 .. n-1. Logits are float32, of the last token fed."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens each row holds."""
+        """Tokens each sequence holds."""
 
     @property
-    def max_rows(self) -> int:
-        """Rows that can be held at a time."""
+    def max_sequences(self) -> int:
+        """Sequences that can be held at a time."""
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Add a row, the last, and feed its tokens; returns logits [vocabulary]."""
+        """Add a sequence, the last, and feed its tokens; returns logits [vocabulary]."""
 
-    def extend(self, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Feed more tokens to one row; returns logits [vocabulary]."""
+    def extend(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Feed more tokens to one sequence; returns logits [vocabulary]."""
 
-    def truncate(self, row: int, length: int) -> None:
-        """Forget a row's tokens from `length` on."""
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget a sequence's tokens from `length` on."""
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Feed one token to each row; returns logits [rows, vocabulary]."""
+        """Feed one token to each sequence; returns logits [sequences, vocabulary]."""
 
-    def remove(self, row: int) -> None:
-        """Drop a row; the last row takes its place."""
+    def remove(self, slot: int) -> None:
+        """Drop a sequence; the last sequence takes its place."""
 
 
 def pieces(ids: Sequence[int], io: DecoderIO) -> list[NDArray[np.int64]]:

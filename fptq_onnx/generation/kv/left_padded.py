@@ -1,7 +1,7 @@
-"""Rows whose KV cache is an output that becomes the next step's input, padded on the left.
+"""Sequences whose KV cache is an output that becomes the next step's input, padded on the left.
 
-Between two steps the values are only handed over. They are copied when a row joins others, leaves
-them, or forgets tokens.
+Between two steps the values are only handed over. They are copied when a sequence joins others,
+leaves them, or forgets tokens.
 """
 
 from __future__ import annotations
@@ -20,68 +20,68 @@ from fptq_onnx.runtime.decoder import Cache, Decoder, empty_cache
 from fptq_onnx.runtime.kv_cache import CacheTensor
 from fptq_onnx.runtime.session import first_line
 
-_Row = dict[str, NDArray[Any]]  # by past input: one row's elements, batch axis 1, no padding
+_Slot = dict[str, NDArray[Any]]  # by past input: one sequence's elements, batch axis 1, no padding
 
 
-class PaddedRows:
-    """See the module and `CacheRows`."""
+class LeftPadded:
+    """See the module and `SequenceCache`."""
 
-    def __init__(self, decoder: Decoder, *, max_rows: int) -> None:
-        """Begin without rows.
+    def __init__(self, decoder: Decoder, *, max_sequences: int) -> None:
+        """Begin without sequences.
 
         Args:
             decoder: with a KV cache.
-            max_rows: rows at a time; a graph for one sequence holds one.
+            max_sequences: sequences at a time; a graph for one sequence holds one.
         """
         self._decoder, self._io = decoder, decoder.io
-        self._max_rows = min(max_rows, self._io.fixed_batch or max_rows)
+        self._max_sequences = min(max_sequences, self._io.fixed_batch or max_sequences)
         self._lengths: list[int] = []
         self._cache: Cache | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """See CacheRows."""
+        """See SequenceCache."""
         return tuple(self._lengths)
 
     @property
-    def max_rows(self) -> int:
-        """See CacheRows."""
-        return self._max_rows
+    def max_sequences(self) -> int:
+        """See SequenceCache."""
+        return self._max_sequences
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
+        """See SequenceCache."""
         logits, cache = feed(self._decoder, ids, None)
         if self._cache is None:
             self._cache, self._lengths = cache, [cache.length]
         else:
-            self._merge([*self._rows(), self._row(cache, 0, cache.length)])
+            self._merge([*self._slots(), self._slot(cache, 0, cache.length)])
         return logits
 
-    def extend(self, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
+    def extend(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See SequenceCache."""
         if len(self._lengths) == 1:
             logits, self._cache = feed(self._decoder, ids, self._cache)
             self._lengths = [self._cache.length]
             return logits
-        rows = self._rows()
-        alone = {name: ort_value(array, self._dtype(name)) for name, array in rows[row].items()}
-        logits, cache = feed(self._decoder, ids, Cache(self._lengths[row], 1, alone))
-        rows[row] = self._row(cache, 0, cache.length)
-        self._merge(rows)
+        slots = self._slots()
+        alone = {name: ort_value(array, self._dtype(name)) for name, array in slots[slot].items()}
+        logits, cache = feed(self._decoder, ids, Cache(self._lengths[slot], 1, alone))
+        slots[slot] = self._slot(cache, 0, cache.length)
+        self._merge(slots)
         return logits
 
-    def truncate(self, row: int, length: int) -> None:
-        """See CacheRows."""
-        if length >= self._lengths[row]:
+    def truncate(self, slot: int, length: int) -> None:
+        """See SequenceCache."""
+        if length >= self._lengths[slot]:
             return
-        rows = self._rows()
+        slots = self._slots()
         for tensor in self._io.cache:
-            whole = rows[row][tensor.past]
-            rows[row][tensor.past] = whole[_along(tensor, slice(0, length))]
-        self._merge(rows)
+            whole = slots[slot][tensor.past]
+            slots[slot][tensor.past] = whole[_along(tensor, slice(0, length))]
+        self._merge(slots)
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
+        """See SequenceCache."""
         assert self._cache is not None
         io, total = self._io, self._cache.length + 1
         lengths = np.asarray(self._lengths, np.int64)[:, None]
@@ -109,51 +109,51 @@ class PaddedRows:
         self._lengths = [length + 1 for length in self._lengths]
         return as_float32(view(logits)[:, -1])
 
-    def remove(self, row: int) -> None:
-        """See CacheRows."""
+    def remove(self, slot: int) -> None:
+        """See SequenceCache."""
         if len(self._lengths) == 1:
             self._cache, self._lengths = None, []
             return
-        rows = self._rows()
-        last = rows.pop()
-        if row < len(rows):
-            rows[row] = last
-        self._merge(rows)
+        slots = self._slots()
+        last = slots.pop()
+        if slot < len(slots):
+            slots[slot] = last
+        self._merge(slots)
 
-    def _rows(self) -> list[_Row]:
-        """Every row by itself."""
+    def _slots(self) -> list[_Slot]:
+        """Every sequence by itself."""
         cache = self._cache
         assert cache is not None
-        return [self._row(cache, row, length) for row, length in enumerate(self._lengths)]
+        return [self._slot(cache, slot, length) for slot, length in enumerate(self._lengths)]
 
-    def _row(self, cache: Cache, row: int, length: int) -> _Row:
-        found: _Row = {}
+    def _slot(self, cache: Cache, slot: int, length: int) -> _Slot:
+        found: _Slot = {}
         for tensor in self._io.cache:
             whole = view(cache.values[tensor.past])
-            one = np.take(whole, [row], axis=tensor.batch_axis)  # copies: `cache` may go
+            one = np.take(whole, [slot], axis=tensor.batch_axis)  # copies: `cache` may go
             found[tensor.past] = one[_along(tensor, slice(cache.length - length, None))]
         return found
 
-    def _merge(self, rows: Sequence[_Row]) -> None:
-        """Put rows side by side, each with zeros before it up to the longest."""
+    def _merge(self, slots: Sequence[_Slot]) -> None:
+        """Put sequences side by side, each with zeros before it up to the longest."""
         first = self._io.cache[0]
-        lengths = [row[first.past].shape[first.sequence_axis] for row in rows]
+        lengths = [slot[first.past].shape[first.sequence_axis] for slot in slots]
         total = max(lengths)
         values = {}
         for tensor in self._io.cache:
-            like = rows[0][tensor.past]
+            like = slots[0][tensor.past]
             shape = list(like.shape)
-            shape[tensor.batch_axis], shape[tensor.sequence_axis] = len(rows), total
+            shape[tensor.batch_axis], shape[tensor.sequence_axis] = len(slots), total
             merged = np.zeros(shape, like.dtype)
-            for index, row in enumerate(rows):
+            for index, slot in enumerate(slots):
                 place = _along(tensor, slice(total - lengths[index], None))
                 part = np.moveaxis(merged[place], tensor.batch_axis, 0)
-                part[index] = np.moveaxis(row[tensor.past], tensor.batch_axis, 0)[0]
+                part[index] = np.moveaxis(slot[tensor.past], tensor.batch_axis, 0)[0]
             if merged.size:
                 values[tensor.past] = ort_value(merged, tensor.dtype)
             else:
-                values[tensor.past] = empty_cache(tensor, len(rows))
-        self._cache, self._lengths = Cache(total, len(rows), values), lengths
+                values[tensor.past] = empty_cache(tensor, len(slots))
+        self._cache, self._lengths = Cache(total, len(slots), values), lengths
 
     def _dtype(self, past: str) -> str:
         return next(tensor.dtype for tensor in self._io.cache if tensor.past == past)

@@ -1,4 +1,4 @@
-"""Open a model for generation: logits of the last position only, and the best way to hold rows."""
+"""Open a model for generation: logits of the last position only, and the best cache strategy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import onnx
 import onnxruntime as ort
 
 from fptq_onnx.errors import FOR_TEXT, FptqError, NoDecoderError
-from fptq_onnx.generation.kv.base import CacheRows
+from fptq_onnx.generation.kv.base import SequenceCache
 from fptq_onnx.generation.kv.last_logits import keep_last_logits
-from fptq_onnx.generation.kv.left_padded import PaddedRows
-from fptq_onnx.generation.kv.no_cache import RefedRows
-from fptq_onnx.generation.kv.per_sequence import SeparateRows
-from fptq_onnx.generation.kv.shared_buffer import SharedRows, can_share
+from fptq_onnx.generation.kv.left_padded import LeftPadded
+from fptq_onnx.generation.kv.no_cache import NoCache
+from fptq_onnx.generation.kv.per_sequence import PerSequence
+from fptq_onnx.generation.kv.shared_buffer import SharedBuffer, can_share
 from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.model_choice import find_model_file
 from fptq_onnx.model_io.model_proto import plain_proto
@@ -47,23 +47,23 @@ class GenerationModel:
     pads: bool
     last_only: int
 
-    def rows(self, *, max_rows: int = 1, max_length: int | None = None) -> CacheRows:
-        """A new set of rows.
+    def cache(self, *, max_sequences: int = 1, max_length: int | None = None) -> SequenceCache:
+        """A new set of sequences.
 
         Args:
-            max_rows: sequences at a time.
+            max_sequences: sequences at a time.
             max_length: tokens in a sequence at most; DEFAULT_LENGTH if None.
         """
         io = self.decoder.io
         if not io.has_cache:
-            return RefedRows(self.decoder, max_rows=max_rows)
+            return NoCache(self.decoder, max_sequences=max_sequences)
         if self.pads:
-            return PaddedRows(self.decoder, max_rows=max_rows)
+            return LeftPadded(self.decoder, max_sequences=max_sequences)
         if not self.shares:
-            return SeparateRows(self.decoder, max_rows=max_rows)
-        return SharedRows(
+            return PerSequence(self.decoder, max_sequences=max_sequences)
+        return SharedBuffer(
             self.decoder.session, io,
-            max_rows=min(max_rows, io.fixed_batch or max_rows),
+            max_sequences=min(max_sequences, io.fixed_batch or max_sequences),
             max_length=max_length or DEFAULT_LENGTH,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Rows that are fed one after the other, each with a KV cache of its own.
+"""Sequences that are fed one after the other, each with a KV cache of its own.
 
 For graphs that cannot be told which positions are padding: those with GroupQueryAttention that
 cannot share its buffers (it expects padding at the end), and those without an input for positions.
@@ -16,44 +16,44 @@ from fptq_onnx.generation.kv.ort_values import ort_value, view
 from fptq_onnx.runtime.decoder import Cache, Decoder
 
 
-class SeparateRows:
-    """See the module and `CacheRows`."""
+class PerSequence:
+    """See the module and `SequenceCache`."""
 
-    def __init__(self, decoder: Decoder, *, max_rows: int) -> None:
-        """Begin without rows.
+    def __init__(self, decoder: Decoder, *, max_sequences: int) -> None:
+        """Begin without sequences.
 
         Args:
             decoder: with a KV cache.
-            max_rows: rows at a time.
+            max_sequences: sequences at a time.
         """
         self._decoder = decoder
-        self._max_rows = max_rows
+        self._max_sequences = max_sequences
         self._caches: list[Cache] = []
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """See CacheRows."""
+        """See SequenceCache."""
         return tuple(cache.length for cache in self._caches)
 
     @property
-    def max_rows(self) -> int:
-        """See CacheRows."""
-        return self._max_rows
+    def max_sequences(self) -> int:
+        """See SequenceCache."""
+        return self._max_sequences
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
+        """See SequenceCache."""
         logits, cache = feed(self._decoder, ids, None)
         self._caches.append(cache)
         return logits
 
-    def extend(self, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
-        logits, self._caches[row] = feed(self._decoder, ids, self._caches[row])
+    def extend(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See SequenceCache."""
+        logits, self._caches[slot] = feed(self._decoder, ids, self._caches[slot])
         return logits
 
-    def truncate(self, row: int, length: int) -> None:
-        """See CacheRows."""
-        cache = self._caches[row]
+    def truncate(self, slot: int, length: int) -> None:
+        """See SequenceCache."""
+        cache = self._caches[slot]
         if length >= cache.length:
             return
         kept = {}
@@ -62,17 +62,17 @@ class SeparateRows:
             # A copy of its own: the view's memory goes with the cache.
             shorter = view(cache.values[tensor.past])[part].copy()
             kept[tensor.past] = ort_value(shorter, tensor.dtype)
-        self._caches[row] = Cache(length, 1, kept)
+        self._caches[slot] = Cache(length, 1, kept)
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
-        return np.stack([self.extend(row, [token]) for row, token in enumerate(ids)])
+        """See SequenceCache."""
+        return np.stack([self.extend(slot, [token]) for slot, token in enumerate(ids)])
 
-    def remove(self, row: int) -> None:
-        """See CacheRows."""
+    def remove(self, slot: int) -> None:
+        """See SequenceCache."""
         last = self._caches.pop()
-        if row < len(self._caches):
-            self._caches[row] = last
+        if slot < len(self._caches):
+            self._caches[slot] = last
 
 
 def feed(

@@ -1,7 +1,7 @@
-"""Rows whose KV cache grows in place: GroupQueryAttention with past and present in one buffer.
+"""Sequences whose KV cache grows in place: GroupQueryAttention with past and present in one buffer.
 
-The operator writes a step's keys and values after each row's own length and looks no further, so
-rows of different lengths need no padding, and a row can join or leave at any time.
+The operator writes a step's keys and values after each sequence's own length and looks no further,
+so sequences of different lengths need no padding, and a sequence can join or leave at any time.
 """
 
 from __future__ import annotations
@@ -52,44 +52,44 @@ def can_share(graph: ProtoGraph, io: DecoderIO) -> bool:
     return True
 
 
-class SharedRows:
-    """See the module and `CacheRows`."""
+class SharedBuffer:
+    """See the module and `SequenceCache`."""
 
     def __init__(
-        self, session: ort.InferenceSession, io: DecoderIO, *, max_rows: int, max_length: int
+        self, session: ort.InferenceSession, io: DecoderIO, *, max_sequences: int, max_length: int
     ) -> None:
         """Reserve room; memory is taken as it is written to.
 
         Args:
             session: of a graph that `can_share`.
             io: its roles.
-            max_rows: rows at a time.
-            max_length: tokens in a row, at most.
+            max_sequences: sequences at a time.
+            max_length: tokens in a sequence, at most.
         """
         self._session, self._io = session, io
-        self._max_rows = max_rows
+        self._max_sequences = max_sequences
         self._lengths: list[int] = []
         self._buffers: list[NDArray[Any]] = []
         for tensor in io.cache:
             _, heads, _, size = tensor.shape
             # zeros come from fresh pages of the system: untouched ones cost nothing.
             self._buffers.append(
-                np.zeros((max_rows, heads, max_length, size), storage(tensor.dtype))
+                np.zeros((max_sequences, heads, max_length, size), storage(tensor.dtype))
             )
-        self._step: _Step | None = None  # of as many rows as there are
+        self._step: _Step | None = None  # of as many sequences as there are
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """See CacheRows."""
+        """See SequenceCache."""
         return tuple(self._lengths)
 
     @property
-    def max_rows(self) -> int:
-        """See CacheRows."""
-        return self._max_rows
+    def max_sequences(self) -> int:
+        """See SequenceCache."""
+        return self._max_sequences
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
+        """See SequenceCache."""
         self._lengths.append(0)
         try:
             return self.extend(len(self._lengths) - 1, ids)
@@ -97,23 +97,23 @@ class SharedRows:
             self._lengths.pop()
             raise
 
-    def extend(self, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
-        binding = self._bind(row, 1)
+    def extend(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See SequenceCache."""
+        binding = self._bind(slot, 1)
         for piece in pieces(ids, self._io):
-            logits = self._run(binding, piece, [self._lengths[row]])
-            self._lengths[row] += piece.shape[1]
+            logits = self._run(binding, piece, [self._lengths[slot]])
+            self._lengths[slot] += piece.shape[1]
         last: NDArray[np.float32] = logits[0]
         return last
 
-    def truncate(self, row: int, length: int) -> None:
-        """See CacheRows."""
-        self._lengths[row] = min(length, self._lengths[row])
+    def truncate(self, slot: int, length: int) -> None:
+        """See SequenceCache."""
+        self._lengths[slot] = min(length, self._lengths[slot])
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See CacheRows."""
+        """See SequenceCache."""
         count = len(self._lengths)
-        if self._step is None or self._step.rows != count:
+        if self._step is None or self._step.slots != count:
             self._step = _Step(self._bind(0, count), self._io, count)
         step = self._step
         step.set_inputs(ids, self._lengths)
@@ -122,18 +122,18 @@ class SharedRows:
         self._lengths = [length + 1 for length in self._lengths]
         return step.logits()
 
-    def remove(self, row: int) -> None:
-        """See CacheRows."""
+    def remove(self, slot: int) -> None:
+        """See SequenceCache."""
         last = self._lengths.pop()
-        if row < len(self._lengths):
+        if slot < len(self._lengths):
             for buffer in self._buffers:
-                buffer[row, :, :last] = buffer[len(self._lengths), :, :last]
-            self._lengths[row] = last
+                buffer[slot, :, :last] = buffer[len(self._lengths), :, :last]
+            self._lengths[slot] = last
 
-    def _bind(self, row: int, count: int) -> ort.IOBinding:
+    def _bind(self, slot: int, count: int) -> ort.IOBinding:
         binding = self._session.io_binding()
         for tensor, buffer in zip(self._io.cache, self._buffers, strict=True):
-            part = buffer[row : row + count]
+            part = buffer[slot : slot + count]
             where = ("cpu", 0, ELEMENT_TYPES[tensor.dtype], part.shape, part.ctypes.data)
             binding.bind_input(tensor.past, *where)
             binding.bind_output(tensor.present, *where)
@@ -142,7 +142,7 @@ class SharedRows:
     def _run(
         self, binding: ort.IOBinding, ids: NDArray[np.int64], past: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Feed ids [rows, n] after `past` tokens of each row; logits [rows, vocabulary]."""
+        """Feed ids [sequences, n] after `past` tokens each; logits [sequences, vocabulary]."""
         io, count = self._io, ids.shape[1]
         feeds = {io.input_ids: ids}
         if io.position_ids is not None:
@@ -157,7 +157,7 @@ class SharedRows:
         return as_float32(view(logits)[:, -1])
 
     def _bind_mask(self, binding: ort.IOBinding, past: Sequence[int], count: int) -> None:
-        """The mask of each row's `past` tokens and `count` more, [rows, longest + count]."""
+        """The mask of `past` tokens each and `count` more, [sequences, longest + count]."""
         spec = self._io.attention_mask
         assert spec is not None
         before = np.asarray(past, np.int64)[:, None]
@@ -176,36 +176,36 @@ class SharedRows:
 
 
 class _Step:
-    """A decode step of some rows: one token each, in memory that stays bound.
+    """A decode step of some sequences: one token each, in memory that stays bound.
 
     Its Python is run between two runs of the model, whose weights have just displaced it from every
     cache: binding anew what stays the same would take a fiftieth of a step.
     """
 
-    def __init__(self, binding: ort.IOBinding, io: DecoderIO, rows: int) -> None:
-        self.binding, self.rows = binding, rows
+    def __init__(self, binding: ort.IOBinding, io: DecoderIO, slots: int) -> None:
+        self.binding, self.slots = binding, slots
         self._cache_tensors = len(io.cache)
         self._inputs = []
         for spec in (io.input_ids, io.position_ids):
             if spec is not None:
-                self._inputs.append(np.zeros((rows, 1), spec.dtype))
+                self._inputs.append(np.zeros((slots, 1), spec.dtype))
                 _bind_input(binding, spec.name, self._inputs[-1])
         self._logits: NDArray[Any] | None = None
         if io.vocab_size is None:
             binding.bind_output(io.logits.name, "cpu")
             return
-        self._logits = np.empty((rows, 1, io.vocab_size), storage(io.logits.dtype))
+        self._logits = np.empty((slots, 1, io.vocab_size), storage(io.logits.dtype))
         kind = ELEMENT_TYPES[io.logits.dtype]
         shape, address = self._logits.shape, self._logits.ctypes.data
         binding.bind_output(io.logits.name, "cpu", 0, kind, shape, address)
 
     def set_inputs(self, ids: Sequence[int], positions: Sequence[int]) -> None:
-        """One token and its position for each row."""
+        """One token and its position for each sequence."""
         for array, values in zip(self._inputs, (ids, positions), strict=False):
             array[:, 0] = values
 
     def logits(self) -> NDArray[np.float32]:
-        """A copy of the last run's, [rows, vocabulary]."""
+        """A copy of the last run's, [sequences, vocabulary]."""
         if self._logits is not None:
             return as_float32(self._logits[:, 0])
         # In the order of binding.

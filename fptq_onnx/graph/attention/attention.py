@@ -3,7 +3,7 @@
     GroupQueryAttention, MultiHeadAttention, Attention, ...   inputs 0, 1, 2; or 0 holds all three
     com.microsoft.Attention, ...                              holds the weights of q, k and v too:
                                                               no linear's output is one of them
-    MatMul(q, k) -> scale, mask -> Softmax -> MatMul(p, v)    found from the Softmax, both ways
+    MatMul(q, k) -> scale, mask -> Softmax -> MatMul(p, v)    found from the Softmax, up and down
 
 A softmax without a product of two computed values before it (a router, a vocabulary) is none.
 """
@@ -35,7 +35,7 @@ class AttentionCores:
 
     slots: (id of a node, position of its input) -> the core, and which of q, k and v it reads.
     results: id of a value -> the core that computes it.
-    nodes: ids of the nodes with slots, and of those that hold weights; walks end there.
+    nodes: ids of the nodes with slots, and of those that hold weights; searches end there.
     """
 
     slots: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)

@@ -6,7 +6,7 @@ A column of v serves a whole group of query heads (grouped-query attention), and
 columns of a wider linear (q, k and v in one). Forms: GroupQueryAttention, MultiHeadAttention,
 Attention (opset 23), and MatMul(probabilities, v) with its reshapes and transposes, heads repeated
 by Unsqueeze, Expand and Reshape. Between v and its heads anything may stand that moves, picks or
-repeats columns (moved_columns.py); the usual spellings are looked for first, which is faster.
+repeats columns (moved_columns.py); the usual variants are looked for first, which is faster.
 
 The cached values are divided as well: a cache made by the folded model belongs to it. Where a
 cache is not simply an input and an output of this model, nothing is folded.
@@ -88,12 +88,12 @@ def value_source(
         x: input of a linear.
         k: its channels.
         by_output: linears by the id of their output value.
-        moved: of the graph; asked where the spelling is none of those known here.
+        moved: of the graph; asked where the variant is none of those known here.
 
     Returns:
         The linear, and for each channel of x the column of it, int64 [k]; or None.
     """
-    found = _by_spelling(x, k, by_output)
+    found = _by_variant(x, k, by_output)
     walk = WalkBack(x)
     merge_channels(walk)
     if found is None and moved is not None and swap_heads(walk):
@@ -101,7 +101,7 @@ def value_source(
     return found
 
 
-def _by_spelling(
+def _by_variant(
     x: ir.Value, k: int, by_output: Mapping[int, Linear]
 ) -> tuple[Linear, Columns] | None:
     walk = WalkBack(x)

@@ -80,7 +80,7 @@ def passes_on(
 
 
 class Joined:
-    """Concats met on the ways from one value, each passed when all its inputs come from there."""
+    """Concats met on the paths from one value, each passed when all its inputs come from there."""
 
     def __init__(self) -> None:
         self._met: dict[int, tuple[ir.Node, set[int]]] = {}

@@ -2,7 +2,7 @@
 
     heads = Transpose(Reshape(Expand(Gather(Reshape(qkv, [b, t, groups, parts, size]), ...))))
 
-Found by moving the numbers of the columns through those nodes, so any spelling will do. Sizes that
+Found by moving the numbers of the columns through those nodes, so any variant will do. Sizes that
 are known by name only get small primes, a different one for each name: a column is the same at
 every position, or the value is none of columns.
 """

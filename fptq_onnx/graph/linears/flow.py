@@ -1,6 +1,6 @@
 """What lies between linears: where a linear's input comes from, and where its output goes.
 
-Walks follow every edge but those of shapes, and end at linears, at attention and at the model's
+Searches follow every edge but those of shapes, and end at linears, at attention and at the model's
 inputs and outputs.
 """
 
@@ -41,7 +41,7 @@ class Origin:
 
 
 class LinearFlow:
-    """The ways between linears of one graph.
+    """The paths between linears of one graph.
 
     Args:
         linears: at least one, all of the same graph.

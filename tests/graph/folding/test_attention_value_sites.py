@@ -1,4 +1,4 @@
-"""Which attentions let v_proj take the equalization of o_proj: exact ones, in every spelling."""
+"""Which attentions let v_proj take the equalization of o_proj: exact ones, in every variant."""
 
 from __future__ import annotations
 

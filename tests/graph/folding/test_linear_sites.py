@@ -14,7 +14,7 @@ from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 
 @pytest.mark.parametrize("name", FOLDABLE)
-def test_every_spelling_is_a_site(rng: np.random.Generator, name: str) -> None:
+def test_every_variant_is_a_site(rng: np.random.Generator, name: str) -> None:
     model = gated_model(rng, FOLDABLE[name])
     sites = find_linear_sites(find_linears(model).linears)
     readers = {"down", "d2"} if name == "two readers" else {"down"}

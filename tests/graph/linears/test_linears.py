@@ -17,7 +17,7 @@ NK = ("W", (N, K))
 BIAS = ("b", (N,))
 
 # (graph nodes, weights by name and shape, has a bias, nodes that belong to the linear)
-SPELLINGS = {
+VARIANTS = {
     "matmul": ("y = MatMul(x, W)", [KN], False, 1),
     "matmul_then_bias": ("p = MatMul(x, W) y = Add(p, b)", [KN, BIAS], True, 2),
     "bias_on_the_left": ("p = MatMul(x, W) y = Add(b, p)", [KN, BIAS], True, 2),
@@ -80,10 +80,8 @@ def view_in_numpy(linear: Linear, x: np.ndarray) -> np.ndarray:
     return y if linear.bias is None else y + linear.bias.load().astype(np.float64)
 
 
-def check_view(
-    rng: np.random.Generator, spelling: tuple, dims: str, shape: tuple[int, ...]
-) -> None:
-    text, shapes, has_bias, node_count = spelling
+def check_view(rng: np.random.Generator, variant: tuple, dims: str, shape: tuple[int, ...]) -> None:
+    text, shapes, has_bias, node_count = variant
     weights = {name: weight(rng, *dims_) for name, dims_ in shapes}
     model = build(f"g (float[{dims}, {K}] x) => (float[{dims}, {N}] y) {{ {text} }}", weights)
     linear = only_linear(model)
@@ -101,11 +99,11 @@ def check_view(
 
 
 @pytest.mark.parametrize(("dims", "shape"), [("A", (5,)), ("A, B", (2, 3)), ("A, B, C", (2, 1, 3))])
-@pytest.mark.parametrize("name", SPELLINGS)
-def test_matmul_spellings(
+@pytest.mark.parametrize("name", VARIANTS)
+def test_matmul_variants(
     rng: np.random.Generator, name: str, dims: str, shape: tuple[int, ...]
 ) -> None:
-    check_view(rng, SPELLINGS[name], dims, shape)
+    check_view(rng, VARIANTS[name], dims, shape)
 
 
 @pytest.mark.parametrize("axes", [2, 3, 4])
@@ -124,7 +122,7 @@ def test_a_bias_with_axes_of_one(rng: np.random.Generator, name: str, axes: int)
 
 
 @pytest.mark.parametrize("name", GEMMS)
-def test_gemm_spellings(rng: np.random.Generator, name: str) -> None:
+def test_gemm_variants(rng: np.random.Generator, name: str) -> None:
     check_view(rng, GEMMS[name], "A", (5,))
 
 

@@ -265,7 +265,7 @@ def test_a_product_of_two_linears_without_an_activation(rng):
 
 
 @pytest.mark.parametrize("name", attention.FOLDABLE)
-def test_attention_in_every_spelling(rng, name):
+def test_attention_in_every_variant(rng, name):
     text = attention.FOLDABLE[name]
     found = {name: block.role for name, block in blocks_of(
         attention.attention_model(rng, text)).items()}  # fmt: skip
@@ -281,7 +281,7 @@ def test_attention_in_every_spelling(rng, name):
 
 
 @pytest.mark.parametrize("name", gated.FOLDABLE)
-def test_gated_mlps_in_every_spelling(rng, name):
+def test_gated_mlps_in_every_variant(rng, name):
     text = gated.FOLDABLE[name]
     roles = [block.role for block in blocks_of(gated.gated_model(rng, text)).values()]
     if "relu" in name or name == "a gate per token":

@@ -1,6 +1,6 @@
 """What the same layer costs in ONNX Runtime as different op variants.
 
-    python benchmarks/spellings.py --threads 1 2
+    python benchmarks/variants.py --threads 1 2
 
 Attention with a KV cache and a mask, RMSNorm after a residual sum, and rotary embeddings: as
 exporters write them, as graph optimization leaves them, and as ONNX Runtime's own ops. All variants
@@ -107,7 +107,7 @@ _INPUTS = {
 
 
 def session_of(text: str, threads: int) -> ort.InferenceSession:
-    """A session over one spelling, whose inputs are those it names."""
+    """A session over one variant, whose inputs are those it names."""
     tokens = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
     inputs = ", ".join(f"{kind} {name}" for name, kind in _INPUTS.items() if name in tokens)
     kept = [f"float {name}" for name in ("y", "x", "kc", "vc", "pk2", "pv2") if name in tokens]
@@ -142,8 +142,8 @@ def feeds(new: int, past: int) -> Arrays:
     return made
 
 
-def time_spellings(
-    spellings: Mapping[str, str], arrays: Arrays, *, threads: int, rounds: int
+def time_variants(
+    variants: Mapping[str, str], arrays: Arrays, *, threads: int, rounds: int
 ) -> dict[str, float]:
     """Median milliseconds of each, all in turn; one session at a time, whose threads wait busily.
 
@@ -152,9 +152,9 @@ def time_spellings(
     """
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     expected: NDArray[np.generic] | None = None
-    times: dict[str, list[float]] = {name: [] for name in spellings}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, text in spellings.items():
+        for name, text in variants.items():
             session = session_of(text, threads)
             own = {item.name: values[item.name] for item in session.get_inputs()}
             found = session.run_with_ort_values(["y"], own)[0].numpy()
@@ -181,14 +181,14 @@ def main() -> int:
     for threads in options.threads:
         print(f"\n{HEADS} heads of {SIZE}, {GROUPS} of keys; ms of a layer; threads: {threads}\n")
         shown = [f"{new} tokens" if new > 1 else f"1 after {past}" for new, past in steps]
-        print(f"| layer | spelling | {' | '.join(shown)} |")
+        print(f"| layer | variant | {' | '.join(shown)} |")
         print(f"| --- | --- |{' --- |' * len(steps)}")
-        for layer, spellings in (("attention", ATTENTION), ("norm", NORM), ("rotary", ROTARY)):
+        for layer, variants in (("attention", ATTENTION), ("norm", NORM), ("rotary", ROTARY)):
             columns = [
-                time_spellings(spellings, feeds(*step), threads=threads, rounds=options.rounds)
+                time_variants(variants, feeds(*step), threads=threads, rounds=options.rounds)
                 for step in steps
             ]
-            for name in spellings:
+            for name in variants:
                 print(f"| {layer} | {name} | {' | '.join(f'{c[name]:.3f}' for c in columns)} |")
     return 0
 

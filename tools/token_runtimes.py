@@ -1,4 +1,4 @@
-"""The ways in which a converted model writes greedy tokens; same_tokens.py compares them.
+"""The runtimes in which a converted model writes greedy tokens; same_tokens.py compares them.
 
 Each takes texts, their token ids and how many tokens to write, and gives the new ids of each text,
 without the one that ends it. AbsentError says what a way lacks on this machine.
@@ -115,7 +115,7 @@ def by_engine(model: Path, work: Work, rows: int) -> Tokens:
 
     A sequence joins as soon as another has left, so rows are of all ages.
     """
-    engine: Engine = LanguageModel.open(model, threads=1).engine(max_rows=rows)
+    engine: Engine = LanguageModel.open(model, threads=1).engine(max_sequences=rows)
     waiting = [Request(tuple(ids), work.new) for ids in work.ids]
     started: list[Generation] = []
     while len(started) < len(waiting) or engine.active:

@@ -1,6 +1,6 @@
-"""How much faster the clean-up makes converted models: prefill and decode, without and with it.
+"""How much faster graph optimization makes converted models, in prefill and decode.
 
-    python benchmarks/optimize_graph.py EXPORT... --prefill 512 --depth 256 2048
+    python benchmarks/graph_optimization.py EXPORT... --prefill 512 --depth 256 2048
 
 Each export is converted twice (--recipe paper, random tokens: the speed does not depend on what the
 weights become), then both run in turn, each in a process of its own, as `fptq-onnx run` runs them.
@@ -31,7 +31,7 @@ _FEW = 4  # calibration samples: any that the kernels can run with
 
 
 def measure(export: Path, work: Path, load: Load, threads: int, rounds: int) -> Result:
-    """Convert with and without, and time both; the clean-up is the first entry.
+    """Convert with and without, and time both; graph optimization is the first entry.
 
     Raises:
         FptqError: the export cannot be converted or run.
@@ -40,7 +40,7 @@ def measure(export: Path, work: Path, load: Load, threads: int, rounds: int) -> 
     for folder, tidy in zip(folders, (True, False), strict=True):
         convert(
             export, folder, samples=Samples("random", _FEW, 64), verify_samples=0, overwrite=True,
-            config=replace(PAPER, optimize_graph=tidy), threads=threads,
+            config=replace(PAPER, graph_optimization=tidy), threads=threads,
         )  # fmt: skip
     return bench_models(entries_of(folders), load, threads=(threads,), rounds=rounds)
 
