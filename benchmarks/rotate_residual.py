@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files
-from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.progress import tracker
 

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from fptq_onnx.benchmarking.worker_process import peak_bytes
+from fptq_onnx.benchmarking.worker import peak_bytes
 from fptq_onnx.numerics.gptq import quantize_gptq
 from fptq_onnx.numerics.hessian import Hessian
 

@@ -14,11 +14,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.calibration.samples import folder_of_tokenizer
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.loglikelihood import score_continuations
 from fptq_onnx.generation.greedy import generate
 from fptq_onnx.model_io.hf_config import find_model_file, read_special_ids
+from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 from fptq_onnx.runtime.decoder import open_decoder
 from fptq_onnx.runtime.install_advice import install_advice
 from fptq_onnx.text.detokenizer import StreamingDetokenizer

@@ -12,26 +12,27 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.graph.linears.weights_in_other_ops import convolution_obstacle
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.op_domains import is_onnx_op
+from fptq_onnx.graph.walk_back import input_of
+from fptq_onnx.passes._contract import PassResult, rewrite_each
 from fptq_onnx.passes._edit import put_in_place, remade, remove_unused
 
 _SWAP = [0, 2, 1]
 
 
-def conv1x1_to_matmul(model: ir.Model) -> int:
+def conv1x1_to_matmul(model: ir.Model) -> PassResult:
     """Rewrite in place those that are the same as a linear.
 
     Args:
-        model: its main graph is looked at.
-
-    Returns:
-        How many were rewritten.
+        model: its main graph is looked at. What else is a convolution is named by find_linears.
     """
-    convolutions = [node for node in model.graph if (domain_of(node), node.op_type) == ("", "Conv")]
-    return sum(_open(model.graph, node) for node in convolutions)
+    graph = model.graph
+    return rewrite_each(graph, lambda node: _open(graph, node))
 
 
 def _open(graph: ir.Graph, node: ir.Node) -> bool:
+    if not is_onnx_op(node, "Conv"):
+        return False
     weight, x = constant_of(input_of(node, 1)), node.inputs[0]
     if weight is None or x is None or convolution_obstacle(node) != "":
         return False
@@ -66,9 +67,7 @@ def _swap(value: ir.Value, name: str) -> ir.Node:
 
 def _is_swap(node: ir.Node | None) -> bool:
     perm = node.attributes.get("perm") if node is not None else None
-    if node is None or (domain_of(node), node.op_type) != ("", "Transpose") or perm is None:
-        return False
-    return list(perm.as_ints()) == _SWAP
+    return is_onnx_op(node, "Transpose") and perm is not None and list(perm.as_ints()) == _SWAP
 
 
 def _swapped_from(value: ir.Value) -> ir.Value | None:

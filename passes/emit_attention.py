@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fptq_onnx.passes.emit_custom import DOMAIN
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN
+from fptq_onnx.passes._contract import PassResult, Refusal, rewrite_each
 
-STOCK_DOMAIN = "com.microsoft"
 OP_TYPE = "GroupQueryAttention"
 VERSION = 1
 _INPUTS, _OUTPUTS = 9, 3
@@ -32,37 +32,34 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
-def emit_attention(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def emit_attention(model: ir.Model) -> PassResult:
     """Change the operators in place.
 
     Args:
         model: any decoder.
-
-    Returns:
-        How many are ours now, and for each that is not, why.
     """
-    taken = 0
-    declined = []
-    for node in model.graph:
-        if (node.domain, node.op_type) != (STOCK_DOMAIN, OP_TYPE):
-            continue
-        reason = _reason_against(node)
-        if reason:
-            declined.append(f"{node.name}: attention is left to ONNX Runtime: {reason}")
-            continue
-        for name in ("do_rotary", "rotary_interleaved"):  # the library wants them written down
-            value = node.attributes.get_int(name, 0)
-            node.attributes[name] = ir.AttrInt64(name, value)
-        for name in set(node.attributes) - _KEPT:
-            del node.attributes[name]
-        node.domain = DOMAIN
-        for output, rank in zip(node.outputs, _RANKS, strict=True):
-            if output.shape is None:  # the stock op would say it; Scan needs to know
-                output.shape, output.dtype = ir.Shape([None] * rank), ir.DataType.FLOAT
-        taken += 1
-    if taken:
-        model.graph.opset_imports[DOMAIN] = VERSION
-    return taken, tuple(declined)
+    result = rewrite_each(model.graph, _emit, left="attention is left to ONNX Runtime")
+    if result.changed:
+        model.graph.opset_imports[FPTQ_DOMAIN] = VERSION
+    return result
+
+
+def _emit(node: ir.Node) -> bool:
+    if (node.domain, node.op_type) != (MSFT_DOMAIN, OP_TYPE):
+        return False
+    reason = _reason_against(node)
+    if reason:
+        raise Refusal(reason)
+    for name in ("do_rotary", "rotary_interleaved"):  # the library wants them written down
+        value = node.attributes.get_int(name, 0)
+        node.attributes[name] = ir.AttrInt64(name, value)
+    for name in set(node.attributes) - _KEPT:
+        del node.attributes[name]
+    node.domain = FPTQ_DOMAIN
+    for output, rank in zip(node.outputs, _RANKS, strict=True):
+        if output.shape is None:  # the stock op would say it; Scan needs to know
+            output.shape, output.dtype = ir.Shape([None] * rank), ir.DataType.FLOAT
+    return True
 
 
 def _reason_against(node: ir.Node) -> str | None:

@@ -13,6 +13,7 @@ import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.numerics.group_weights import group_count
 from fptq_onnx.numerics.panels import (
     LAYOUT_VERSION,
@@ -23,6 +24,7 @@ from fptq_onnx.numerics.panels import (
     panel_count,
     step_count,
 )
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import (
     current_input,
     lazy_initializer,
@@ -32,12 +34,11 @@ from fptq_onnx.passes._edit import (
 from fptq_onnx.scheme.plan import FLOAT, PER_TOKEN, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
-DOMAIN = "fptq"
 OP_TYPES = {4: "MatMulW4A8", 8: "MatMulW8A8"}  # by bits of a weight
 DOMAIN_VERSION = 1
 
 
-def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
     """Replace every quantized linear by our op, in place.
 
     Args:
@@ -49,16 +50,17 @@ def emit_custom(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         FptqError: a linear is weight-only.
     """
     linears = find_linears(model).by_name()
-    for entry in plan.linears:
+    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    for entry in quantized:
         if entry.scheme == WEIGHT_ONLY:
             raise FptqError(
                 f"our ops multiply int8 activations, and the plan leaves those of {entry.name} in "
                 f"float: write --target matmulnbits"
             )
-        if entry.scheme != FLOAT:
-            _emit(model.graph, linears[entry.name], entry, store)
-    model.graph.opset_imports[DOMAIN] = DOMAIN_VERSION
+        _emit(model.graph, linears[entry.name], entry, store)
+    model.graph.opset_imports[FPTQ_DOMAIN] = DOMAIN_VERSION
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(quantized))
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
@@ -119,7 +121,7 @@ def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore
     }
     if entry.input_scale is not None:
         attributes["a_scale"] = entry.input_scale
-    node = ir.node(OP_TYPES[entry.weight_bits], inputs, attributes, domain=DOMAIN)
+    node = ir.node(OP_TYPES[entry.weight_bits], inputs, attributes, domain=FPTQ_DOMAIN)
     replace_linear(linear, node, keep_bias=False)
 
 

@@ -17,7 +17,9 @@ import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from fptq_onnx.graph.linears.linears import Linear, find_linears
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count, group_length
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import (
     current_input,
     lazy_initializer,
@@ -27,7 +29,6 @@ from fptq_onnx.passes._edit import (
 from fptq_onnx.scheme.plan import FLOAT, WEIGHT_ONLY, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
-DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS = 4
 FLOAT_ACTIVATIONS = 1
 # MatMulNBits wants power-of-two blocks; a per-channel scale is written once per block of this size,
@@ -35,7 +36,7 @@ FLOAT_ACTIVATIONS = 1
 _BLOCK_FOR_PER_CHANNEL = 256
 
 
-def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
     """Replace every quantized linear by MatMulNBits, in place; a bias stays a separate Add.
 
     Args:
@@ -44,11 +45,12 @@ def emit_matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore) -> None:
         store: the quantized weights by linear name; read again when the model is written.
     """
     linears = find_linears(model).by_name()
-    for entry in plan.linears:
-        if entry.scheme != FLOAT:
-            _emit(model.graph, linears[entry.name], entry, store)
-    model.graph.opset_imports[DOMAIN] = 1
+    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    for entry in quantized:
+        _emit(model.graph, linears[entry.name], entry, store)
+    model.graph.opset_imports[MSFT_DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(quantized))
 
 
 def _emit(graph: ir.Graph, linear: Linear, entry: LinearPlan, store: WeightStore) -> None:
@@ -138,7 +140,7 @@ def matmul_nbits_node(
         "block_size": block,
         "accuracy_level": accuracy_level,
     }
-    return ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
+    return ir.node("MatMulNBits", inputs, attributes, domain=MSFT_DOMAIN)
 
 
 def pack_blocks(weights: GroupWeights, block: int) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear, find_linears
 from fptq_onnx.graph.shapes.rank import least_rank
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, GroupWeights, group_count
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import (
     constant_initializer,
     current_input,
@@ -60,7 +61,7 @@ _CODE_TYPES = {  # by bits and whether symmetric
 }
 
 
-def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
+def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> PassResult:
     """Put Q/DQ around every quantized linear, in place; MatMul, Gemm and Add stay.
 
     Args:
@@ -75,9 +76,8 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
     linears = find_linears(model).by_name()
     rounded: dict[tuple[int, float | None, int], _Rounded] = {}
     readers: Counter[int] = Counter()
-    for entry in plan.linears:
-        if entry.scheme == FLOAT:
-            continue
+    quantized = [entry for entry in plan.linears if entry.scheme != FLOAT]
+    for entry in quantized:
         if entry.weight_bits == 8 and entry.block_size != PER_CHANNEL:
             raise FptqError(
                 f"the qdq target has no 8-bit weights in blocks ({entry.name}): give that linear "
@@ -102,6 +102,7 @@ def emit_qdq(model: ir.Model, plan: Plan, store: WeightStore) -> None:
             _multiply_after(graph, linear, token_scale)
     model.ir_version = max(model.ir_version, MINIMUM_IR_VERSION)
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(quantized))
 
 
 def _may_be_static(graph: ir.Graph, linear: Linear) -> bool:

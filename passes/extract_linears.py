@@ -7,7 +7,6 @@
     Gemm with alpha or beta                  ->  Gemm(x, alpha W, beta b)
     MatMul(x, W [1, K, N])                   ->  MatMul(x, W [K, N])
     Einsum("bsk,kn->bsn", x, W)              ->  MatMul(x, W)
-    Conv(x, W [N, K, 1])                     ->  Transpose, MatMul, Transpose (conv1x1_to_matmul.py)
 
 ONNX Runtime's optimizers write the first three. Weights are made anew when they are read.
 """
@@ -21,30 +20,28 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import Array, constant_of
 from fptq_onnx.graph.linears.einsum import plain_product
-from fptq_onnx.graph.linears.weights_in_other_ops import MICROSOFT, attention_obstacle
+from fptq_onnx.graph.linears.weights_in_other_ops import attention_obstacle
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, ONNX_DOMAIN, domain_of
 from fptq_onnx.graph.shapes.rank import least_rank
+from fptq_onnx.passes._contract import PassResult, rewrite_each
 from fptq_onnx.passes._edit import constant_initializer, put_in_place, remade
-from fptq_onnx.passes.conv1x1_to_matmul import conv1x1_to_matmul
 
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid")
 _KEPT_BY_ATTENTION = ("num_heads", "unidirectional", "mask_filter_value", "scale")
 
 
-def extract_linears(model: ir.Model) -> int:
+def extract_linears(model: ir.Model) -> PassResult:
     """Rewrite in place what can be rewritten without a doubt.
 
     Args:
-        model: its main graph is looked at.
-
-    Returns:
-        How many nodes were rewritten.
+        model: its main graph is looked at. What is left, find_linears names with the reason.
     """
-    rewritten = conv1x1_to_matmul(model)
-    for node in list(model.graph):
-        rule = _RULES.get((node.domain, node.op_type))
-        if rule is not None:
-            rewritten += rule(model.graph, node)
-    return rewritten
+
+    def rewrite(node: ir.Node) -> bool:
+        rule = _RULES.get((domain_of(node), node.op_type))
+        return rule is not None and rule(model.graph, node)
+
+    return rewrite_each(model.graph, rewrite)
 
 
 def _integer(node: ir.Node, name: str, default: int = 0) -> int:
@@ -85,7 +82,7 @@ def _split_attention(graph: ir.Graph, node: ir.Node) -> bool:
         output.name = f"{name}/{part}"
     attributes = [node.attributes[key] for key in _KEPT_BY_ATTENTION if key in node.attributes]
     attention = ir.Node(
-        MICROSOFT,
+        MSFT_DOMAIN,
         "MultiHeadAttention",
         [*split.outputs, None, mask, more],
         attributes,
@@ -173,10 +170,10 @@ def _scaled(array: Array, factor: float) -> Array:
 
 
 _RULES: dict[tuple[str, str], Callable[[ir.Graph, ir.Node], bool]] = {
-    (MICROSOFT, "Attention"): _split_attention,
-    (MICROSOFT, "FusedMatMul"): _plain_matmul,
-    (MICROSOFT, "FusedGemm"): _open_gemm,
-    ("", "Gemm"): _plain_gemm,
-    ("", "MatMul"): _flat_weight,
-    ("", "Einsum"): _einsum,
+    (MSFT_DOMAIN, "Attention"): _split_attention,
+    (MSFT_DOMAIN, "FusedMatMul"): _plain_matmul,
+    (MSFT_DOMAIN, "FusedGemm"): _open_gemm,
+    (ONNX_DOMAIN, "Gemm"): _plain_gemm,
+    (ONNX_DOMAIN, "MatMul"): _flat_weight,
+    (ONNX_DOMAIN, "Einsum"): _einsum,
 }

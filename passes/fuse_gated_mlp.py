@@ -21,9 +21,10 @@ from fptq_onnx.graph.elementwise import (
     gelu_tanh,
     silu,
 )
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, is_onnx_op
 from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
+from fptq_onnx.passes._contract import PassResult, Refusal, rewrite_each
 from fptq_onnx.passes._edit import weight_initializer
-from fptq_onnx.passes.emit_custom import DOMAIN
 
 _POINTS: Array = np.linspace(-12, 12, 961)
 # The constants of a graph are rounded to its type. GELU by erf differs from GELU by tanh by up to
@@ -31,35 +32,35 @@ _POINTS: Array = np.linspace(-12, 12, 961)
 _TOLERANCE = {ir.DataType.FLOAT: 2e-6, ir.DataType.FLOAT16: 2e-4}
 
 
-def fuse_gated_mlp(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def fuse_gated_mlp(model: ir.Model) -> PassResult:
     """Fuse in place.
 
     Args:
         model: after fuse_shared_inputs.
-
-    Returns:
-        How many nodes were given a gate, and for each that looked like one but could not be, why.
     """
-    fused = 0
-    declined = []
-    for node in list(model.graph):
-        if node.domain != DOMAIN or len(node.outputs) != 2 or "gate" in node.attributes:
-            continue
-        columns = node.attributes["N"].as_ints()
-        product = _product(node)
-        if columns[0] != columns[1] or product is None:
-            continue
-        multiply, gate = product
-        try:
-            function, piece = _recognize(node, multiply, gate)
-        except NotElementwise as error:
-            declined.append(f"{node.name}: gate and up are not multiplied in the op: {error}")
-            continue
-        _fuse(model.graph, node, multiply, piece, gate, function)
-        fused += 1
-    if fused:
+    graph = model.graph
+    result = rewrite_each(
+        graph, lambda node: _gate(graph, node), left="gate and up are not multiplied in the op"
+    )
+    if result.changed:
         common_passes.RemoveUnusedNodesPass()(model)
-    return fused, tuple(declined)
+    return result
+
+
+def _gate(graph: ir.Graph, node: ir.Node) -> bool:
+    if node.domain != FPTQ_DOMAIN or len(node.outputs) != 2 or "gate" in node.attributes:
+        return False
+    columns = node.attributes["N"].as_ints()
+    product = _product(node)
+    if columns[0] != columns[1] or product is None:
+        return False
+    multiply, gate = product
+    try:
+        function, piece = _recognize(node, multiply, gate)
+    except NotElementwise as error:
+        raise Refusal(str(error)) from error
+    _fuse(graph, node, multiply, piece, gate, function)
+    return True
 
 
 def _product(node: ir.Node) -> tuple[ir.Node, int] | None:
@@ -69,7 +70,7 @@ def _product(node: ir.Node) -> tuple[ir.Node, int] | None:
         consumers = tuple(up.consumers())
         if len(consumers) == 1 and not up.is_graph_output():
             (multiply,) = consumers
-            if multiply.op_type == "Mul" and multiply.domain == "":
+            if is_onnx_op(multiply, "Mul"):
                 others = [value for value in multiply.inputs if value is not up]
                 if len(others) == 1 and others[0] is not node.outputs[gate]:
                     return multiply, gate
@@ -104,7 +105,7 @@ def _fuse(
             inputs[index] = _swapped(graph, inputs[index])
     attributes = [*node.attributes.values(), ir.AttrString("gate", function)]
     new = ir.Node(
-        DOMAIN,
+        FPTQ_DOMAIN,
         node.op_type,
         inputs,
         attributes,

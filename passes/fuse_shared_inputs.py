@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import lazy_initializer
-from fptq_onnx.passes.emit_custom import DOMAIN
 
 # The op reads lists of this length at most (native/ops/linear_attributes.cc).
 _LONGEST_LIST = 64
@@ -26,18 +27,15 @@ Joined = dict[tuple[int, ...], tuple[ir.Value, list[ir.Value | None]]]  # by ids
 LINEARS = "fptq.linears"  # metadata of a node: the names of the linears in it, as JSON
 
 
-def fuse_shared_inputs(model: ir.Model) -> int:
-    """Fuse in place.
+def fuse_shared_inputs(model: ir.Model) -> PassResult:
+    """Fuse in place, and count the nodes that now hold several linears.
 
     Args:
         model: with nodes of emit_custom.
-
-    Returns:
-        How many nodes now hold several linears.
     """
     groups: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in model.graph:
-        if node.domain == DOMAIN:
+        if node.domain == FPTQ_DOMAIN:
             groups.setdefault(_key(node), []).append(node)
     fused = 0
     joined: Joined = {}
@@ -47,7 +45,7 @@ def fuse_shared_inputs(model: ir.Model) -> int:
             if len(some) > 1:
                 _fuse(model.graph, some, joined)
                 fused += 1
-    return fused
+    return PassResult(fused)
 
 
 def _without_others_parts(groups: list[list[ir.Node]]) -> list[list[ir.Node]]:
@@ -95,7 +93,7 @@ def _fuse(graph: ir.Graph, nodes: list[ir.Node], joined: Joined) -> None:
     attributes = {name: attribute for name, attribute in first.attributes.items() if name != "N"}
     attributes["N"] = ir.AttrInt64s("N", columns)
     node = ir.Node(
-        DOMAIN,
+        FPTQ_DOMAIN,
         first.op_type,
         inputs,
         list(attributes.values()),

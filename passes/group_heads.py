@@ -14,49 +14,42 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.op_domains import domain_of, is_onnx_op
 from fptq_onnx.graph.rewire import follow_with
 from fptq_onnx.graph.shapes.dim_arithmetic import Sizes
 from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.walk_back import input_of
+from fptq_onnx.passes._contract import PassResult, Refusal, rewrite_each
 from fptq_onnx.passes._edit import constant_initializer, remove_unused
 
 _SWAP_IN_HEADS = [0, 1, 3, 2]
 _REPEATED_AXIS = (2,)
 
 
-class _Declined(Exception):
-    """Why heads stay repeated, for people."""
-
-
-def group_heads(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def group_heads(model: ir.Model) -> PassResult:
     """Rewrite in place.
 
     Args:
         model: its main graph is looked at.
-
-    Returns:
-        How many products were rewritten, and for each that reads repeated heads but could not be,
-        why.
     """
-    graph, done, declined = model.graph, 0, []
-    known = known_sizes(graph)
-    for node in list(graph):
-        if node.op_type != "MatMul" or domain_of(node) != "" or None in node.inputs:
-            continue
-        path, merge = _to_repeat(node)
-        if merge is None:
-            continue
-        try:
-            shared, groups, heads = _shared_heads(known, merge)
-            _check_rows(known, node.inputs[0], heads)
-        except _Declined as reason:
-            declined.append(f"{node.name}: its heads are still repeated: {reason}")
-            continue
-        _rewrite(graph, node, path, shared, groups, heads)
-        _read_shape_of_shared(graph, merge.outputs[0], shared, heads // groups)
-        done += 1
-    return done, tuple(declined)
+    graph, known = model.graph, known_sizes(model.graph)
+    return rewrite_each(
+        graph, lambda node: _group(graph, known, node), left="its heads are still repeated"
+    )
+
+
+def _group(graph: ir.Graph, known: SizeTable, node: ir.Node) -> bool:
+    if not is_onnx_op(node, "MatMul") or None in node.inputs:
+        return False
+    path, merge = _to_repeat(node)
+    if merge is None:
+        return False
+    shared, groups, heads = _shared_heads(known, merge)
+    _check_rows(known, node.inputs[0], heads)
+    _rewrite(graph, node, path, shared, groups, heads)
+    _read_shape_of_shared(graph, merge.outputs[0], shared, heads // groups)
+    return True
 
 
 def _to_repeat(node: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
@@ -96,36 +89,36 @@ def _shared_heads(known: SizeTable, merge: ir.Node) -> tuple[ir.Value, int, int]
     """What is repeated, its heads, and those of the result.
 
     Raises:
-        _Declined: it is not certain that nothing else is done.
+        Refusal: it is not certain that nothing else is done.
     """
     expanded = merge.inputs[0]
     expand = expanded.producer() if expanded is not None else None
     inserted = input_of(expand, 0) if expand is not None else None
     insert = inserted.producer() if inserted is not None else None
-    if insert is None or insert.op_type != "Unsqueeze" or domain_of(insert) != "":
-        raise _Declined("they are not repeated by Unsqueeze, Expand and Reshape")
+    if insert is None or not is_onnx_op(insert, "Unsqueeze"):
+        raise Refusal("they are not repeated by Unsqueeze, Expand and Reshape")
     shared = insert.inputs[0]
     shape = known.shape(shared)
     if shared is None or shape is None or len(shape) != 4 or not isinstance(shape[1], int):
-        raise _Declined(f"the shape {_text(shape)} of keys or values does not tell their heads")
+        raise Refusal(f"the shape {_text(shape)} of keys or values does not tell their heads")
     if known.integer(input_of(insert, 1)) != _REPEATED_AXIS:
-        raise _Declined("the axis they are repeated along is not the one behind the heads")
+        raise Refusal("the axis they are repeated along is not the one behind the heads")
     wide = known.shape(expanded)
     times = wide[2] if wide is not None and len(wide) == 5 else None
     if not isinstance(times, int) or wide != (*shape[:2], times, *shape[2:]):
-        raise _Declined(f"{_text(shape)} becomes {_text(wide)}, which may change more than heads")
+        raise Refusal(f"{_text(shape)} becomes {_text(wide)}, which may change more than heads")
     heads = shape[1] * times
     merged = known.shape(merge.outputs[0])
     if merged != (shape[0], heads, *shape[2:]):
-        raise _Declined(f"{_text(wide)} becomes {_text(merged)}, which may mix heads")
+        raise Refusal(f"{_text(wide)} becomes {_text(merged)}, which may mix heads")
     return shared, shape[1], heads
 
 
 def _check_rows(known: SizeTable, rows: ir.Value | None, heads: int) -> None:
     shape = known.shape(rows)
     if shape is None or len(shape) != 4 or shape[1] != heads:
-        raise _Declined(f"the shape {_text(shape)} of what they are multiplied with is not known "
-                        f"to have {heads} heads")  # fmt: skip
+        raise Refusal(f"the shape {_text(shape)} of what they are multiplied with is not known "
+                      f"to have {heads} heads")  # fmt: skip
 
 
 def _text(shape: Sizes | None) -> str:
@@ -168,7 +161,7 @@ def _read_shape_of_shared(
     """Where only the shape of repeated heads is read (torchscript cuts masks so), compute that."""
     for use in repeated.uses():
         reader = use.node
-        if reader.op_type != "Shape" or domain_of(reader) != "":
+        if not is_onnx_op(reader, "Shape"):
             continue
         start, end = (reader.attributes.get(name) for name in ("start", "end"))
         part = slice(

@@ -16,46 +16,45 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.op_domains import is_onnx_op
 from fptq_onnx.graph.rewire import follow_with
 from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.walk_back import input_of
+from fptq_onnx.passes._contract import PassResult, Refusal, rewrite_each
 from fptq_onnx.passes._edit import constant_initializer, remove_unused
 
 
-def hoist_nan_guard(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def hoist_nan_guard(model: ir.Model) -> PassResult:
     """Rewrite in place.
 
     Args:
         model: its main graph is looked at.
-
-    Returns:
-        How many were rewritten, and for each that looked like one but could not be, why.
     """
-    graph, done, declined = model.graph, 0, []
-    known = known_sizes(graph)
-    for node in list(graph):
-        probabilities = _guarded(node)
-        if probabilities is None:
-            continue
-        product = _only_product(node.outputs[0])
-        if not _over_last_axis(known, probabilities):
-            reason = "the softmax is not known to be over the last axis"
-        elif product is None:
-            reason = "its probabilities are read by other nodes than one product"
-        else:
-            _rewrite(graph, node, probabilities, product)
-            done += 1
-            continue
-        declined.append(
-            f"{node.name}: empty rows are still looked for element by element: {reason}"
-        )
-    return done, tuple(declined)
+    graph, known = model.graph, known_sizes(model.graph)
+    return rewrite_each(
+        graph,
+        lambda node: _hoist(graph, known, node),
+        left="empty rows are still looked for element by element",
+    )
+
+
+def _hoist(graph: ir.Graph, known: SizeTable, node: ir.Node) -> bool:
+    probabilities = _guarded(node)
+    if probabilities is None:
+        return False
+    product = _only_product(node.outputs[0])
+    if not _over_last_axis(known, probabilities):
+        raise Refusal("the softmax is not known to be over the last axis")
+    if product is None:
+        raise Refusal("its probabilities are read by other nodes than one product")
+    _rewrite(graph, node, probabilities, product)
+    return True
 
 
 def _guarded(node: ir.Node) -> ir.Value | None:
     """The probabilities p of a Where(IsNaN(p), 0, p)."""
-    if node.op_type != "Where" or domain_of(node) != "":
+    if not is_onnx_op(node, "Where"):
         return None
     condition, zero, kept = node.inputs
     test = condition.producer() if condition is not None else None
@@ -65,9 +64,7 @@ def _guarded(node: ir.Node) -> ir.Value | None:
     constant = constant_of(zero)
     if constant is None or set(constant.shape) - {1} or np.any(constant.load() != 0):
         return None
-    if softmax is None or softmax.op_type != "Softmax" or domain_of(softmax) != "":
-        return None
-    return kept
+    return kept if is_onnx_op(softmax, "Softmax") else None
 
 
 def _over_last_axis(known: SizeTable, probabilities: ir.Value) -> bool:
@@ -84,8 +81,7 @@ def _only_product(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     ((reader, index),) = [(use.node, use.idx) for use in uses]
-    is_product = reader.op_type == "MatMul" and domain_of(reader) == "" and index == 0
-    return reader if is_product else None
+    return reader if is_onnx_op(reader, "MatMul") and index == 0 else None
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, probabilities: ir.Value, product: ir.Node) -> None:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN, onnx_opset
 from fptq_onnx.numerics.group_weights import GroupWeights
 from fptq_onnx.numerics.panels import (
     LAYOUT_VERSION,
@@ -28,10 +29,10 @@ from fptq_onnx.numerics.panels import (
     unpack_group_values,
 )
 from fptq_onnx.numerics.swiglu import GELU_TANH, SILU
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import lazy_initializer
 from fptq_onnx.passes.emit_attention import OP_TYPE as ATTENTION
-from fptq_onnx.passes.emit_custom import DOMAIN, OP_TYPES
-from fptq_onnx.passes.emit_matmul_nbits import DOMAIN as STOCK_DOMAIN
+from fptq_onnx.passes.emit_custom import OP_TYPES
 from fptq_onnx.passes.emit_matmul_nbits import matmul_nbits_node
 from fptq_onnx.passes.fuse_shared_inputs import LINEARS
 from fptq_onnx.passes.quantize_cache import stock_attention
@@ -42,7 +43,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _GELU_OPSET = 20  # ai.onnx has Gelu from here on
 
 
-def make_portable(model: ir.Model) -> None:
+def make_portable(model: ir.Model) -> PassResult:
     """Replace every op of ours, in place.
 
     Args:
@@ -52,18 +53,18 @@ def make_portable(model: ir.Model) -> None:
         FptqError: an op, an attribute or a layout that this pass does not know.
     """
     for node in model.graph.all_nodes():
-        if node.domain == DOMAIN and node.op_type != ATTENTION:
+        if node.domain == FPTQ_DOMAIN and node.op_type != ATTENTION:
             _check(node)
-    for node in list(model.graph):
-        if node.domain != DOMAIN:
-            continue
+    ours = [node for node in model.graph if node.domain == FPTQ_DOMAIN]
+    for node in ours:
         if node.op_type == ATTENTION:  # the same operator, see emit_attention
             stock_attention(node)
         else:
             _replace(model, node)
-    del model.opset_imports[DOMAIN]
-    model.graph.opset_imports[STOCK_DOMAIN] = 1
+    del model.opset_imports[FPTQ_DOMAIN]
+    model.graph.opset_imports[MSFT_DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(len(ours))
 
 
 def _check(node: ir.Node) -> None:
@@ -112,7 +113,7 @@ def _replace(model: ir.Model, node: ir.Node) -> None:
         new += made
         outputs.append(made[-1].outputs[0])
     if gate is not None:
-        opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+        opset = onnx_opset(model)
         product = _gated(outputs[0], outputs[1], gate, opset)
         for index, made_node in enumerate(product):
             made_node.name = f"{node.name}.gate.{index}"
@@ -217,5 +218,5 @@ def _gated(gate: ir.Value, up: ir.Value, function: str, opset: int) -> list[ir.N
     elif opset >= _GELU_OPSET:
         nodes = [ir.node("Gelu", [gate], {"approximate": "tanh"})]
     else:
-        nodes = [ir.node("FastGelu", [gate], domain=STOCK_DOMAIN)]
+        nodes = [ir.node("FastGelu", [gate], domain=MSFT_DOMAIN)]
     return [*nodes, ir.node("Mul", [nodes[-1].outputs[0], up])]

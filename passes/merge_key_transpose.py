@@ -10,64 +10,62 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from fptq_onnx.graph.op_domains import is_onnx_op
+from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
-from fptq_onnx.graph.walk_back import domain_of
+from fptq_onnx.passes._contract import PassResult, Refusal, rewrite_each
 from fptq_onnx.passes._edit import remove_unused
 
 _SWAP_ROWS = [0, 2, 1]
 _SWAP_IN_HEADS = [0, 1, 3, 2]
 
 
-def merge_key_transpose(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def merge_key_transpose(model: ir.Model) -> PassResult:
     """Rewrite in place.
 
     Args:
         model: its main graph is looked at.
-
-    Returns:
-        How many were rewritten, and for each that looked like one but could not be, why.
     """
-    graph, done, declined = model.graph, 0, []
-    known = known_sizes(graph)
-    for node in list(graph):
-        found = _three(node)
-        if found is None:
-            continue
-        source, rows = found
-        before, between, after = (known.shape(v) for v in (source, rows, node.outputs[0]))
-        if before is None or len(before) != 4:
-            continue
-        wanted = (before[0], before[1], before[3], before[2])
-        if between is None or between[1:] != before[2:] or after != wanted:
-            declined.append(
-                f"{node.name}: keys are transposed by three nodes: from {before} to {after} is not "
-                f"known to be the same heads"
-            )
-            continue
-        old = node.outputs[0]
-        plain = ir.node("Transpose", [source], {"perm": _SWAP_IN_HEADS}, name=f"{node.name}/plain")
-        new = plain.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        graph.insert_before(node, plain)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name, old.name = old.name, None
-        remove_unused(graph, old)
-        done += 1
-    return done, tuple(declined)
+    graph, known = model.graph, known_sizes(model.graph)
+    return rewrite_each(
+        graph, lambda node: _merge(graph, known, node), left="keys are transposed by three nodes"
+    )
+
+
+def _merge(graph: ir.Graph, known: SizeTable, node: ir.Node) -> bool:
+    found = _three(node)
+    if found is None:
+        return False
+    source, rows = found
+    before, between, after = (known.shape(v) for v in (source, rows, node.outputs[0]))
+    if before is None or len(before) != 4:
+        return False
+    wanted = (before[0], before[1], before[3], before[2])
+    if between is None or between[1:] != before[2:] or after != wanted:
+        raise Refusal(f"from {before} to {after} is not known to be the same heads")
+    old = node.outputs[0]
+    plain = ir.node("Transpose", [source], {"perm": _SWAP_IN_HEADS}, name=f"{node.name}/plain")
+    new = plain.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    graph.insert_before(node, plain)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name, old.name = old.name, None
+    remove_unused(graph, old)
+    return True
 
 
 def _three(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """What the first Reshape reads and makes, where a node is the last of the three."""
-    if node.op_type != "Reshape" or domain_of(node) != "":
+    if not is_onnx_op(node, "Reshape") or node.inputs[0] is None:
         return None
-    turn = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if turn is None or turn.op_type != "Transpose" or domain_of(turn) != "":
+    turn = node.inputs[0].producer()
+    if turn is None or not is_onnx_op(turn, "Transpose"):
         return None
     perm = turn.attributes.get("perm")
     if perm is None or list(perm.as_ints()) != _SWAP_ROWS or turn.inputs[0] is None:
         return None
     first = turn.inputs[0].producer()
-    if first is None or first.op_type != "Reshape" or domain_of(first) != "":
+    if first is None or not is_onnx_op(first, "Reshape"):
         return None
     source = first.inputs[0]
     return None if source is None else (source, first.outputs[0])

@@ -11,19 +11,35 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from fptq_onnx.passes._contract import PassResult, apply
+from fptq_onnx.passes.conv1x1_to_matmul import conv1x1_to_matmul
 from fptq_onnx.passes.extract_linears import extract_linears
 from fptq_onnx.passes.widen_bfloat16 import widen_bfloat16
 
 
-def normalize(model: ir.Model) -> None:
-    """Do all of that in place. Names that are unique are kept."""
-    if model.functions:
+def normalize(model: ir.Model) -> PassResult:
+    """Do all of that in place.
+
+    Raises:
+        PassError: see apply.
+    """
+    done = apply(model, STEPS)
+    return PassResult(done.changed, done.declined)
+
+
+def _inline_functions(model: ir.Model) -> PassResult:
+    functions = len(model.functions)
+    if functions:
         common_passes.InlinePass()(model)
-    widen_bfloat16(model)
-    extract_linears(model)
+    return PassResult(functions)
+
+
+def _give_unique_names(model: ir.Model) -> PassResult:
+    """To nodes; names that are unique are kept."""
     nodes = list(model.graph.all_nodes())
     given = {node.name for node in nodes if node.name}
     taken: set[str] = set()
+    changed = 0
     for index, node in enumerate(nodes):
         if node.name and node.name not in taken:
             taken.add(node.name)
@@ -35,4 +51,21 @@ def normalize(model: ir.Model) -> None:
             unique = f"{name}_{copies}"
         taken.add(unique)
         node.name = unique
+        changed += 1
+    return PassResult(changed)
+
+
+def _remove_unused_nodes(model: ir.Model) -> PassResult:
+    before = len(model.graph)
     common_passes.RemoveUnusedNodesPass()(model)
+    return PassResult(before - len(model.graph))
+
+
+STEPS = (
+    _inline_functions,
+    widen_bfloat16,
+    conv1x1_to_matmul,
+    extract_linears,
+    _give_unique_names,
+    _remove_unused_nodes,
+)

@@ -10,18 +10,20 @@ QuantizeLinear around a cache would turn all of it into floats again at every st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.declined import Declined
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN
 from fptq_onnx.numerics.kv_cache_int8 import cache_scales
-from fptq_onnx.passes.emit_attention import OP_TYPE, STOCK_DOMAIN
-from fptq_onnx.passes.emit_custom import DOMAIN
+from fptq_onnx.passes._contract import PassResult
+from fptq_onnx.passes.emit_attention import OP_TYPE
 
 # Where the operators want the two scales.
-SCALE_INPUTS = {STOCK_DOMAIN: 12, DOMAIN: 9}
+SCALE_INPUTS = {MSFT_DOMAIN: 12, FPTQ_DOMAIN: 9}
 QUANTIZED_ATTRIBUTES: dict[str, int | str] = {
     "k_quant_type": "PER_CHANNEL",
     "v_quant_type": "PER_CHANNEL",
@@ -31,7 +33,7 @@ _PAST, _PRESENT = (3, 4), (1, 2)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
-def find_caches(model: ir.Model) -> tuple[tuple[ir.Node, ...], tuple[str, ...]]:
+def find_caches(model: ir.Model) -> tuple[tuple[ir.Node, ...], tuple[Declined, ...]]:
     """The attention whose cache can be int8, and for each whose cannot, why."""
     found, declined = [], []
     for node in model.graph:
@@ -39,7 +41,7 @@ def find_caches(model: ir.Model) -> tuple[tuple[ir.Node, ...], tuple[str, ...]]:
             continue
         reason = _reason_against(node)
         if reason:
-            declined.append(f"{node.name}: its KV cache keeps its floats: {reason}")
+            declined.append(Declined(node.name or "", f"its KV cache keeps its floats: {reason}"))
         else:
             found.append(node)
     return tuple(found), tuple(declined)
@@ -51,16 +53,14 @@ def present_names(node: ir.Node) -> tuple[str, str]:
     return key, value
 
 
-def quantize_cache(
-    model: ir.Model, nodes: Sequence[ir.Node], absmax: Mapping[str, NDArray[np.float32]]
-) -> None:
+def quantize_cache(model: ir.Model, absmax: Mapping[str, NDArray[np.float32]]) -> PassResult:
     """Change the nodes, and the model's inputs and outputs they keep their caches in, in place.
 
     Args:
-        model: holds the nodes.
-        nodes: from `find_caches`.
-        absmax: by name of a present output, max|x| of every channel [kv_heads, size].
+        model: its attentions that `find_caches` gives are changed.
+        absmax: by name of a present output of each, max|x| of every channel [kv_heads, size].
     """
+    nodes, declined = find_caches(model)
     for node in nodes:
         first = SCALE_INPUTS[node.domain]
         node.resize_inputs(first + 2)
@@ -73,22 +73,23 @@ def quantize_cache(
             )  # fmt: skip
             model.graph.register_initializer(value)
             node.replace_input_with(first + index, value)
-        if node.domain == STOCK_DOMAIN:
+        if node.domain == MSFT_DOMAIN:
             _set_quantized(node)
         kept = [node.inputs[index] for index in _PAST] + [node.outputs[i] for i in _PRESENT]
         for cache in kept:
             assert cache is not None  # _reason_against
             cache.type = ir.TensorType(ir.DataType.INT8)
+    return PassResult(len(nodes), declined)
 
 
 def stock_attention(node: ir.Node) -> None:
     """Make com.microsoft's operator of ours, in place."""
-    node.domain = STOCK_DOMAIN
-    scales = list(node.inputs[SCALE_INPUTS[DOMAIN] :])
+    node.domain = MSFT_DOMAIN
+    scales = list(node.inputs[SCALE_INPUTS[FPTQ_DOMAIN] :])
     if not scales:
         return
-    first = SCALE_INPUTS[STOCK_DOMAIN]
-    node.resize_inputs(SCALE_INPUTS[DOMAIN])
+    first = SCALE_INPUTS[MSFT_DOMAIN]
+    node.resize_inputs(SCALE_INPUTS[FPTQ_DOMAIN])
     node.resize_inputs(first + len(scales))
     for index, value in enumerate(scales):
         node.replace_input_with(first + index, value)
@@ -110,7 +111,7 @@ def _reason_against(node: ir.Node) -> str | None:
         return "it has no present"
     if node.attributes.get_int("kv_cache_bit_width", 0) != 0:
         return "it is quantized already"
-    if node.domain == STOCK_DOMAIN and any(node.inputs[SCALE_INPUTS[STOCK_DOMAIN] :]):
+    if node.domain == MSFT_DOMAIN and any(node.inputs[SCALE_INPUTS[MSFT_DOMAIN] :]):
         return "it has inputs after its sinks"
     for index in _PAST:
         past = node.inputs[index]

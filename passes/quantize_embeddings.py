@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import Constant, constant_of
+from fptq_onnx.graph.declined import Declined
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, is_onnx_op
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import GroupWeights, group_count, middle, quantize_rtn
+from fptq_onnx.passes._contract import PassResult
 from fptq_onnx.passes._edit import constant_initializer, lazy_initializer
 from fptq_onnx.scheme.weight_store import WeightStore
 
@@ -52,18 +55,13 @@ class Embedding:
     obstacle: str
 
 
-def quantize_embeddings(
-    model: ir.Model, bits: int, store: WeightStore
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Replace the lookups of token embeddings, in place.
+def quantize_embeddings(model: ir.Model, bits: int, store: WeightStore) -> PassResult:
+    """Replace the lookups of token embeddings, in place; count the tables.
 
     Args:
         model: emitted: linears are quantized already.
         bits: 8 or 4.
         store: receives the codes, so that several targets share them.
-
-    Returns:
-        Names of the tables replaced, and a sentence for each that had to stay.
 
     Raises:
         FptqError: a table holds NaN or infinity.
@@ -72,7 +70,7 @@ def quantize_embeddings(
     for found in find_embeddings(model):
         name, table = found.constant.name, found.constant
         if found.obstacle:
-            declined.append(f"the embedding {name} keeps its floats: {found.obstacle}")
+            declined.append(Declined(f"the embedding {name} keeps its floats", found.obstacle))
             continue
         done.append(name)
         if _key(name, bits) not in store:
@@ -80,11 +78,11 @@ def quantize_embeddings(
         for node in found.lookups:
             (_eight if bits == 8 else _four)(model.graph, node, table, store)
     if done and bits == 4:
-        model.graph.opset_imports["com.microsoft"] = 1
+        model.graph.opset_imports[MSFT_DOMAIN] = 1
         model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
     if done:
         common_passes.RemoveUnusedNodesPass()(model)
-    return tuple(done), tuple(declined)
+    return PassResult(len(done), tuple(declined), tuple(done))
 
 
 def find_embeddings(model: ir.Model, leaving: Collection[int] = ()) -> list[Embedding]:
@@ -126,7 +124,7 @@ def _form(value: ir.Value | None) -> tuple[object, ...]:
 
 def _table_of(node: ir.Node) -> Constant | None:
     """The table of a Gather of token embeddings."""
-    if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
+    if not is_onnx_op(node, "Gather"):
         return None
     axis = node.attributes.get("axis")
     table = constant_of(node.inputs[0])
@@ -250,7 +248,7 @@ def _four(graph: ir.Graph, node: ir.Node, table: Constant, store: WeightStore) -
         "GatherBlockQuantized",
         [codes, node.inputs[1], scales],
         {"gather_axis": 0, "quantize_axis": 1, "block_size": _BLOCK_4},
-        domain="com.microsoft",
+        domain=MSFT_DOMAIN,
     )
     _replace(node, [found])
 

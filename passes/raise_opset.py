@@ -14,6 +14,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.passes._contract import PassResult
 
 # The converter may need to see the value of small constants (axes, shapes).
 _LARGEST_VISIBLE = 1024
@@ -23,8 +24,8 @@ _FOREIGN = "fptq.foreign"
 _SCALE_BY_CHANNEL = 21
 
 
-def raise_opset(model: ir.Model, opset: int) -> ir.Model:
-    """Return the model at `opset` at least; the same object when it is there already.
+def raise_opset(model: ir.Model, opset: int) -> PassResult:
+    """Make a new model at `opset`; none where the model is there already.
 
     Args:
         model: not changed.
@@ -35,7 +36,7 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
     """
     current = model.opset_imports.get("", 0)
     if current >= opset:
-        return model
+        return PassResult()
     hidden = {
         name: value
         for name, value in model.graph.initializers.items()
@@ -77,7 +78,7 @@ def raise_opset(model: ir.Model, opset: int) -> ir.Model:
         converted.graph.register_initializer(value)
     _show_in_subgraphs(converted, branches)
     converted.metadata_props.update(model.metadata_props)
-    return converted
+    return PassResult(changed=1, model=converted)
 
 
 def _hide_in_subgraphs(model: ir.Model) -> dict[str, tuple[str, ir.TensorProtocol]]:

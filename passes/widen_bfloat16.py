@@ -9,36 +9,37 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fptq_onnx.passes._contract import PassResult
+
 _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 # Attributes that name an element type.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
-def widen_bfloat16(model: ir.Model) -> bool:
-    """Widen in place.
+def widen_bfloat16(model: ir.Model) -> PassResult:
+    """Widen in place, and count the values.
 
     Args:
         model: nothing happens to one that only stores weights in bfloat16 and casts them itself.
-
-    Returns:
-        Whether anything was widened.
     """
     if not computes_in_bfloat16(model):
-        return False
+        return PassResult()
+    widened = 0
     for graph in model.graphs():
         if not isinstance(graph, ir.Graph):
             continue
         for node in graph:
             _widen_attributes(node)
             for value in node.outputs:
-                _set_wide(value)
+                widened += _set_wide(value)
         for value in graph.inputs:
             if not value.is_initializer():
-                _set_wide(value)
+                widened += _set_wide(value)
         for initializer in list(graph.initializers.values()):
             if initializer.const_value is not None and initializer.const_value.dtype == _NARROW:
                 _cast_behind(graph, initializer)
-    return True
+                widened += 1
+    return PassResult(widened)
 
 
 def computes_in_bfloat16(model: ir.Model) -> bool:
@@ -64,9 +65,11 @@ def narrow_interface(model: ir.Model) -> tuple[str, ...]:
     )
 
 
-def _set_wide(value: ir.Value) -> None:
-    if value.dtype == _NARROW:
+def _set_wide(value: ir.Value) -> bool:
+    narrow = value.dtype == _NARROW
+    if narrow:
         value.type = ir.TensorType(_WIDE)
+    return narrow
 
 
 def _widen_attributes(node: ir.Node) -> None:

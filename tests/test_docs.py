@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "models/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "models/**/*.md", "passes/*.md")
     for page in REPOSITORY.glob(pattern)
 )
 _LINK = re.compile(r"\]\(([^()\s]+)\)")

@@ -111,3 +111,42 @@ def test_the_package_is_typed_and_small_files_only() -> None:
         and (REPOSITORY / path).stat().st_size > 200_000
     ]
     assert not big
+
+
+ROOMLESS = {"__init__", "__main__", "errors", "lm_eval_model", "progress", "version"}
+MOST_MODULES = 20
+# Folders with more modules, each with the reason it is not divided.
+FULLER = {"fptq_onnx/passes": "a shelf of passes that know nothing of each other, one file each"}
+
+
+def test_every_module_has_its_room() -> None:
+    """What everybody uses lies directly in the package, and nothing else."""
+    assert {path.stem for path in (REPOSITORY / "fptq_onnx").glob("*.py")} == ROOMLESS
+
+
+def test_rooms_are_small() -> None:
+    package = REPOSITORY / "fptq_onnx"
+    folders = [path for path in (*package.rglob("*"), package / "passes") if path.is_dir()]
+    modules = {
+        folder.relative_to(REPOSITORY).as_posix(): len(
+            [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        )
+        for folder in (package, *folders)
+    }
+    assert {name for name, count in modules.items() if count > MOST_MODULES} == set(FULLER)
+
+
+def test_the_version_is_in_one_place() -> None:
+    """The build, the package and the command line read it in version.py."""
+    text = (REPOSITORY / "fptq_onnx" / "version.py").read_text(encoding="utf-8")
+    written = re.search(r'__version__ = "([^"]+)"', text)
+    assert written is not None
+    number = re.escape(written.group(1))
+    stated = re.compile(rf"""version(__)?["']?\s*[=:]\s*["']?{number}\b""", re.IGNORECASE)
+    kinds = (".py", ".toml", ".cfg", ".txt", ".cc", ".h", ".cff")
+    files = [path for path in tracked() if path.suffix in kinds and (REPOSITORY / path).is_file()]
+    found = {
+        path.as_posix() for path in files
+        if stated.search((REPOSITORY / path).read_text(encoding="utf-8", errors="replace"))
+    }  # fmt: skip
+    assert found == {"fptq_onnx/version.py"}

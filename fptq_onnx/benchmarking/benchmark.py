@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.benchmarking.worker import Figures, Load, probe_command
-from fptq_onnx.benchmarking.worker_process import run_apart
+from fptq_onnx.benchmarking.worker import Figures, Load, probe_command, run_apart
 from fptq_onnx.model_io.hf_config import find_model_file
 from fptq_onnx.model_io.model_folder import model_name
 from fptq_onnx.progress import track
@@ -135,3 +134,52 @@ def entries_of(models: Sequence[Path]) -> list[Entry]:
         shown = str(path) if name in taken else name
         entries.append(Entry(shown, partial(probe_command, path)))
     return entries
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one model generates; medians over the rounds.
+
+    load_seconds: from the file to a session.
+    prefill: tokens per second of a prompt.
+    decode: tokens per second after it, one at a time; None for a model without a KV cache.
+    peak_bytes: resident memory of the process at its largest, Python and ONNX Runtime included.
+    """
+
+    load_seconds: float
+    prefill: float
+    decode: float | None
+    peak_bytes: int
+
+
+def load_within(context: int | None, prefill: int, decode: int) -> Load:
+    """A prompt and decode steps after it, fewer where the context (tokens) is shorter."""
+    if context is not None:
+        decode = min(decode, max(1, context // 4))
+    load = Load((prefill,), (prefill,), steps=decode)
+    beyond = 0 if context is None else max(0, load.longest() - context)
+    fitting = (max(1, prefill - beyond),)
+    return replace(load, prefills=fitting, depths=fitting)
+
+
+def measure_speeds(
+    models: Sequence[Path], load: Load, *, threads: int, rounds: int, quiet: bool = True
+) -> list[Speed]:
+    """Time the models in turn, `rounds` times over.
+
+    Raises:
+        FptqError: a model cannot be run.
+    """
+    entries = [Entry(path.name, partial(probe_command, path)) for path in models]
+    result = bench_models(entries, load, threads=(threads,), rounds=rounds, quiet=quiet)
+    return [_median([one[index] for one in result.rounds[threads]]) for index in range(len(models))]
+
+
+def _median(figures: Sequence[Figures]) -> Speed:
+    decodes = [rate for one in figures for rate in one.decode.values()]
+    return Speed(
+        statistics.median(one.load_seconds for one in figures),
+        statistics.median(rate for one in figures for rate in one.prefill.values()),
+        statistics.median(decodes) if decodes else None,
+        int(statistics.median(one.peak_bytes for one in figures)),
+    )

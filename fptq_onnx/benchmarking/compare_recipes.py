@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime
 
-from fptq_onnx.benchmarking.generation_speed import Speed, load_within, measure_speeds
+from fptq_onnx.benchmarking.benchmark import Speed, load_within, measure_speeds
 from fptq_onnx.benchmarking.ort_quantizer import quantize_stock
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.float16 import convert_float16
@@ -20,7 +20,6 @@ from fptq_onnx.conversion.provenance import files_size
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.evaluate import Evaluation, evaluate_model
 from fptq_onnx.evaluation.settings import EvalSettings
-from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.finite_json import finite
 from fptq_onnx.model_io.hf_config import find_model_file, read_special_ids
 from fptq_onnx.model_io.load import load_model
@@ -173,7 +172,7 @@ class _Made:
 
 def _original(model: Path) -> _Made:
     loaded = load_model(model)
-    linears = find_linears(loaded.model).linears
+    linears = loaded.linears.linears
     weights = sum(linear.k * linear.n for linear in linears)
     if not weights:
         raise FptqError(f"no linear layer found in {loaded.file}: nothing to compare")

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files
-from fptq_onnx.passes.equalize import replace_weight
 from fptq_onnx.passes.normalize import normalize
 
 
@@ -37,7 +37,7 @@ def quantize_stock(source: Path, output: Path, block_size: int) -> float:
     stock = _stock_module()
     loaded = load_model(source)
     normalize(loaded.model)
-    linears = find_linears(loaded.model).linears
+    linears = loaded.linears.linears
     for linear in linears:  # it does not see weights behind a Cast or a Transpose
         # A copy: a view would keep the file mapped, which reading all of it then cannot close.
         w = np.array(linear.weight.load(), linear.weight.dtype.numpy())

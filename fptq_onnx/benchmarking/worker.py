@@ -7,17 +7,18 @@ python -m fptq_onnx.benchmarking.worker MODEL \
 from __future__ import annotations
 
 import json
+import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fptq_onnx.benchmarking.worker_process import peak_bytes
 from fptq_onnx.errors import FptqError
 
 
@@ -100,6 +101,17 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
+def peak_bytes() -> int:
+    """Resident memory of this process at its largest so far, bytes."""
+    # ru_maxrss begins with what the parent process had when this one was started.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def probe(model: Path, load: Load) -> Figures:
     """Measure an ONNX model in this process.
 
@@ -156,6 +168,20 @@ def probe_command(model: Path, load: Load) -> list[str]:
     """
     start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; sys.exit(main())"
     return [sys.executable, "-c", start, str(model), json.dumps(asdict(load))]
+
+
+def run_apart(command: Sequence[str], name: str) -> dict[str, Any]:
+    """Run a command that prints figures as JSON, its last line.
+
+    Raises:
+        FptqError: it failed, with what it said of what is measured.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise FptqError(f"cannot measure {name}: {last}")
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
 
 
 def read_load(text: str) -> Load:

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from fptq_onnx.calibration.data import Feeds, TokenWindows
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import Linear, find_linears
-from fptq_onnx.model_io.fingerprint import fingerprint
-from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.model_io.load import LoadedModel, fingerprint
 from fptq_onnx.numerics.token_sizes import count_sizes
 from fptq_onnx.passes.tap_activations import Tap, tap_activations
-from fptq_onnx.runtime.decoder import Cache, Decoder, find_io
+from fptq_onnx.runtime.decoder import Cache, Decoder
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 
@@ -50,9 +49,7 @@ def collect(
     """
     clone = loaded.model.clone()
     linears = find_linears(clone).linears
-    io = None
-    if isinstance(source, TokenWindows):
-        io = find_io(loaded.file, graph_inputs(clone.graph), graph_outputs(clone.graph))
+    io = decoder_io_of(loaded) if isinstance(source, TokenWindows) else None
     keep = () if io is None else tuple(tensor.present for tensor in io.cache)
     taps = tap_activations(clone, linears, keep)
     session = open_session_in_memory(clone, loaded.data_folder, threads=threads)

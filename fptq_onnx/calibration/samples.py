@@ -18,14 +18,11 @@ from fptq_onnx.calibration.encoder_feeds import encoder_feeds
 from fptq_onnx.calibration.generated import without_loops, write_windows
 from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.constants import constant_of
-from fptq_onnx.model_io.fingerprint import fingerprint
-from fptq_onnx.model_io.hf_config import read_special_ids
-from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.model_folder import hub_snapshot
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
+from fptq_onnx.model_io.load import LoadedModel, fingerprint
+from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 from fptq_onnx.progress import track, tracker
-from fptq_onnx.runtime.decoder import Decoder, find_io
-from fptq_onnx.runtime.decoder_io import INPUT_IDS_NAMES, find_logits
+from fptq_onnx.runtime.decoder import Decoder
+from fptq_onnx.runtime.decoder_io import INPUT_IDS_NAMES, decoder_io_of, find_logits
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.text.tokenizer import prefix_of
@@ -128,7 +125,7 @@ class Samples:
             self._opened = open_source(
                 self.source,
                 model_folder=loaded.folder,
-                inputs=graph_inputs(loaded.model.graph),
+                inputs=loaded.inputs,
                 vocab_size=_vocab_size(loaded),
                 max_samples=self.max_samples,
                 max_seq_len=self.max_seq_len,
@@ -138,10 +135,10 @@ class Samples:
             )
             if isinstance(self._opened, TokenWindows):
                 self._kind = RANDOM if self.source in (RANDOM, GENERATED) else ""
-                outputs = graph_outputs(loaded.model.graph)
+                outputs = loaded.outputs
                 feeds = encoder_feeds(
                     self._opened,
-                    graph_inputs(loaded.model.graph),
+                    loaded.inputs,
                     outputs,
                     lambda sample: is_bidirectional(
                         loaded, find_logits(outputs).name, sample, threads=threads
@@ -154,12 +151,11 @@ class Samples:
 
     def _write(self, loaded: LoadedModel, drawn: TokenWindows, threads: int, quiet: bool) -> None:
         """Replace random tokens by what the model writes after the first ones, if it can."""
-        graph = loaded.model.graph
-        io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+        io = decoder_io_of(loaded)
         if not io.has_cache or io.fixed_sequence is not None:
             return
         session = open_session_in_memory(loaded.model, loaded.data_folder, threads=threads)
-        special = read_special_ids(loaded.folder, self.tokenizer_folder)
+        special = loaded.special_ids_with(self.tokenizer_folder)
         texts = self.tokenizer_folder or loaded.folder
         try:
             written = write_windows(
@@ -244,11 +240,6 @@ class Samples:
         if paths:
             stats.save(paths[0])
         return stats
-
-
-def folder_of_tokenizer(path: Path) -> Path:
-    """The folder meant by --tokenizer, which may name the file in it."""
-    return path.parent if path.is_file() else hub_snapshot(path)
 
 
 def _vocab_size(loaded: LoadedModel) -> int | None:

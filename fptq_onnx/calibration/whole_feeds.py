@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from fptq_onnx.calibration.data import Source, TokenWindows
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
-from fptq_onnx.runtime.decoder import empty_cache, find_io, token_feeds
+from fptq_onnx.runtime.decoder import empty_cache, token_feeds
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 
 # Tokens in a batch of windows: enough for fast matrix products, few enough for attention scores.
 _BATCH_TOKENS = 2048
@@ -32,8 +33,7 @@ def whole_feeds(loaded: LoadedModel, source: Source) -> list[Feed]:
              for name, array in feed.items()}
             for feed in source.samples
         ]  # fmt: skip
-    graph = loaded.model.graph
-    io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+    io = decoder_io_of(loaded)
     alone = io.position_ids is None and rotates_one_row(loaded)
     feeds = []
     for ids in _batches(source.windows, 1 if alone else io.fixed_batch, io.fixed_sequence):
@@ -56,7 +56,7 @@ def rotates_one_row(loaded: LoadedModel) -> bool:
     """
     return any(
         node.op_type == "RotaryEmbedding"
-        and node.domain in ("", "ai.onnx")
+        and domain_of(node) == ""
         and (len(node.inputs) < 4 or node.inputs[3] is None)
         for node in loaded.model.graph
     )

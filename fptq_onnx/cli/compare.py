@@ -76,8 +76,9 @@ def run_compare(options: argparse.Namespace) -> None:
     from fptq_onnx.benchmarking.compare_recipes import CompareSettings, compare_models
     from fptq_onnx.benchmarking.comparison_page import compare_page
     from fptq_onnx.benchmarking.comparison_table import compare_table
-    from fptq_onnx.calibration.samples import Samples, folder_of_tokenizer
+    from fptq_onnx.calibration.samples import Samples
     from fptq_onnx.evaluation.settings import TASKS, EvalSettings
+    from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 
     for file in (options.json, options.html):
         if file is not None and not file.parent.is_dir():  # known now rather than after the work

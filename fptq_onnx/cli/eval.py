@@ -60,10 +60,10 @@ def run_eval(options: argparse.Namespace) -> None:
     Raises:
         FptqError: see `evaluate_model`; or the JSON's folder does not exist.
     """
-    from fptq_onnx.calibration.samples import folder_of_tokenizer
     from fptq_onnx.evaluation.evaluate import evaluate_model
     from fptq_onnx.evaluation.settings import EvalSettings
     from fptq_onnx.evaluation.table import evaluation_table
+    from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 
     file = None if options.json in (None, "-") else Path(options.json)
     if file is not None and not file.parent.is_dir():  # known now rather than after the work

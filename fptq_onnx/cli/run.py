@@ -89,11 +89,11 @@ def run_command(options: argparse.Namespace) -> None:
         FptqError: see LanguageModel.open and Engine.add; or options that contradict each other.
         KeyboardInterrupt: Ctrl-C, after the text so far was written.
     """
-    from fptq_onnx.calibration.samples import folder_of_tokenizer
     from fptq_onnx.generation.language_model import LanguageModel
     from fptq_onnx.generation.sampling import SamplingSettings
     from fptq_onnx.generation.sequence import check_stops
     from fptq_onnx.generation.write_text import write_text
+    from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 
     prompt = _prompt(options)
     settings = SamplingSettings(

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.runtime.install_advice import install_advice
 
 KEY_VARIABLE = "FPTQ_API_KEY"
 _MODULES = ("httptools", "prometheus_client", "starlette", "uvicorn")
@@ -128,6 +127,8 @@ def check_extra() -> None:
     """
     missing = [module for module in _MODULES if importlib.util.find_spec(module) is None]
     if missing:
+        from fptq_onnx.runtime.install_advice import install_advice
+
         raise FptqError(
             f"serving needs {' and '.join(missing)}, not installed here: {install_advice('serve')}"
         )

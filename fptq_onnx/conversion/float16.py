@@ -19,7 +19,6 @@ from fptq_onnx.conversion.raised_opset_check import check_raised
 from fptq_onnx.conversion.report import Report
 from fptq_onnx.conversion.verify import verify
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import REPORT_FILE, atomic_folder, check_output
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
@@ -69,7 +68,7 @@ def convert_float16(
     _check_floats(loaded)
     check_input(loaded)
     say_all(say, [f"note         {text}" for text in loaded.notes])
-    scan = find_linears(loaded.model)
+    scan = loaded.linears
     notes = check_raised(loaded, lambda: samples.open(loaded), say, threads=threads)
     with atomic_folder(output) as folder:
         model = ir.from_proto(_half(loaded))

@@ -8,60 +8,49 @@ docs/decisions/0005.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from fptq_onnx.passes import Declined, Pass, apply, pass_name
 from fptq_onnx.passes.group_heads import group_heads
 from fptq_onnx.passes.hoist_nan_guard import hoist_nan_guard
 from fptq_onnx.passes.merge_key_transpose import merge_key_transpose
 from fptq_onnx.passes.reciprocal_to_div import reciprocal_to_div
 
-
-@dataclass(frozen=True)
-class Rewrite:
-    """One pass of the clean-up.
-
-    name: for reports.
-    what: what its count counts, for people.
-    apply: rewrites a model in place; how many places, and why not others that looked like one.
-    """
-
-    name: str
-    what: str
-    apply: Callable[[ir.Model], tuple[int, tuple[str, ...]]]
-
-
 # In this order: a transpose must be plain for the heads behind it to be found.
-REWRITES = (
-    Rewrite("merge_key_transpose", "plain transposes of keys", merge_key_transpose),
-    Rewrite("hoist_nan_guard", "guards after the product", hoist_nan_guard),
-    Rewrite("group_heads", "products of grouped heads", group_heads),
-    Rewrite("reciprocal_to_div", "norms for the optimizer", reciprocal_to_div),
+GRAPH_OPTIMIZATION: tuple[Pass, ...] = (
+    merge_key_transpose,
+    hoist_nan_guard,
+    group_heads,
+    reciprocal_to_div,
 )
-ALL = tuple(rewrite.name for rewrite in REWRITES)
+ALL = tuple(map(pass_name, GRAPH_OPTIMIZATION))
+# What the count of each one counts, for people.
+_WHAT = {
+    "merge_key_transpose": "plain transposes of keys",
+    "hoist_nan_guard": "guards after the product",
+    "group_heads": "products of grouped heads",
+    "reciprocal_to_div": "norms for the optimizer",
+}
 
 
 @dataclass(frozen=True)
 class GraphOptimization:
     """What was done.
 
-    counts: by name of the rewrite, without those that found nothing.
-    declined: of each place that looked like one and was left, why.
+    counts: by name of the pass, without those that found nothing.
+    declined: each place that looked like a match and was left, and why.
     """
 
     counts: dict[str, int]
-    declined: tuple[str, ...]
+    declined: tuple[Declined, ...]
 
     @property
     def text(self) -> str:
         """For people: '12 guards after the product, 24 products of grouped heads'."""
-        return ", ".join(
-            f"{self.counts[rewrite.name]} {rewrite.what}"
-            for rewrite in REWRITES
-            if rewrite.name in self.counts
-        )
+        return ", ".join(f"{count} {_WHAT[name]}" for name, count in self.counts.items())
 
 
 def optimize_graph(model: ir.Model, names: Collection[str] = ALL) -> GraphOptimization:
@@ -69,15 +58,11 @@ def optimize_graph(model: ir.Model, names: Collection[str] = ALL) -> GraphOptimi
 
     Args:
         model: normalized.
-        names: the rewrites to make.
+        names: the passes to run.
+
+    Raises:
+        PassError: see apply.
     """
-    counts: dict[str, int] = {}
-    declined: list[str] = []
-    for rewrite in REWRITES:
-        if rewrite.name not in names:
-            continue
-        count, reasons = rewrite.apply(model)
-        declined += reasons
-        if count:
-            counts[rewrite.name] = count
-    return GraphOptimization(counts, tuple(declined))
+    done = apply(model, [each for each in GRAPH_OPTIMIZATION if pass_name(each) in names])
+    counts = {name: result.changed for name, result in done.results if result.changed}
+    return GraphOptimization(counts, done.declined)

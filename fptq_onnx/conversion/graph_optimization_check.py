@@ -21,8 +21,9 @@ from fptq_onnx.conversion.graph_optimization import ALL, GraphOptimization, opti
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.output_difference import max_abs_diff, max_finite, ratio
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
-from fptq_onnx.runtime.decoder import DecoderIO, array_of, empty_cache, find_io, token_feeds
+from fptq_onnx.passes import Declined, PassError
+from fptq_onnx.runtime.decoder import array_of, empty_cache, token_feeds
+from fptq_onnx.runtime.decoder_io import DecoderIO, decoder_io_of
 from fptq_onnx.runtime.session import first_line, open_session_in_memory
 
 # Of the largest element of an output. Sums in another order differ by some 1e-6 in float32; what a
@@ -79,9 +80,8 @@ def check_graph_optimization(
         open_source: gives samples to run it on; not called where there is nothing to do.
         threads: intra-op threads, 0 lets ONNX Runtime choose.
     """
-    model = loaded.model.clone()
-    done = optimize_graph(model)
-    if not done.counts:
+    model, done = _optimized(loaded, ALL)
+    if isinstance(done, GraphOptimization) and not done.counts:
         return CheckedOptimization((), done, 0.0, ())
     source = open_source()
     try:
@@ -89,15 +89,19 @@ def check_graph_optimization(
     except FptqError as error:
         left = f"the clean-up was left out, since nothing can be compared: {error}"
         return CheckedOptimization((), GraphOptimization({}, ()), 0.0, (left,))
-    difference = _difference(loaded, model, source, threads, before)
-    if is_rounding(loaded, difference):
-        return CheckedOptimization(ALL, done, difference, ())
+    if isinstance(done, GraphOptimization):
+        difference = _difference(loaded, model, source, threads, before)
+        if is_rounding(loaded, difference):
+            return CheckedOptimization(ALL, done, difference, ())
     kept: tuple[str, ...] = ()
     undone: list[str] = []
     difference = 0.0
     for name in ALL:
-        model = loaded.model.clone()
-        if name not in optimize_graph(model, (*kept, name)).counts:
+        model, done = _optimized(loaded, (*kept, name))
+        if isinstance(done, PassError):
+            undone.append(f"the clean-up {name} was undone: {done}")
+            continue
+        if name not in done.counts:
             continue
         found = _difference(loaded, model, source, threads, before)
         if is_rounding(loaded, found):
@@ -109,6 +113,17 @@ def check_graph_optimization(
     return CheckedOptimization(
         kept, optimize_graph(loaded.model.clone(), kept), difference, tuple(undone)
     )
+
+
+def _optimized(
+    loaded: LoadedModel, names: tuple[str, ...]
+) -> tuple[ir.Model, GraphOptimization | PassError]:
+    """A rewritten copy, and what was done, or which pass failed or broke the graph."""
+    model = loaded.model.clone()
+    try:
+        return model, optimize_graph(model, names)
+    except PassError as error:
+        return model, error
 
 
 def is_rounding(loaded: LoadedModel, difference: float) -> bool:
@@ -157,8 +172,7 @@ def run_samples(
             for sample in source.verification[:_ROWS]:
                 yield dict(zip(names, session.run(names, sample), strict=True))
             return
-        graph = loaded.model.graph
-        io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+        io = decoder_io_of(loaded)
         yield from _run_decoder(session, io, source, one_row=rotates_one_row(loaded))
     except FptqError:
         raise
@@ -201,12 +215,12 @@ def _value(array: NDArray[Any]) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def _first_of_each(reasons: tuple[str, ...]) -> tuple[str, ...]:
-    """The first sentence of each kind (what follows the node's name), and how many there are."""
-    kinds: dict[str, list[str]] = {}
-    for reason in reasons:
-        kinds.setdefault(reason.split(": ")[1], []).append(reason)
+def _first_of_each(declined: tuple[Declined, ...]) -> tuple[str, ...]:
+    """The first sentence of each kind (how its reason begins), and how many there are."""
+    kinds: dict[str, list[Declined]] = {}
+    for each in declined:
+        kinds.setdefault(each.reason.split(": ")[0], []).append(each)
     return tuple(
-        some[0] + (f" (and {len(some) - 1} more)" if len(some) > 1 else "")
+        str(some[0]) + (f" (and {len(some) - 1} more)" if len(some) > 1 else "")
         for some in kinds.values()
     )

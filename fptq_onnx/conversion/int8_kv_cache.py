@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.calibration.whole_feeds import whole_feeds
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.load import LoadedModel
+from fptq_onnx.passes import apply
 from fptq_onnx.passes.quantize_cache import find_caches, present_names, quantize_cache
 from fptq_onnx.progress import tracker
 
@@ -60,12 +62,11 @@ def quantize_written_caches(
     Raises:
         FptqError: the model cannot be run on the samples.
     """
-    nodes, declined = find_caches(model)
+    nodes, _ = find_caches(model)
     names = [name for node in nodes for name in present_names(node)]
     feeds = whole_feeds(loaded, samples.open(loaded, threads=threads, quiet=quiet))
     track = tracker("measuring the KV cache", quiet)
-    quantize_cache(
-        model, nodes, cache_ranges(model_file, feeds, names, threads=threads, track=track)
-    )
-    ir.save(model, model_file)
-    return len(nodes), declined
+    ranges = cache_ranges(model_file, feeds, names, threads=threads, track=track)
+    done = apply(model, [partial(quantize_cache, absmax=ranges)])
+    ir.save(done.model, model_file)
+    return done.changed, tuple(map(str, done.declined))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -29,12 +30,15 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.graph.linears.roles import find_blocks
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE, save_model
 from fptq_onnx.model_io.tokenizer_files import copy_side_files, copy_tokenizer
+from fptq_onnx.passes import Pass, apply
 from fptq_onnx.passes.choose_schemes import massive_notes
-from fptq_onnx.passes.equalize import equalize, fold_into_producers
+from fptq_onnx.passes.equalize import equalize
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.passes.quantize_weights import quantize_weights
 from fptq_onnx.passes.widen_bfloat16 import narrow_interface
@@ -44,7 +48,6 @@ from fptq_onnx.quantization.from_statistics import needs_tokens, quantize_from_s
 from fptq_onnx.quantization.layer_errors import LinearErrors
 from fptq_onnx.quantization.mixed_precision import planned_bits
 from fptq_onnx.runtime.native_library import library_path
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import FLOAT, Plan
@@ -139,9 +142,9 @@ class Job:
                 threads=self.threads, quiet=self.quiet, say=self.say,
             )  # fmt: skip
             plan, errors, routing = result.plan, result.errors, result.notes
-            folded = fold_into_producers(model, result.scales)
+            folded = _folded(model, partial(fold_into_producers, scales=result.scales))
         elif self._ranges_decide:
-            folded = equalize(model, plan, self.stats)
+            folded = _folded(model, partial(equalize, plan=plan, stats=self.stats))
             if self.config.quantize:
                 quantize_weights(model, plan, store, tracker("quantizing", self.quiet))
         else:
@@ -149,7 +152,8 @@ class Job:
                 self.loaded, self.scan, plan, self.stats, self.config, store,
                 track=tracker("quantizing", self.quiet),
             )  # fmt: skip
-            plan, folded = result.plan, fold_into_producers(model, result.scales)
+            plan = result.plan
+            folded = _folded(model, partial(fold_into_producers, scales=result.scales))
         say_all(self.say, scheme_lines(plan), warnings)
         self.say(f"folded       {len(folded)} equalizations into the norms and linears before")
         massive = () if self.replay else massive_notes(plan)
@@ -234,13 +238,19 @@ class Job:
 
     def _library(self, model: ir.Model) -> Path | None:
         """Our library if the model needs it; a conversion that is not checked can do without."""
-        if CUSTOM_DOMAIN not in model.opset_imports:
+        if FPTQ_DOMAIN not in model.opset_imports:
             return None
         try:
             return library_path()
         except FptqError as error:
             self.say(f"note         onnxruntime-genai will miss our library: {error}")
             return None
+
+
+def _folded(model: ir.Model, fold: Pass) -> tuple[str, ...]:
+    """Run the pass that folds smoothing scales; names of the norms and linears that took them."""
+    ((_, result),) = apply(model, [fold]).results
+    return result.names
 
 
 def _widened_note(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from fptq_onnx.conversion.raised_opset_check import check_raised
 from fptq_onnx.conversion.report import Report, coverage_lines, why_none
 from fptq_onnx.conversion.targets import FLOAT_TARGET, check_targets
 from fptq_onnx.errors import FptqError
-from fptq_onnx.graph.linears.linears import LinearScan, find_linears
+from fptq_onnx.graph.linears.linears import LinearScan
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.model_folder import hub_repository, model_name
 from fptq_onnx.model_io.output_folder import atomic_folder, check_output
@@ -131,7 +131,7 @@ def convert(
     say = notes_once(say)
     normalize(loaded.model)
     check_input(loaded)
-    scan = find_linears(loaded.model)
+    scan = loaded.linears
     say_all(say, coverage_lines(scan))
     if not scan.linears:
         raise FptqError(

@@ -13,11 +13,11 @@ from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.report import Report, linear_rows
 from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.graph.linears.roles import find_blocks
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.model_io.save import DATA_FILE, MODEL_FILE
 from fptq_onnx.passes.emit_custom import OP_TYPES
 from fptq_onnx.passes.emit_qdq import WEIGHT_SUFFIX
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN
 from fptq_onnx.scheme.activation_stats import ActivationStats
 from fptq_onnx.scheme.config import Config
 from fptq_onnx.scheme.plan import Plan
@@ -93,7 +93,7 @@ def bits_per_weight(
 
 def _weight_inputs(node: ir.Node, names: Collection[str]) -> Sequence[ir.Value | None]:
     """Codes, scales and zero points that a node of ours reads; nothing of other nodes."""
-    if node.domain == CUSTOM_DOMAIN and node.op_type in OP_TYPES.values():
+    if node.domain == FPTQ_DOMAIN and node.op_type in OP_TYPES.values():
         return node.inputs[1:4]
     if node.op_type == "MatMulNBits" and node.name in names:
         return node.inputs[1:4]

@@ -1,13 +1,15 @@
-"""From a prepared model to each target: which emitter, and the passes that belong to it."""
+"""From a prepared model to each target: a list of passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.passes import Applied, Pass, apply
 from fptq_onnx.passes.emit_attention import emit_attention
 from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.emit_matmul_nbits import emit_matmul_nbits
@@ -54,35 +56,34 @@ def check_targets(targets: Sequence[str], model: ir.Model) -> None:
             raise FptqError(f"target qdq: {error}") from error
 
 
-def _qdq(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
-    raised = raise_opset(model, MINIMUM_OPSET)
-    emit_qdq(raised, plan, store)
-    return Emitted(raised, notes=(QDQ_NOTE,))
+def target_passes(target: str, plan: Plan, store: WeightStore, config: Config) -> list[Pass]:
+    """The passes that make a target of a prepared model, in the order they run.
 
-
-def _matmul_nbits(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
-    emit_matmul_nbits(model, plan, store)
-    return Emitted(model)
-
-
-def _custom(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
-    emit_custom(model, plan, store)
-    if not config.fuse:
-        return Emitted(model)
-    shared = fuse_shared_inputs(model)
-    gated, declined = fuse_gated_mlp(model)
-    attentions, left = emit_attention(model)
-    line = f"fused        {shared} ops hold the linears of one input, {gated} with their gate"
-    lines = (line, f"attention    {attentions} in our library") if attentions else (line,)
-    return Emitted(model, lines, (*declined, *left))
-
-
-def _float(model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
-    return Emitted(model)
+    Args:
+        target: one of config.TARGETS, or FLOAT_TARGET.
+        plan: schemes and groups.
+        store: the quantized weights.
+        config: what else is wanted: fusing, bits of embeddings.
+    """
+    passes: list[Pass] = []
+    if target == "custom":
+        passes = [partial(emit_custom, plan=plan, store=store)]
+        if config.fuse:
+            passes += [fuse_shared_inputs, fuse_gated_mlp, emit_attention]
+    elif target == "matmulnbits":
+        passes = [partial(emit_matmul_nbits, plan=plan, store=store)]
+    elif target == "qdq":
+        passes = [
+            partial(raise_opset, opset=MINIMUM_OPSET),
+            partial(emit_qdq, plan=plan, store=store),
+        ]
+    if target != FLOAT_TARGET and config.embedding_bits != 32:
+        passes.append(partial(quantize_embeddings, bits=config.embedding_bits, store=store))
+    return passes
 
 
 def emit(target: str, model: ir.Model, plan: Plan, store: WeightStore, config: Config) -> Emitted:
-    """Turn a prepared model into one target's, in place.
+    """Turn a prepared model into one target's, in place where that can be.
 
     Args:
         target: one of config.TARGETS, or FLOAT_TARGET.
@@ -91,17 +92,19 @@ def emit(target: str, model: ir.Model, plan: Plan, store: WeightStore, config: C
         store: the quantized weights.
         config: what else is wanted: fusing, bits of embeddings.
     """
-    emitted = _EMITTERS[target](model, plan, store, config)
-    if config.embedding_bits == 32 or target == FLOAT_TARGET:
-        return emitted
-    tables, declined = quantize_embeddings(emitted.model, config.embedding_bits, store)
-    lines = (f"embedding    {len(tables)} in {config.embedding_bits} bits",) if tables else ()
-    return replace(emitted, lines=(*emitted.lines, *lines), notes=(*emitted.notes, *declined))
+    done = apply(model, target_passes(target, plan, store, config))
+    notes = tuple(map(str, done.declined))
+    if target == "qdq":
+        notes = (QDQ_NOTE, *notes)
+    return Emitted(done.model, tuple(_lines(done, config)), notes)
 
 
-_EMITTERS: dict[str, Callable[[ir.Model, Plan, WeightStore, Config], Emitted]] = {
-    "custom": _custom,
-    "matmulnbits": _matmul_nbits,
-    "qdq": _qdq,
-    FLOAT_TARGET: _float,
-}
+def _lines(done: Applied, config: Config) -> Iterator[str]:
+    """What was done, for people."""
+    if done.ran("fuse_shared_inputs"):
+        shared, gated = done.changed_by("fuse_shared_inputs"), done.changed_by("fuse_gated_mlp")
+        yield f"fused        {shared} ops hold the linears of one input, {gated} with their gate"
+    if attentions := done.changed_by("emit_attention"):
+        yield f"attention    {attentions} in our library"
+    if tables := done.changed_by("quantize_embeddings"):
+        yield f"embedding    {tables} in {config.embedding_bits} bits"

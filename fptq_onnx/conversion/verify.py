@@ -17,8 +17,9 @@ from fptq_onnx.graph.mapped_pages import forget_pages
 from fptq_onnx.model_io.finite_json import finite
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.save import MODEL_FILE
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs, session_inputs
-from fptq_onnx.runtime.decoder import Decoder, find_io
+from fptq_onnx.model_io.tensor_spec import session_inputs
+from fptq_onnx.runtime.decoder import Decoder
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session, open_session_in_memory
 
 _KINDS = {RANDOM: "samples of random tokens", GENERATED: "samples the model wrote"}
@@ -120,8 +121,7 @@ def verify(
     candidate = open_session(written, threads=threads or None)
     source = samples.open(loaded, threads=threads, quiet=quiet)
     if isinstance(source, TokenWindows):
-        graph = loaded.model.graph
-        io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+        io = decoder_io_of(loaded)
         windows = source.verification[:count]
         own = io.with_cache_types(session_inputs(candidate))
         comparison = compare(Decoder(reference, io), Decoder(candidate, own), windows)

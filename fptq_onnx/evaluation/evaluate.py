@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.evaluation.lambada import (
     LastWordFigures,
     Passage,
@@ -19,15 +19,19 @@ from fptq_onnx.evaluation.lambada import (
     score_passages,
     split_passages,
 )
-from fptq_onnx.evaluation.metrics import WindowFigures, figures_against_reference, figures_alone
-from fptq_onnx.evaluation.perplexity import compare_windows, measure_windows
+from fptq_onnx.evaluation.perplexity import (
+    WindowFigures,
+    compare_windows,
+    figures_against_reference,
+    figures_alone,
+    measure_windows,
+)
 from fptq_onnx.evaluation.settings import LASTWORD, PERPLEXITY, EvalSettings
 from fptq_onnx.model_io.finite_json import finite
 from fptq_onnx.model_io.hf_config import find_model_file, read_special_ids
 from fptq_onnx.model_io.model_folder import side_file
 from fptq_onnx.progress import track
 from fptq_onnx.runtime.decoder import Decoder, open_decoder
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
 from fptq_onnx.text.tokenizer import TOKENIZER_FILE, TextTokenizer
 from fptq_onnx.text.windows import cut_windows, first_tokens, read_documents
 

@@ -28,10 +28,13 @@ from fptq_onnx.runtime.decoder import Decoder
 __all__ = [
     "Comparison",
     "OutputDifference",
+    "WindowFigures",
     "compare",
     "compare_last_positions",
     "compare_outputs",
     "compare_windows",
+    "figures_against_reference",
+    "figures_alone",
     "measure_windows",
     "perplexity",
     "perplexity_of",
@@ -198,3 +201,68 @@ def perplexity_of(nll: Sequence[float], predictions: Sequence[int]) -> Estimate:
     if sum(predictions) < 1:
         raise FptqError("there is nothing to evaluate on; give windows of two tokens or more")
     return exponential(ratio_of_sums(nll, predictions))
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """How well a text was predicted. Standard errors are over windows.
+
+    Attributes:
+        windows: windows fed.
+        predictions: tokens that perplexity is taken over.
+        perplexity: exp of the mean negative log-likelihood (nats) of a token.
+        perplexity_reference: of the reference. None without one, as all that follow.
+        perplexity_ratio: perplexity over the reference's; its error is of the windows' differences,
+            and so is smaller than that of either.
+        kl: mean over positions of KL(reference || model), nats.
+        kl_max: largest of any position, nats.
+        top1: share of positions where both have the same most likely token.
+        positions: positions that kl and top1 are taken over.
+    """
+
+    windows: int
+    predictions: int
+    perplexity: Estimate
+    perplexity_reference: Estimate | None = None
+    perplexity_ratio: Estimate | None = None
+    kl: Estimate | None = None
+    kl_max: float | None = None
+    top1: Estimate | None = None
+    positions: int | None = None
+
+
+def figures_alone(parts: Sequence[WindowNll]) -> WindowFigures:
+    """Figures of a model without a reference.
+
+    Raises:
+        FptqError: no token was predicted.
+    """
+    predictions = [part.predictions for part in parts]
+    return WindowFigures(
+        windows=len(parts),
+        predictions=sum(predictions),
+        perplexity=perplexity_of([part.nll for part in parts], predictions),
+    )
+
+
+def figures_against_reference(parts: Sequence[WindowMetrics]) -> WindowFigures:
+    """Figures of a model with a reference.
+
+    Raises:
+        FptqError: no token was predicted.
+    """
+    predictions = [part.predictions for part in parts]
+    positions = [part.positions for part in parts]
+    return WindowFigures(
+        windows=len(parts),
+        predictions=sum(predictions),
+        perplexity=perplexity_of([part.nll for part in parts], predictions),
+        perplexity_reference=perplexity_of([part.nll_reference for part in parts], predictions),
+        perplexity_ratio=exponential(
+            ratio_of_sums([part.nll - part.nll_reference for part in parts], predictions)
+        ),
+        kl=ratio_of_sums([part.kl for part in parts], positions),
+        kl_max=max(part.kl_max for part in parts),
+        top1=ratio_of_sums([part.agreed for part in parts], positions),
+        positions=sum(positions),
+    )

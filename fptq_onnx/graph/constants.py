@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fptq_onnx.graph.constant_math import in_float32, pick, power, root_of_squares
-from fptq_onnx.graph.constant_shapes import new_shape
+from fptq_onnx.graph.constant_folding import in_float32, new_shape, pick, power, root_of_squares
+from fptq_onnx.graph.op_domains import domain_of
 
 Array = NDArray[np.generic]
 
@@ -57,7 +57,7 @@ def _behind(value: ir.Value | None, known: dict[int, Constant | None]) -> Consta
         tensor = value.const_value
         return None if tensor is None else _of_tensor(tensor, value)
     node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx"):
+    if node is None or domain_of(node) != "":
         return None
     if node.op_type == "Constant":
         return _of_constant(node, value)

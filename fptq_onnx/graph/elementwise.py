@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN
+
 Array = NDArray[np.float64]
 
 
@@ -141,7 +143,7 @@ _OPS: dict[tuple[str, str], Callable[[ir.Node, Sequence[Array]], Array]] = {
     ("", "Identity"): lambda _, x: x[0],
     ("", "Swish"): _swish,
     ("", "Gelu"): _gelu,
-    ("com.microsoft", "Gelu"): lambda _, x: gelu_erf(x[0]),
-    ("com.microsoft", "QuickGelu"): _swish,
-    ("com.microsoft", "FastGelu"): _fast_gelu,
+    (MSFT_DOMAIN, "Gelu"): lambda _, x: gelu_erf(x[0]),
+    (MSFT_DOMAIN, "QuickGelu"): _swish,
+    (MSFT_DOMAIN, "FastGelu"): _fast_gelu,
 }

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.linears.linears import Linear
 from fptq_onnx.graph.node_reads import node_reads
+from fptq_onnx.graph.op_domains import domain_of
 
-_STANDARD = ("", "ai.onnx")
 # Operand 1 says which rows of operand 0.
 _PICKS = ("Gather", "GatherND", "GatherElements", "Compress", "ArrayFeatureExtractor")
 # The rows are those of operand 0, whatever is written into some of them.
@@ -39,7 +39,7 @@ def routed_values(graph: ir.Graph, linears: Sequence[Linear]) -> set[int]:
     for node in graph:
         reads = [id(value) for value in node_reads(node)]
         operands = [id(value) for value in node.inputs]
-        kind = node.op_type if node.domain in _STANDARD else ""
+        kind = node.op_type if domain_of(node) == "" else ""
         if kind in _GIVE_SIZES:
             is_computed = is_routed = operands[0] in routed
         else:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears.linears import FLOAT_TYPES
+from fptq_onnx.graph.op_domains import domain_of
 
 READS_SHAPE_ONLY = ("Shape", "Size")
 
@@ -79,11 +80,6 @@ class WalkBack:
             self._passed.append((node.inputs[0], node))
             self.value = node.inputs[0]
             node = self.value.producer()
-
-
-def domain_of(node: ir.Node) -> str:
-    """The domain, '' for the standard one."""
-    return "" if node.domain == "ai.onnx" else node.domain
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value | None:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from fptq_onnx.errors import FptqError
@@ -145,46 +144,6 @@ def find_data(file: Path, location: str, weight: str) -> Path:
     if not path.is_file():
         raise FptqError(f"external data file {path} is missing: copy it next to the model")
     return path
-
-
-def needs_help(proto: onnx.ModelProto, file: Path) -> bool:
-    """Whether ONNX Runtime cannot open a model's external data by the names in its file.
-
-    Args:
-        proto: the model, without its external data.
-        file: the .onnx file.
-
-    Raises:
-        FptqError: a data file was not downloaded, see check_downloaded.
-    """
-    inside = file.parent.resolve()
-    locations = {
-        entry.value
-        for tensor in _protos(proto)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    for location in locations:
-        if location and not os.path.isabs(location) and os.pardir not in Path(location).parts:
-            check_downloaded(file.parent / location)
-    return any(
-        not (file.parent / location).exists()
-        or not (file.parent / location).resolve().is_relative_to(inside)
-        for location in locations
-    )
-
-
-def _protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [proto.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    graphs.append(attribute.g)
-                elif attribute.type == onnx.AttributeProto.TENSOR:
-                    yield attribute.t
 
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:

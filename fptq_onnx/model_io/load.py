@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.graph_state import GraphState
+from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.model_io.constant_inputs import drop_constant_inputs
 from fptq_onnx.model_io.downloaded_file import check_model_downloaded
 from fptq_onnx.model_io.external_data import locate_data, tensors_of
+from fptq_onnx.model_io.hf_config import SpecialIds, read_special_ids
 from fptq_onnx.model_io.model_choice import find_model_file
+from fptq_onnx.model_io.model_proto import OPSETS
 from fptq_onnx.model_io.opset.raise_old_opset import OLDEST, raise_old_opset
-from fptq_onnx.model_io.tensor_spec import check_tensors
+from fptq_onnx.model_io.tensor_spec import TensorSpec, check_tensors, graph_inputs, graph_outputs
 
-__all__ = ["LoadedModel", "load_model", "tensors_of"]
+__all__ = ["LoadedModel", "fingerprint", "load_model", "tensors_of"]
 
-NEWEST_OPSET = 28
+T = TypeVar("T")
+
+# Of a tensor, for a fingerprint.
+_PIECES = 8  # spread evenly
+_LENGTH = 64  # values of each
 _ALREADY_QUANTIZED = {
     "MatMulNBits",
     "MatMulBnb4",
@@ -59,6 +70,55 @@ class LoadedModel:
     raised_from: int | None = None
     data_base: Path | None = None
     notes: tuple[str, ...] = ()
+    _found: dict[str, tuple[object, object]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def once(self, what: str, given: object, find: Callable[[], T]) -> T:
+        """A fact about the model, found when it is first asked for.
+
+        Args:
+            what: the name of the fact.
+            given: all that it depends on and that may change, to be compared with what it was;
+                the fact is found anew where it differs, so that none outlives what it speaks of.
+            find: finds it; what it raises is not kept.
+        """
+        known = self._found.get(what)
+        if known is None or known[0] != given:
+            known = self._found[what] = (given, find())
+        return known[1]  # type: ignore[return-value]  # a fact has the type of its finder
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """Specs of what a caller must feed, as the graph is now: passes may change their types."""
+        return graph_inputs(self.model.graph)
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """Specs of what the model gives, as the graph is now."""
+        return graph_outputs(self.model.graph)
+
+    @property
+    def linears(self) -> LinearScan:
+        """See `find_linears`. The same scan, with all it has found, until the graph is changed."""
+        return self.once("linears", GraphState(self.model), lambda: find_linears(self.model))
+
+    @property
+    def special_ids(self) -> SpecialIds:
+        """See `read_special_ids`: of the files beside the model, as they were at first."""
+        return self.special_ids_with(None)
+
+    def special_ids_with(self, tokenizer_folder: Path | None) -> SpecialIds:
+        """The same, where the tokenizer may be in another folder.
+
+        Raises:
+            FptqError: see `read_special_ids`.
+        """
+        return self.once(
+            f"special ids {tokenizer_folder}",
+            None,
+            lambda: read_special_ids(self.folder, tokenizer_folder),
+        )
 
     @property
     def folder(self) -> Path:
@@ -127,9 +187,9 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
     if "ai.onnx" in model.opset_imports:  # the other name of the default domain
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     opset = model.opset_imports.get("", 0)
-    if not OLDEST <= opset <= NEWEST_OPSET:
+    if not OLDEST <= opset <= OPSETS[-1]:
         raise FptqError(
-            f"{file} uses opset {opset}, supported are {OLDEST} to {NEWEST_OPSET}: export it again "
+            f"{file} uses opset {opset}, supported are {OLDEST} to {OPSETS[-1]}: export it again "
             f"with one of these"
             + (", or raise it with onnx.version_converter" if 0 < opset < OLDEST else "")
         )
@@ -152,6 +212,31 @@ def load_model(path: Path, *, allow_quantized: bool = False) -> LoadedModel:
         ) from error
     base = None if data.as_named else data.folder
     return LoadedModel(model, file, data.files, raised_from, base, notes)
+
+
+def fingerprint(model: ir.Model) -> str:
+    """Tell a model from others by its weights, without reading them all.
+
+    Name, type, shape and a few values of every initializer: two trainings, two sizes or two
+    exporters differ in these, while a copy, or the same graph with its data in other files, does
+    not.
+
+    Args:
+        model: loaded, and normalized or not: only models in the same state can be compared.
+
+    Returns:
+        A digest in hexadecimal; of a big model some megabytes are read.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.numpy().reshape(-1)
+        for start in np.linspace(0, max(0, flat.size - _LENGTH), _PIECES, dtype=np.int64):
+            digest.update(np.ascontiguousarray(flat[start : start + _LENGTH]).tobytes())
+    return digest.hexdigest()
 
 
 def _sparse_weight(proto: onnx.ModelProto) -> str | None:
@@ -185,4 +270,13 @@ def _check_values(model: ir.Model, file: Path) -> None:
                 raise FptqError(
                     f"{file} is not a valid ONNX model: node {node.name!r} reads {value.name!r}, "
                     f"which is no input, no weight and made by no node; export it again"
+                )
+    for graph in model.graphs():
+        own = {id(value) for node in graph for value in node.outputs}
+        own |= {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+        for value in graph.outputs:
+            if id(value) not in own:
+                raise FptqError(
+                    f"{file} is not a valid ONNX model: the graph {graph.name!r} gives "
+                    f"{value.name!r}, which none of its nodes makes; put an Identity there"
                 )

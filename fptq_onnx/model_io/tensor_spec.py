@@ -38,10 +38,18 @@ _ORT_TYPES = {
     "map": "a map",
     "sparse_tensor": "sparse",
 }
+_TAKES = {
+    "a sequence": "export the model so that it takes tensors, one for each entry",
+    "optional": "export the model so that it takes a tensor there, or without this input",
+}
 
 FLOAT_DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 # What a KV cache is kept in: floats, or int8 codes.
 CACHE_DTYPES = FLOAT_DTYPES | {"int8"}
+
+
+# One entry per axis: an int where fixed, a str where symbolic, None where nothing is known.
+Shape = tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,12 @@ class TensorSpec:
         name: as in the graph.
         dtype: NumPy's name ("float32", "int64", "bool", ...) or "bfloat16"; "" where the graph does
             not say, or holds something that is not a tensor.
-        shape: one entry per axis: an int where fixed, a str where symbolic, None where the graph
-            says nothing of that axis. None for the whole where even the rank is unknown.
+        shape: see Shape. None for the whole where even the rank is unknown.
     """
 
     name: str
     dtype: str
-    shape: tuple[int | str | None, ...] | None
+    shape: Shape | None
 
     @property
     def rank(self) -> int | None:
@@ -93,7 +100,7 @@ def check_tensors(graph: onnx.GraphProto, file: Path) -> None:
 def not_a_tensor(whose: str, role: str, name: str, kind: str) -> str:
     """What to say of an input or output that is no tensor."""
     advice = (
-        "export the model so that it takes tensors, one for each entry"
+        _TAKES.get(kind, "export the model so that it takes tensors")
         if role == "input"
         else "export the model so that it gives tensors, or leave this output out"
     )
@@ -136,8 +143,7 @@ def specs_of_values(values: Iterable[ir.Value]) -> list[TensorSpec]:
     """Specs of onnx_ir values, as far as they carry type and shape."""
     specs = []
     for value in values:
-        dtype = "" if value.dtype is None else value.dtype.name.lower()
-        dtype = {"float": "float32", "double": "float64", "string": "str"}.get(dtype, dtype)
+        dtype = "" if value.dtype is None else _numpy_name(value.dtype.name)
         shape = None
         if value.shape is not None:
             shape = tuple(
@@ -145,6 +151,30 @@ def specs_of_values(values: Iterable[ir.Value]) -> list[TensorSpec]:
             )
         specs.append(TensorSpec(value.name or "", dtype, shape))
     return specs
+
+
+def specs_of_protos(values: Iterable[onnx.ValueInfoProto]) -> list[TensorSpec]:
+    """Specs of inputs, outputs or other values of a graph as protobuf; no tensor has no dtype."""
+    from onnx import TensorProto  # most who read a TensorSpec need none of onnx
+
+    specs = []
+    for value in values:
+        if value.type.WhichOneof("value") != "tensor_type":
+            specs.append(TensorSpec(value.name, "", None))
+            continue
+        tensor = value.type.tensor_type
+        shape = None
+        if tensor.HasField("shape"):
+            kinds = ((axis, axis.WhichOneof("value")) for axis in tensor.shape.dim)
+            shape = tuple(getattr(axis, kind) if kind else None for axis, kind in kinds)
+        dtype = _numpy_name(TensorProto.DataType.Name(tensor.elem_type))
+        specs.append(TensorSpec(value.name, dtype, shape))
+    return specs
+
+
+def _numpy_name(onnx_name: str) -> str:
+    name = onnx_name.lower()
+    return {"float": "float32", "double": "float64", "string": "str"}.get(name, name)
 
 
 def _from_node_arg(arg: ort.NodeArg, role: str) -> TensorSpec:

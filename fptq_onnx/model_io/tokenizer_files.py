@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fptq_onnx.model_io.downloaded_file import check_downloaded, read_head
 from fptq_onnx.model_io.genai_config import GENAI_CONFIG, point_genai_config
-from fptq_onnx.model_io.model_folder import SIDE_FILES, TEMPLATE_FOLDER, side_file
+from fptq_onnx.model_io.model_folder import SIDE_FILES, TEMPLATE_FOLDER, hub_snapshot, side_file
 from fptq_onnx.model_io.text_encoding import copy_text, encoding_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "copy_files",
     "copy_side_files",
     "copy_tokenizer",
+    "folder_of_tokenizer",
     "side_files",
 ]
 
@@ -28,6 +29,11 @@ _OF_TOKENIZER = (
     "chat_template",
     TEMPLATE_FOLDER,
 )
+
+
+def folder_of_tokenizer(path: Path) -> Path:
+    """The folder meant by --tokenizer, which may name the file in it."""
+    return path.parent if path.is_file() else hub_snapshot(path)
 
 
 def side_files(folder: Path) -> list[str]:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.errors import FptqError, NoDecoderError
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
 from fptq_onnx.model_io.hf_config import read_config
 from fptq_onnx.model_io.load import LoadedModel, load_model
 from fptq_onnx.model_io.model_folder import hub_repository, hub_snapshot, model_name
+from fptq_onnx.model_io.model_proto import read_proto
 from fptq_onnx.model_io.output_folder import REPORT_FILE
 from fptq_onnx.model_io.save import MODEL_FILE
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
-from fptq_onnx.runtime.decoder import find_io
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
-from fptq_onnx.runtime.decoder_io import DecoderIO
-from fptq_onnx.runtime.session import CUSTOM_DOMAIN
+from fptq_onnx.runtime.decoder_io import DecoderIO, decoder_io_of
+from fptq_onnx.runtime.proto_graph import ProtoGraph
 from fptq_onnx.scheme.config import TARGETS
 
 _CUSTOM, _PORTABLE = "custom", "matmulnbits"
@@ -50,7 +49,11 @@ class ConvertedModel:
     @property
     def needs_library(self) -> bool:
         """Whether the main model has ops of ours."""
-        return CUSTOM_DOMAIN in self.main.model.opset_imports
+        return FPTQ_DOMAIN in self.main.model.opset_imports
+
+    def graph(self) -> ProtoGraph:
+        """The graph of the main model, as it is in its file."""
+        return ProtoGraph(read_proto(self.main.file).graph)
 
     def decoder_io(self) -> DecoderIO:
         """How the main model is fed.
@@ -58,9 +61,8 @@ class ConvertedModel:
         Raises:
             FptqError: not a causal language model.
         """
-        graph = self.main.model.graph
         try:
-            return find_io(self.main.file, graph_inputs(graph), graph_outputs(graph))
+            return decoder_io_of(self.main)
         except NoDecoderError as error:
             raise error.advised("this package is for models that generate text") from error
 

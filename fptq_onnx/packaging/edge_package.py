@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 from fptq_onnx.generation.kv.shared_buffer import can_share
-from fptq_onnx.model_io.hf_config import read_special_ids
 from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.decoder_text import DECODER_FILE, decoder_text
@@ -55,9 +54,8 @@ def write_edge_package(
     if converted.needs_library:
         libraries.mkdir()
         copied = copy_library(target, library, libraries)
-    graph = converted.main.model.graph
     io = converted.decoder_io()
-    special = read_special_ids(converted.main.folder)
+    special = converted.main.special_ids
     has_portable = write_graphs(converted, model, fallback=fallback)
     vocabulary, texts = io.vocab_size or special.vocab_size, None
     if (converted.main.folder / TOKENIZER_FILE).is_file():
@@ -67,7 +65,7 @@ def write_edge_package(
         graph=MODEL_FILE,
         portable=PORTABLE_FILE if has_portable else None,
         library=f"../lib/{copied.name}" if copied is not None else None,
-        shared_cache=can_share(graph, io),
+        shared_cache=can_share(converted.graph(), io),
         context_length=special.context_length,
         vocabulary=vocabulary,
         end=special.eos,

@@ -14,7 +14,7 @@ from typing import Any
 
 from fptq_onnx.generation.kv.shared_buffer import can_share
 from fptq_onnx.model_io.genai_config import GENAI_CONFIG, pointed_config
-from fptq_onnx.model_io.hf_config import SpecialIds, read_config, read_special_ids
+from fptq_onnx.model_io.hf_config import SpecialIds, read_config
 from fptq_onnx.model_io.save import MODEL_FILE
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.genai_layout import known_ends, make_genai_config
@@ -74,13 +74,12 @@ def write_genai_package(
 def _config(converted: ConvertedModel) -> dict[str, Any]:
     """The model's own genai_config.json, or one made from its inputs and outputs."""
     given = read_config(converted.main.folder, GENAI_CONFIG)
-    special = read_special_ids(converted.main.folder)
+    special = converted.main.special_ids
     if pointed_config(given, MODEL_FILE, None) is not None:
         return _with_ends(given, special)
-    graph = converted.main.model.graph
     io = converted.decoder_io()
     config = read_config(converted.main.folder, "config.json")
-    return make_genai_config(io, special, config, shared_cache=can_share(graph, io))
+    return make_genai_config(io, special, config, shared_cache=can_share(converted.graph(), io))
 
 
 def _with_ends(given: dict[str, Any], special: SpecialIds) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fptq_onnx.passes.emit_attention import STOCK_DOMAIN
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, onnx_opset
 
 # Largest opset a release takes; what it does not know by name it may still take, with a warning.
 _OPSETS = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
@@ -23,12 +23,11 @@ def oldest_runtime(model: ir.Model, *, portable: bool) -> str:
         model: the main model of the package.
         portable: whether its form in ONNX Runtime's own operators is packaged, too.
     """
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    opset = onnx_opset(model)
     wanted = next((name for most, name in _OPSETS.items() if opset <= most), _NEWEST)
     int8 = any(value.dtype == ir.DataType.INT8 for value in model.graph.inputs)
     stock = any(
-        node.domain == STOCK_DOMAIN and node.op_type == "GroupQueryAttention"
-        for node in model.graph
+        node.domain == MSFT_DOMAIN and node.op_type == "GroupQueryAttention" for node in model.graph
     )
     if int8 and (portable or stock):
         wanted = max(wanted, _STOCK_INT8, key=_numbers)

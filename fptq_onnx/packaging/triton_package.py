@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.load import load_model
 from fptq_onnx.model_io.save import MODEL_FILE
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.packaging.converted_model import ConvertedModel
 from fptq_onnx.packaging.library_file import copy_library
 from fptq_onnx.packaging.manifest import write_manifest
@@ -108,11 +107,11 @@ def _link(source: Path, place: Path, link: Callable[[Path, Path], None] = os.lin
 
 
 def _write_config(version: Path, library: str | None, comment: str) -> None:
-    graph = load_model(version / MODEL_FILE, allow_quantized=True).model.graph
+    loaded = load_model(version / MODEL_FILE, allow_quantized=True)
     text = triton_config(
         version.parent.name,
-        graph_inputs(graph),
-        graph_outputs(graph),
+        loaded.inputs,
+        loaded.outputs,
         library=library,
         comment=comment,
     )

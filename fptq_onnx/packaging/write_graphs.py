@@ -20,6 +20,7 @@ import onnx_ir as ir
 from fptq_onnx.model_io.load import LoadedModel
 from fptq_onnx.model_io.save import MODEL_FILE, append_tensor, is_large, save_model
 from fptq_onnx.packaging.converted_model import ConvertedModel
+from fptq_onnx.passes import apply
 from fptq_onnx.passes.make_portable import make_portable
 
 PORTABLE_FILE = "portable.onnx"
@@ -48,7 +49,7 @@ def write_graphs(converted: ConvertedModel, folder: Path, *, fallback: bool) -> 
     main = converted.main.model.clone()
     if converted.portable is None:
         portable = converted.main.model.clone()
-        make_portable(portable)
+        apply(portable, [make_portable])
         portable.metadata_props["fptq.target"] = "matmulnbits"
     else:
         portable = converted.portable.model.clone()

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from fptq_onnx.errors import FptqError
 from fptq_onnx.evaluation.perplexity import compare
 from fptq_onnx.graph.folding.linear_sites import column_scales
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.graph.linears.linears import Linear, LinearScan, find_linears
 from fptq_onnx.model_io.load import LoadedModel
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.numerics.group_weights import PER_CHANNEL, dequantize, group_count
 from fptq_onnx.numerics.panels import PANEL_COLUMNS, STEP_CHANNELS, panel_count, step_count
-from fptq_onnx.passes.equalize import replace_weight
-from fptq_onnx.runtime.decoder import Decoder, find_io
+from fptq_onnx.runtime.decoder import Decoder
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.plan import FLOAT, LinearPlan, Plan
 from fptq_onnx.scheme.weight_store import WeightStore
@@ -192,8 +192,7 @@ def measure_sensitivity(
     groups: dict[str, list[Linear]] = {}
     for linear in scan.linears:
         groups.setdefault(linear.x.name or "", []).append(linear)
-    graph = loaded.model.graph
-    io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+    io = decoder_io_of(loaded)
     reference = Decoder(
         open_session_in_memory(loaded.model, loaded.data_folder, threads=threads), io
     )

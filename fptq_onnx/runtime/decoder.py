@@ -14,13 +14,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_io.hf_config import find_model_file, read_config
-from fptq_onnx.model_io.tensor_spec import TensorSpec, session_inputs, session_outputs
-from fptq_onnx.runtime.decoder_io import DecoderIO
-from fptq_onnx.runtime.kv_cache import CacheTensor, head_size_of_graph
+from fptq_onnx.model_io.hf_config import find_model_file
+from fptq_onnx.model_io.tensor_spec import session_inputs, session_outputs
+from fptq_onnx.runtime.decoder_io import DecoderIO, find_io
+from fptq_onnx.runtime.kv_cache import CacheTensor
 from fptq_onnx.runtime.session import first_line, open_session
-
-__all__ = ["Cache", "Decoder", "DecoderIO", "Step", "TensorSpec", "find_io", "open_decoder"]
 
 _ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16; NumPy has no such type of its own
 
@@ -211,31 +209,3 @@ def open_decoder(path: Path, *, threads: int | None = None) -> Decoder:
     model_file = find_model_file(path)
     session = open_session(model_file, threads=threads)
     return Decoder(session, find_io(model_file, session_inputs(session), session_outputs(session)))
-
-
-def find_io(
-    model_file: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> DecoderIO:
-    """`DecoderIO.from_specs` with what lies beside the model file taken into account.
-
-    Args:
-        model_file: the .onnx file.
-        inputs: its inputs, from a session or a graph.
-        outputs: its outputs.
-
-    Raises:
-        FptqError: not a causal language model.
-    """
-    genai = read_config(model_file.parent, "genai_config.json")
-    config = read_config(model_file.parent, "config.json")
-
-    def find(head_size: int | None) -> DecoderIO:
-        return DecoderIO.from_specs(
-            inputs, outputs, genai_config=genai, config=config, head_size=head_size
-        )
-
-    if genai or config:
-        return find(None)
-    import onnx_ir as ir  # reading the graph again is the exception, so is its import
-
-    return find(head_size_of_graph(ir.load(model_file).graph))

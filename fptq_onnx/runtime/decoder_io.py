@@ -10,12 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fptq_onnx.model_io.hf_config import architecture_of, is_masked_model
+from fptq_onnx.errors import NoDecoderError
+from fptq_onnx.model_io.hf_config import architecture_of, is_masked_model, read_config
+from fptq_onnx.model_io.model_proto import read_proto
 from fptq_onnx.model_io.tensor_spec import FLOAT_DTYPES, TensorSpec
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
-from fptq_onnx.runtime.kv_cache import CacheTensor, cache_tensor, pair_cache, symbolic_sizes
+from fptq_onnx.runtime.kv_cache import (
+    CacheTensor,
+    cache_tensor,
+    head_size_of_graph,
+    pair_cache,
+    symbolic_sizes,
+)
+from fptq_onnx.runtime.proto_graph import ProtoGraph
+
+if TYPE_CHECKING:  # a model may be run without importing what loads it
+    from fptq_onnx.model_io.load import LoadedModel
 
 INPUT_IDS_NAMES = ("input_ids", "tokens", "input_tokens")
 _MASK = ("attention_mask",)
@@ -135,6 +147,46 @@ class DecoderIO:
         pairs = pair_cache(past, [o for o in outputs if o is not logits], names_in, names_out)
         cache = tuple(cache_tensor(p, q, ids, sizes) for p, q in pairs)
         return cls(ids, logits, mask, positions, cache_position, cache)
+
+
+def decoder_io_of(loaded: LoadedModel) -> DecoderIO:
+    """The roles of a loaded model's inputs and outputs, found once.
+
+    They are found anew where a pass has changed an input or output since.
+
+    Raises:
+        NoDecoderError: not a causal language model.
+    """
+    inputs, outputs = loaded.inputs, loaded.outputs
+    return loaded.once(
+        "decoder io", (inputs, outputs), lambda: find_io(loaded.file, inputs, outputs)
+    )
+
+
+def find_io(
+    model_file: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> DecoderIO:
+    """`DecoderIO.from_specs` with what lies beside the model file taken into account.
+
+    Args:
+        model_file: the .onnx file.
+        inputs: its inputs, from a session or a graph.
+        outputs: its outputs.
+
+    Raises:
+        FptqError: not a causal language model.
+    """
+    genai = read_config(model_file.parent, "genai_config.json")
+    config = read_config(model_file.parent, "config.json")
+
+    def find(head_size: int | None) -> DecoderIO:
+        return DecoderIO.from_specs(
+            inputs, outputs, genai_config=genai, config=config, head_size=head_size
+        )
+
+    if genai or config:
+        return find(None)
+    return find(head_size_of_graph(ProtoGraph(read_proto(model_file).graph)))
 
 
 def _no_language_model(wrong: str) -> NoDecoderError:

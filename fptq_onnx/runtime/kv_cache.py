@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fptq_onnx.errors import FptqError
+from fptq_onnx.errors import FptqError, NoDecoderError
 from fptq_onnx.model_io.tensor_spec import CACHE_DTYPES, TensorSpec
-from fptq_onnx.runtime.decoder_advice import NoDecoderError
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from fptq_onnx.runtime.proto_graph import ProtoGraph, input_of, integers_of
 
 
 @dataclass(frozen=True)
@@ -220,29 +217,29 @@ def _sequence_axis(past: TensorSpec, present: TensorSpec, batch_axis: int) -> in
     raise FptqError(f"cannot tell which axis of the KV cache {past.describe()} holds the tokens")
 
 
-def head_size_of_graph(graph: ir.Graph) -> int | None:
+def head_size_of_graph(graph: ProtoGraph) -> int | None:
     """Head size from the graph's own GroupQueryAttention nodes, None where there are none.
 
     onnxruntime-genai's builder leaves the cache's last axis symbolic ("kv_cache_dim"); the width of
     the query, or of the rotary table, still says it.
     """
-    for node in graph:
+    for node in graph.proto.node:
         if node.op_type != "GroupQueryAttention":
             continue
-        rotary = node.inputs[7] if len(node.inputs) > 7 else None
-        if rotary is not None and rotary.shape is not None and len(rotary.shape) == 2:
-            half = rotary.shape[1]
+        sizes = integers_of(node)
+        rotary = graph.shapes.get(input_of(node, 7))
+        if rotary is not None and len(rotary) == 2:
+            half = rotary[1]
             # A partial rotation covers less than the head; only the query's width tells then.
-            partial = node.attributes.get_int("rotary_embedding_dim", 0)
-            if isinstance(half, int) and not partial:
+            if isinstance(half, int) and not sizes.get("rotary_embedding_dim", 0):
                 return 2 * half
-        query, key = node.inputs[0], node.inputs[1]
-        heads = node.attributes.get_int("num_heads", 0)
-        if key is None:  # query, key and value packed side by side
-            heads += 2 * node.attributes.get_int("kv_num_heads", 0)
-        if query is None or query.shape is None or not heads:
+        heads = sizes.get("num_heads", 0)
+        if not input_of(node, 1):  # query, key and value packed side by side
+            heads += 2 * sizes.get("kv_num_heads", 0)
+        query = graph.shapes.get(input_of(node, 0))
+        if not query or not heads:
             continue
-        width = query.shape[len(query.shape) - 1]
+        width = query[-1]
         if isinstance(width, int) and width % heads == 0:
             return width // heads
     return None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_io.downloaded_file import check_model_downloaded
-from fptq_onnx.model_io.external_data import needs_help
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN
+from fptq_onnx.model_io.model_proto import needs_help, read_proto
 from fptq_onnx.runtime.thread_count import check_threads
 
-CUSTOM_DOMAIN = "fptq"
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 _FEW_ELEMENTS = 64
 _FATAL_ONLY = 4  # what goes wrong comes as an exception as well, and is told once
 
@@ -66,8 +68,8 @@ def open_session(
         options.log_severity_level = _FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    proto = _read_proto(path)
-    if CUSTOM_DOMAIN in {entry.domain for entry in proto.opset_import}:
+    proto = read_proto(path)
+    if FPTQ_DOMAIN in {entry.domain for entry in proto.opset_import}:
         from fptq_onnx.runtime.native_library import (
             register,  # only then: the library may not be there
         )
@@ -86,7 +88,9 @@ def open_session(
 
 def _helped(path: Path, options: ort.SessionOptions) -> bytes:
     """A model whose external data ONNX Runtime does not find by the names in its file."""
-    from fptq_onnx.model_io.load import load_model  # it is the exception, and reads the model again
+    import onnx_ir as ir  # it is the exception, and reads the model again
+
+    from fptq_onnx.model_io.load import load_model
 
     loaded = load_model(path, allow_quantized=True)
     place_data(options, loaded.data_folder)
@@ -115,6 +119,8 @@ def open_session_in_memory(
     Raises:
         FptqError: ONNX Runtime cannot run the model, or it is over 2 GB without external data.
     """
+    import onnx_ir as ir  # whoever has such a model has imported it
+
     options = session_options(threads=threads)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -147,25 +153,7 @@ def opset_domains(path: Path) -> set[str]:
     Raises:
         FptqError: no such file, or it is not an ONNX model.
     """
-    return {entry.domain for entry in _read_proto(path).opset_import}
-
-
-def _read_proto(path: Path) -> onnx.ModelProto:
-    """A model without its external data.
-
-    Raises:
-        FptqError: no such file, or it is not an ONNX model.
-    """
-    if not path.is_file():
-        raise FptqError(f"no model file at {path}; give an .onnx file or a folder that holds one")
-    check_model_downloaded(path)
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, or OSError
-        raise FptqError(f"{path} is not an ONNX model file, or is cut short") from error
-    if not proto.opset_import:
-        raise FptqError(f"{path} is not an ONNX model file: it imports no operator set")
-    return proto
+    return {entry.domain for entry in read_proto(path).opset_import}
 
 
 def first_line(error: BaseException) -> str:

@@ -122,6 +122,8 @@ class Plan:
         Raises:
             FptqError: no such file, not a plan, or an entry that makes no sense.
         """
+        if path.is_dir():
+            raise FptqError(f"cannot read the plan {path}: it is a folder")
         try:
             check_downloaded(path)
             data = json.loads(read_text(path))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from fptq_onnx.calibration.samples import folder_of_tokenizer
 from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.language_model import LanguageModel
 from fptq_onnx.model_io.hf_config import find_model_file
 from fptq_onnx.model_io.model_folder import model_name
+from fptq_onnx.model_io.tokenizer_files import folder_of_tokenizer
 from fptq_onnx.serving.app import create_app
 from fptq_onnx.serving.service import Service
 from fptq_onnx.serving.settings import ServerSettings

@@ -6,8 +6,8 @@ import re
 import pytest
 from support.command_line import MODEL, command, refused
 
+from fptq_onnx.benchmarking.benchmark import load_within, measure_speeds
 from fptq_onnx.benchmarking.compare_recipes import Comparison
-from fptq_onnx.benchmarking.generation_speed import load_within, measure_speeds
 
 pytestmark = pytest.mark.process
 

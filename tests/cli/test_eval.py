@@ -46,7 +46,7 @@ def test_no_bos() -> None:
     done = command("eval", MODEL, "--data", TEXT, *FEW, "--no-bos", "--json", "-")
     plain = command("eval", MODEL, "--data", TEXT, *FEW, "--json", "-")
     without, with_bos = json.loads(done.stdout), json.loads(plain.stdout)
-    assert (without["bos"], with_bos["bos"]) == (None, 1)
+    assert (without["prefix"], with_bos["prefix"]) == ([], [1])
     assert without["perplexity"]["perplexity"] != with_bos["perplexity"]["perplexity"]
 
 

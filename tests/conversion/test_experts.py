@@ -64,7 +64,7 @@ def test_streams_that_route_differently_go_on_with_their_own_rows(
     linears = find_linears(model.model).linears
     streams = PairedActivations(model, linears, feeds_of(*samples(rng)[:3]), tmp_path / "values")
     seen, picked = {}, []
-    for stage in streams.stages:
+    for stage in streams.groups:
         streams.enter(stage)
         seen[stage.x] = [list(streams.rows(stage, stream)) for stream in (FLOAT, QUANTIZED)]
         outputs = {}

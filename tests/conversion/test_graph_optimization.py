@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from support.command_line import MODEL, RANDOM_FEW, command
 from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion import graph_optimization as cleaning
 from fptq_onnx.conversion import graph_optimization_check as checking
-from fptq_onnx.conversion.graph_optimization import ALL, GraphOptimization, Rewrite, optimize_graph
+from fptq_onnx.conversion.graph_optimization import ALL, GraphOptimization, optimize_graph
 from fptq_onnx.conversion.graph_optimization_check import (
     CheckedOptimization,
     check_graph_optimization,
 )
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.model_io.load import LoadedModel, load_model
+from fptq_onnx.passes import Declined, Pass, PassResult
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.scheme.config import PAPER
 
@@ -135,34 +135,53 @@ def test_every_target_gets_it_and_keeps_its_interface(name: str, tmp_path: Path)
             assert {node.domain for node in graph} <= {"", "ai.onnx"}
 
 
-def wrong(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def wrong(model: ir.Model) -> PassResult:
     """A rewrite that changes a softmax's axis: seen with more than one row or a mask."""
     for node in model.graph:
         if node.op_type == "Softmax":
             node.attributes["axis"] = ir.AttrInt64("axis", -2)
-    return 1, ("x: left as it is: a reason",)
+    return PassResult(1, (Declined("x", "left as it is: a reason"),))
 
 
-def broken(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+def disconnected(model: ir.Model) -> PassResult:
+    """A rewrite that takes a node out and leaves its readers."""
+    node = next(node for node in model.graph if node.op_type == "Softmax")
+    model.graph.remove(node)
+    return PassResult(1)
+
+
+def failing(model: ir.Model) -> PassResult:
+    raise IndexError("no such input")
+
+
+def broken(model: ir.Model) -> PassResult:
     for node in model.graph:
         if node.op_type == "Softmax":
             node.attributes["axis"] = ir.AttrInt64("axis", 9)
-    return 1, ()
+    return PassResult(1)
 
 
 @pytest.mark.slow
 @shared
-@pytest.mark.parametrize(("apply", "sign"), [(wrong, "differ by"), (broken, "differ by inf")])
+@pytest.mark.parametrize(
+    ("planted", "sign"),
+    [
+        (wrong, "differ by"),
+        (broken, "differ by inf"),
+        (disconnected, "the pass disconnected broke the graph: "),
+        (failing, "the pass failing failed: no such input"),
+    ],
+)
 def test_a_wrong_rewrite_is_undone_and_told(
-    apply: Callable[[ir.Model], tuple[int, tuple[str, ...]]],
+    planted: Pass,
     sign: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    planted = Rewrite("planted", "planted errors", apply)
-    monkeypatch.setattr(cleaning, "REWRITES", (planted, *cleaning.REWRITES))
-    monkeypatch.setattr(checking, "ALL", ("planted", *ALL))
-    monkeypatch.setattr(cleaning.optimize_graph, "__defaults__", (("planted", *ALL),))
+    name = planted.__name__
+    passes = (planted, *cleaning.GRAPH_OPTIMIZATION)
+    monkeypatch.setattr(cleaning, "GRAPH_OPTIMIZATION", passes)
+    monkeypatch.setattr(checking, "ALL", (name, *ALL))
     said: list[str] = []
     result = convert(
         SHARED / "onnx" / OPTIMUM, tmp_path / "out", samples=FEW, config=FLOAT,
@@ -170,7 +189,7 @@ def test_a_wrong_rewrite_is_undone_and_told(
     )  # fmt: skip
     (report,) = result.reports.values()
     (note,) = [text for text in report.notes if "undone" in text]
-    assert "the clean-up planted was undone" in note and sign in note
+    assert f"the clean-up {name} was undone" in note and sign in note
     assert any(note in line for line in said)
     assert any("6 guards after the product, 12 products" in line for line in said)
     assert report.verification["max_rel_diff"] < TOLERANCE
@@ -180,16 +199,15 @@ def test_a_wrong_rewrite_is_undone_and_told(
 def test_an_error_that_only_padding_shows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard taken away: other numbers where a row attends to nothing, and only there."""
 
-    def careless(model: ir.Model) -> tuple[int, tuple[str, ...]]:
+    def hoist_nan_guard(model: ir.Model) -> PassResult:
         count = 0
         for node in list(model.graph):
             if node.op_type == "Where" and node.inputs[0].producer().op_type == "IsNaN":
                 node.outputs[0].replace_all_uses_with(node.inputs[2])
                 count += 1
-        return count, ()
+        return PassResult(count)
 
-    rewrite = Rewrite("hoist_nan_guard", "guards", careless)
-    monkeypatch.setattr(cleaning, "REWRITES", (rewrite,))
+    monkeypatch.setattr(cleaning, "GRAPH_OPTIMIZATION", (hoist_nan_guard,))
     found = checked(loaded_export(OPTIMUM))
     assert found.names == () and "undone: outputs differ by inf" in found.undone[0]
     monkeypatch.setattr(checking, "_PADDED", 0)
@@ -214,8 +232,11 @@ def test_a_model_that_cannot_be_compared_is_left(monkeypatch: pytest.MonkeyPatch
 
 
 def test_reasons_are_told_once() -> None:
-    reasons = ("a: left: because", "b: left: because", "c: left alone: because")
-    found = CheckedOptimization((), GraphOptimization({}, reasons), 0.0, ("undone",))
+    declined = tuple(
+        Declined(what, f"{left}: because")
+        for what, left in (("a", "left"), ("b", "left"), ("c", "left alone"))
+    )
+    found = CheckedOptimization((), GraphOptimization({}, declined), 0.0, ("undone",))
     assert found.notes == ("a: left: because (and 1 more)", "c: left alone: because", "undone")
 
 

@@ -11,11 +11,11 @@ from support.tiny_graphs import op_counts
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import LinearScan, find_linears
 from fptq_onnx.model_io.load import LoadedModel, load_model
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.passes.choose_schemes import choose_schemes
 from fptq_onnx.passes.equalize import equalize
 from fptq_onnx.passes.normalize import normalize
-from fptq_onnx.runtime.decoder import Decoder, find_io
+from fptq_onnx.runtime.decoder import Decoder
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.activation_stats import ActivationStats, ChannelRange
 from fptq_onnx.scheme.config import Config
@@ -73,8 +73,7 @@ def test_linears_and_fold_sites(shared_exports: Path, name: str) -> None:
 
 def logits(source: LoadedModel) -> np.ndarray:
     """Of two rows of nine tokens, and of one more decode step on the cache they leave."""
-    graph = source.model.graph
-    io = find_io(source.file, graph_inputs(graph), graph_outputs(graph))
+    io = decoder_io_of(source)
     session = open_session_in_memory(source.model, source.folder, threads=1)
     decoder = Decoder(session, io)
     ids = np.random.default_rng(0).integers(3, 200, (2, 9))
@@ -104,7 +103,7 @@ def test_equalization_is_exact(shared_exports: Path, name: str) -> None:
     stats = forced_statistics(scan)
     plan = choose_schemes(scan, stats, Config())
     assert plan.counts()[LAE_STATIC] == EXPORTS[name][2]
-    folded = equalize(source.model, plan, stats)
+    folded = equalize(source.model, plan, stats).names
     assert len(folded) == len(plan.folded_sites())
     after = op_counts(source.model)
     assert all(after[op] <= before[op] for op in after)  # folded casts may go, nothing comes

@@ -2,7 +2,7 @@ import math
 
 from fptq_onnx.evaluation.evaluate import Evaluation
 from fptq_onnx.evaluation.lambada import LastWordFigures
-from fptq_onnx.evaluation.metrics import WindowFigures
+from fptq_onnx.evaluation.perplexity import WindowFigures
 from fptq_onnx.evaluation.standard_errors import Estimate
 from fptq_onnx.evaluation.table import evaluation_table
 
@@ -28,7 +28,7 @@ def test_every_figure_has_its_line() -> None:
         perplexity_reference=Estimate(74831193.5, 9836966.7),
         accuracy_change=Estimate(-0.25, 0.125),
     )
-    lines = evaluation_table(Evaluation("new", "old", "text.txt", 64, 1, windows, words))
+    lines = evaluation_table(Evaluation("new", "old", "text.txt", 64, (1,), (), windows, words))
     assert lines == [
         "model      new",
         "reference  old",
@@ -45,6 +45,6 @@ def test_every_figure_has_its_line() -> None:
         "last-word perplexity            inf        -  7.483e+07  9.837e+06",
     ]
     alone = evaluation_table(
-        Evaluation("new", None, "t", 64, 1, WindowFigures(2, 126, Estimate(8.5, 0.25)), None)
+        Evaluation("new", None, "t", 64, (1,), (), WindowFigures(2, 126, Estimate(8.5, 0.25)), None)
     )
     assert alone[-2:] == ["             model    s.e.", "perplexity  8.5000  0.2500"]

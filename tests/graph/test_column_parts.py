@@ -9,7 +9,7 @@ from support.tiny_graphs import run
 
 from fptq_onnx.graph.folding.linear_sites import find_linear_sites
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 
 @pytest.mark.parametrize("name", FOLDABLE_PARTS)
@@ -33,7 +33,7 @@ def test_folding_keeps_the_function(rng: np.random.Generator, name: str) -> None
     (site,) = find_linear_sites(find_linears(model).linears).values()
     s = np.exp(np.linspace(-3, 3, M)).astype(np.float32)
     after = model.clone()
-    assert fold_into_producers(after, {site.name: s}) == (site.name,)
+    assert fold_into_producers(after, {site.name: s}).names == (site.name,)
     x = rng.standard_normal((7, 6)).astype(np.float32)
     expected, found = run(model, {"x": x})["down"], run(after, {"x": x})["down"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * 8 * np.abs(expected).max())

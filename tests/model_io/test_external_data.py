@@ -14,8 +14,8 @@ from support.saved_models import DATA_NAME, linear_model, redirect, saved
 
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.errors import FptqError
-from fptq_onnx.model_io.external_data import needs_help
 from fptq_onnx.model_io.load import load_model
+from fptq_onnx.model_io.model_proto import needs_help
 from fptq_onnx.runtime.session import open_session, open_session_in_memory, session_options
 
 X = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)

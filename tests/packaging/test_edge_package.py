@@ -24,7 +24,8 @@ from support.edge_tools import (
 from fptq_onnx.generation.greedy import generate
 from fptq_onnx.model_io.tensor_spec import session_inputs, session_outputs
 from fptq_onnx.packaging.decoder_text import decoder_text
-from fptq_onnx.runtime.decoder import find_io, open_decoder
+from fptq_onnx.runtime.decoder import open_decoder
+from fptq_onnx.runtime.decoder_io import find_io
 
 pytestmark = pytest.mark.process
 

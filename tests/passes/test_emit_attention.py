@@ -10,6 +10,7 @@ import pytest
 from support.quantized import quantized
 from support.tiny_graphs import build, run, weight
 
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.emit_attention import emit_attention
 from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.make_portable import make_portable
@@ -55,7 +56,7 @@ def feed(rng: np.random.Generator) -> dict[str, np.ndarray]:
 )
 def test_taken(attributes: str) -> None:
     model = decoder(attributes)
-    assert emit_attention(model) == (1, ())
+    assert emit_attention(model) == PassResult(1)
     (node,) = model.graph
     assert node.domain == "fptq" and model.opset_imports["fptq"] == 1
     assert set(node.attributes) - {"scale"} == {
@@ -79,8 +80,9 @@ def test_taken(attributes: str) -> None:
 def test_left_to_onnxruntime(model, reason: str) -> None:
     left = model()
     before = ir.to_proto(left).SerializeToString()
-    taken, (why,) = emit_attention(left)
-    assert taken == 0 and reason in why and why.startswith("core: ")
+    result = emit_attention(left)
+    (why,) = result.declined
+    assert result.changed == 0 and reason in why.reason and why.what == "core"
     assert ir.to_proto(left).SerializeToString() == before
 
 
@@ -119,7 +121,7 @@ def test_back_to_the_stock_operator(rng: np.random.Generator, tmp_path: Path) ->
         "Wq": weight(rng, 32, 64), "Wk": weight(rng, 32, 32), "Wv": weight(rng, 32, 32),
     }  # fmt: skip
     model = quantized(build(body, weights, microsoft=True), tmp_path).emitted(emit_custom)
-    assert emit_attention(model) == (1, ())
+    assert emit_attention(model) == PassResult(1)
     make_portable(model)
     assert "fptq" not in model.opset_imports
     domains = {node.op_type: node.domain for node in model.graph}
@@ -148,5 +150,5 @@ def test_ranks_go_on_through_ours(rng: np.random.Generator) -> None:
     )
     feeds = feed(rng)
     before = run(model, feeds)["y"]
-    assert emit_attention(model) == (1, ())
+    assert emit_attention(model) == PassResult(1)
     np.testing.assert_allclose(run(model, feeds)["y"], before, rtol=1e-4, atol=1e-5)

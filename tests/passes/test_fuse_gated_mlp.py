@@ -9,6 +9,7 @@ import pytest
 from support.quantized import Quantized, quantized
 from support.tiny_graphs import build, run, weight
 
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.emit_custom import emit_custom
 from fptq_onnx.passes.fuse_gated_mlp import fuse_gated_mlp
 from fptq_onnx.passes.fuse_shared_inputs import fuse_shared_inputs
@@ -50,11 +51,10 @@ def mlp(rng: np.random.Generator, folder: Path, act: str, end: str = "y = Mul(a,
     return quantized(build(body, weights, opset=21, ir_version=10, microsoft=True), folder)
 
 
-def fused(made: Quantized) -> tuple[ir.Model, int, tuple[str, ...]]:
+def fused(made: Quantized) -> tuple[ir.Model, PassResult]:
     model = made.emitted(emit_custom)
     fuse_shared_inputs(model)
-    count, declined = fuse_gated_mlp(model)
-    return model, count, declined
+    return model, fuse_gated_mlp(model)
 
 
 @pytest.mark.parametrize("end", ["y = Mul(a, u)", "y = Mul(u, a)", "swap y = Mul(a, u)"])
@@ -67,8 +67,8 @@ def test_every_spelling(
     rng: np.random.Generator, tmp_path: Path, function: str, act: str, end: str
 ) -> None:
     made = mlp(rng, tmp_path, act, end)
-    model, count, declined = fused(made)
-    assert (count, declined) == (1, ())
+    model, result = fused(made)
+    assert result == PassResult(1)
     (node,) = model.graph
     assert node.attributes["gate"].as_string() == function
     feeds = {
@@ -87,20 +87,20 @@ def test_every_spelling(
 def test_declines_with_the_reason(
     rng: np.random.Generator, tmp_path: Path, act: str, why: str
 ) -> None:
-    model, count, declined = fused(mlp(rng, tmp_path, act))
-    assert count == 0 and len(declined) == 1
-    assert why in declined[0]
+    model, result = fused(mlp(rng, tmp_path, act))
+    assert result.changed == 0 and len(result.declined) == 1
+    assert why in result.declined[0].reason
     assert any(node.op_type == "Mul" for node in model.graph)
 
 
 def test_declines_when_the_gate_is_used_elsewhere(rng: np.random.Generator, tmp_path: Path) -> None:
-    _, count, declined = fused(mlp(rng, tmp_path, SILU["sigmoid"], "y = Mul(a, u) #g"))
-    assert count == 0
-    assert "is used elsewhere" in declined[0]
+    _, result = fused(mlp(rng, tmp_path, SILU["sigmoid"], "y = Mul(a, u) #g"))
+    assert result.changed == 0
+    assert "is used elsewhere" in result.declined[0].reason
 
 
 def test_two_linears_without_a_product_are_left_alone(
     rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    _, count, declined = fused(mlp(rng, tmp_path, "a = Relu(g)", "y = Add(a, u)"))
-    assert (count, declined) == (0, ())
+    _, result = fused(mlp(rng, tmp_path, "a = Relu(g)", "y = Add(a, u)"))
+    assert result == PassResult()

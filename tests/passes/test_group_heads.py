@@ -19,6 +19,7 @@ from support.exported_attention import (
 )
 from support.tiny_graphs import build, op_counts, run
 
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.group_heads import group_heads
 
 # Sums of 8 products of size 1 and of up to 20 probabilities, in float32, in another order.
@@ -34,7 +35,7 @@ def test_the_same_numbers(
     model = attention()
     inputs = feeds(rng, batch=batch, new=new, past=past)
     before = run(model, inputs, optimize=optimize)["y"]
-    assert group_heads(model) == (2, ())
+    assert group_heads(model) == PassResult(2)
     after = run(model, inputs, optimize=optimize)["y"]
     np.testing.assert_allclose(after, before, rtol=0, atol=TOLERANCE)
     assert np.abs(before).max() > 0.1
@@ -64,7 +65,7 @@ def test_repeated_heads_that_others_read_stay(rng: np.random.Generator) -> None:
     text = ATTENTION + " z = Exp(vh)"
     model, inputs = attention(text, outputs="float y, float z"), feeds(rng)
     before = run(model, inputs)
-    assert group_heads(model)[0] == 2
+    assert group_heads(model).changed == 2
     after = run(model, inputs)
     np.testing.assert_array_equal(after["z"], before["z"])
     np.testing.assert_allclose(after["y"], before["y"], rtol=0, atol=TOLERANCE)
@@ -77,7 +78,7 @@ def test_a_shape_that_is_read_does_not_keep_them(
     text = ATTENTION + f" z = Shape{start}(kh)"
     model, inputs = attention(text, outputs=f"float y, int64[{part}] z"), feeds(rng)
     before = run(model, inputs)
-    assert group_heads(model)[0] == 2
+    assert group_heads(model).changed == 2
     after = run(model, inputs)
     np.testing.assert_array_equal(after["z"], before["z"])
     assert "Expand" not in op_counts(model)
@@ -114,10 +115,10 @@ DECLINED = {
 def test_what_is_not_plain_repetition_is_left(name: str) -> None:
     text, reason = DECLINED[name]
     model = attention(text)
-    count, declined = group_heads(model)
-    assert count == 1  # the values
-    (said,) = declined
-    assert said.startswith("s0: its heads are still repeated") and reason in said
+    result = group_heads(model)
+    assert result.changed == 1  # the values
+    (said,) = result.declined
+    assert str(said).startswith("s0: its heads are still repeated") and reason in said.reason
 
 
 def test_rows_of_one_head_are_left(rng: np.random.Generator) -> None:
@@ -125,16 +126,15 @@ def test_rows_of_one_head_are_left(rng: np.random.Generator) -> None:
     text = parts(queries="qh = Unsqueeze(q, at1)").replace(MERGED, "y = Identity(o)")
     text = text.replace("qs = Mul(qh, scale)", "qt = Slice(qh, i0, eight, i3) qs = Mul(qt, scale)")
     model = attention(text)
-    _, declined = group_heads(model)
-    assert any("not known to have 4 heads" in reason for reason in declined)
+    declined = group_heads(model).declined
+    assert any("not known to have 4 heads" in each.reason for each in declined)
     run(model, feeds(rng))
 
 
 def test_a_factor_for_each_head_is_left() -> None:
     """Heads that share keys would need one each."""
     model = attention(parts(scores=SCORES.replace("ks = Mul(kt, scale)", "ks = Mul(kt, a_head)")))
-    count, declined = group_heads(model)
-    assert count == 1 and not declined
+    assert group_heads(model) == PassResult(1)
 
 
 def test_a_size_that_may_be_another_is_not_trusted() -> None:
@@ -150,5 +150,5 @@ def test_a_size_that_may_be_another_is_not_trusted() -> None:
     for batch, count in (("b", 1), ("c", 0)):
         inputs = f"float[b, 4, s, 5] a, float[b, 2, 5, 8] k, float[{batch}, 3] other"
         model: ir.Model = build(f"g_ ({inputs}) => (float y) {{ {body} }}", given)
-        found, declined = group_heads(model)
-        assert (found, len(declined)) == (count, 1 - count)
+        result = group_heads(model)
+        assert (result.changed, len(result.declined)) == (count, 1 - count)

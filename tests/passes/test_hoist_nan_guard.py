@@ -8,6 +8,7 @@ import pytest
 from support.exported_attention import ATTENTION, GUARDED, attention, feeds
 from support.tiny_graphs import op_counts, run
 
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.hoist_nan_guard import hoist_nan_guard
 from fptq_onnx.runtime.session import session_options
 
@@ -19,7 +20,7 @@ def test_the_same_numbers_with_empty_rows(rng: np.random.Generator, new: int) ->
     before = run(model, inputs)
     assert not before["g"][0, :, -1].any()  # cleared, and nothing else is
     model = attention()
-    assert hoist_nan_guard(model) == (1, ())
+    assert hoist_nan_guard(model) == PassResult(1)
     after = run(model, inputs)
     # A row of probabilities is multiplied as it was: nothing is added up in another order.
     np.testing.assert_array_equal(after["y"], before["y"])
@@ -71,10 +72,10 @@ def test_a_softmax_gives_whole_rows_or_none(rng: np.random.Generator, dtype: typ
     ],
 )
 def test_declined_with_a_reason(text: str, outputs: str, reason: str) -> None:
-    count, declined = hoist_nan_guard(attention(text, outputs=outputs))
-    assert count == 0
-    (said,) = declined
-    assert reason in said
+    result = hoist_nan_guard(attention(text, outputs=outputs))
+    assert result.changed == 0
+    (said,) = result.declined
+    assert reason in said.reason
 
 
 @pytest.mark.parametrize(
@@ -87,4 +88,4 @@ def test_declined_with_a_reason(text: str, outputs: str, reason: str) -> None:
     ],
 )
 def test_what_is_no_guard_is_left(guarded: str) -> None:
-    assert hoist_nan_guard(attention(ATTENTION.replace(GUARDED, guarded))) == (0, ())
+    assert hoist_nan_guard(attention(ATTENTION.replace(GUARDED, guarded))) == PassResult(0)

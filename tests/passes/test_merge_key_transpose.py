@@ -7,6 +7,7 @@ import pytest
 from support.exported_attention import ATTENTION, KEYS_TURNED, KEYS_TURNED_FLAT, attention, feeds
 from support.tiny_graphs import op_counts, run
 
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.group_heads import group_heads
 from fptq_onnx.passes.merge_key_transpose import merge_key_transpose
 
@@ -17,7 +18,7 @@ FLAT = ATTENTION.replace(KEYS_TURNED, KEYS_TURNED_FLAT)
 def test_the_same_elements(rng: np.random.Generator, past: int) -> None:
     model, inputs = attention(FLAT, outputs="float y, float kt"), feeds(rng, past=past)
     before = run(model, inputs)
-    assert merge_key_transpose(model) == (1, ())
+    assert merge_key_transpose(model) == PassResult(1)
     after = run(model, inputs)
     for name in ("kt", "y"):
         np.testing.assert_array_equal(after[name], before[name])
@@ -27,9 +28,9 @@ def test_the_same_elements(rng: np.random.Generator, past: int) -> None:
 def test_heads_are_found_behind_it(rng: np.random.Generator) -> None:
     model, inputs = attention(FLAT), feeds(rng)
     before = run(model, inputs)["y"]
-    assert group_heads(attention(FLAT))[0] == 1
+    assert group_heads(attention(FLAT)).changed == 1
     merge_key_transpose(model)
-    assert group_heads(model) == (2, ())
+    assert group_heads(model) == PassResult(2)
     np.testing.assert_allclose(run(model, inputs)["y"], before, rtol=0, atol=2e-6)
 
 
@@ -38,7 +39,7 @@ def test_what_mixes_heads_is_left_with_a_reason() -> None:
     text = FLAT.replace("ko = Concat<axis = 0>(kb, kd, kl)", "ko = Concat<axis = 0>(kb, kl, kd)")
     text = text.replace("kt = Reshape(kg, ko)", "kx = Reshape(kg, ko) kt = Transpose<perm ="
                         " [0, 1, 3, 2]>(kx)")  # fmt: skip
-    count, declined = merge_key_transpose(attention(text))
-    assert count == 0
-    (said,) = declined
-    assert said.startswith("kx: keys are transposed by three nodes")
+    result = merge_key_transpose(attention(text))
+    assert result.changed == 0
+    (said,) = result.declined
+    assert str(said).startswith("kx: keys are transposed by three nodes")

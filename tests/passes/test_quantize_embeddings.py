@@ -13,6 +13,7 @@ from support.tiny_graphs import build, op_counts, run
 from fptq_onnx.errors import FptqError
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.quantize_embeddings import quantize_embeddings
 from fptq_onnx.scheme.weight_store import WeightStore
 
@@ -39,7 +40,7 @@ def test_eight_bits_look_up_the_rounded_table(
 ) -> None:
     table = table_of(rng, channels, dtype)
     model = model_of(table)
-    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == (("table",), ())
+    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == PassResult(1, names=("table",))
     rounded = quantize_rtn(table.astype(np.float32).T, block, bits=8)
     got = run(model, {"ids": IDS})["y"]
     assert got.dtype == dtype and got.shape == (2, 3, channels)
@@ -60,7 +61,7 @@ def test_four_bits_look_up_the_rounded_table(
 ) -> None:
     table = table_of(rng, channels, dtype)
     model = model_of(table)
-    assert quantize_embeddings(model, 4, WeightStore(tmp_path)) == (("table",), ())
+    assert quantize_embeddings(model, 4, WeightStore(tmp_path)) == PassResult(1, names=("table",))
     rounded = quantize_mse(table.astype(np.float32).T, np.ones(channels), 32, bits=4)
     got = run(model, {"ids": IDS})["y"]
     expected = dequantize(rounded).T[IDS]
@@ -74,7 +75,7 @@ def test_a_table_stored_in_halves_is_seen_through_its_cast(
     table = table_of(rng, 128, "float16")
     text = "wide = Cast<to = 1>(table) y = Gather<axis = 0>(wide, ids)"
     model = build(f"g_ (int64[B, T] ids) => (float y) {{ {text} }}", {"table": table})
-    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == (("table",), ())
+    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == PassResult(1, names=("table",))
     expected = dequantize(quantize_rtn(table.astype(np.float32).T, 128, bits=8)).T[IDS]
     np.testing.assert_array_equal(run(model, {"ids": IDS})["y"], expected)
     assert "table" not in model.graph.initializers
@@ -91,8 +92,8 @@ def test_lookups_of_one_table_share_it(rng: np.random.Generator, tmp_path: Path,
     for node in model.graph:
         if node.name == "flat":
             node.outputs[0].shape = ir.Shape(["N"])
-    done, declined = quantize_embeddings(model, bits, WeightStore(tmp_path))
-    assert done == ("table",) and not declined
+    result = quantize_embeddings(model, bits, WeightStore(tmp_path))
+    assert result == PassResult(1, names=("table",))
     assert sum(name.startswith("table.") for name in model.graph.initializers) == 2
     got = run(model, {"ids": IDS})
     np.testing.assert_array_equal(got["y"].reshape(6, 128), got["z"])
@@ -112,9 +113,10 @@ def test_a_table_that_others_read_stays_and_says_so(
 ) -> None:
     model = model_of(table_of(rng, 128, "float32"), text, outputs)
     before = op_counts(model)
-    done, declined = quantize_embeddings(model, 8, WeightStore(tmp_path))
-    assert done == () and op_counts(model) == before
-    assert len(declined) == 1 and "keeps its floats" in declined[0]
+    result = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    assert result.changed == 0 and op_counts(model) == before
+    (said,) = result.declined
+    assert "the embedding table keeps its floats: " in str(said)
 
 
 def test_a_table_looked_up_in_two_types_stays(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -123,16 +125,16 @@ def test_a_table_looked_up_in_two_types_stays(rng: np.random.Generator, tmp_path
         f"g_ (int64[B, T] ids) => (float y, float16 z) {{ {text} }}",
         {"table": table_of(rng, 128, "float16")},
     )
-    done, declined = quantize_embeddings(model, 8, WeightStore(tmp_path))
-    assert not done and len(declined) == 2
+    result = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    assert not result.changed and len(result.declined) == 2
     run(model, {"ids": IDS})
 
 
 def test_indices_of_unknown_rank_are_told_of(rng: np.random.Generator, tmp_path: Path) -> None:
     model = model_of(table_of(rng, 128, "float32"))
     model.graph.inputs[0].shape = None
-    done, declined = quantize_embeddings(model, 8, WeightStore(tmp_path))
-    assert not done and "rank of its indices" in declined[0]
+    result = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    assert not result.changed and "rank of its indices" in result.declined[0].reason
 
 
 @pytest.mark.parametrize(
@@ -147,13 +149,13 @@ def test_indices_of_unknown_rank_are_told_of(rng: np.random.Generator, tmp_path:
 def test_other_lookups_are_left_alone(rng: np.random.Generator, tmp_path: Path, text: str) -> None:
     model = model_of(table_of(rng, 128, "float32"), text)
     before = op_counts(model)
-    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == ((), ())
+    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == PassResult()
     assert op_counts(model) == before
 
 
 def test_small_tables_are_left_alone(rng: np.random.Generator, tmp_path: Path) -> None:
     model = model_of(rng.standard_normal((2, 128)).astype(np.float32))
-    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == ((), ())
+    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == PassResult()
 
 
 def test_nan_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:

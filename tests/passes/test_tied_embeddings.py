@@ -11,6 +11,7 @@ from support.tiny_graphs import build, op_counts, run
 
 from fptq_onnx.numerics.clip_search import quantize_mse
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
+from fptq_onnx.passes import PassResult
 from fptq_onnx.passes.quantize_embeddings import find_embeddings, quantize_embeddings
 from fptq_onnx.scheme.weight_store import WeightStore
 
@@ -64,8 +65,8 @@ def test_rows_are_looked_up_along_the_vocabulary(
     model = build(f"g_ (int64[B, T] ids) => (float y) {{ {text} y = Gather(t, ids) }}", weights)
     before = run(model, {"ids": IDS})["y"]
     np.testing.assert_array_equal(before, table[IDS])
-    done, declined = quantize_embeddings(model, bits, WeightStore(tmp_path))
-    assert len(done) == 1 and declined == ()
+    result = quantize_embeddings(model, bits, WeightStore(tmp_path))
+    assert result.changed == 1 and not result.declined
     rounded = (
         quantize_rtn(table.T, 128, bits=8) if bits == 8
         else quantize_mse(table.T, np.ones(D), 32, bits=4)
@@ -106,8 +107,8 @@ def test_a_square_table_read_both_ways_keeps_its_floats(
     model = build(f"g_ (int64[B, T] ids) => (float y, float z) {{ {text} }}", weights)
     ids = np.array([[1, 299]])
     before = run(model, {"ids": ids})
-    done, declined = quantize_embeddings(model, 8, WeightStore(tmp_path))
-    assert not done and len(declined) == 2
+    result = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    assert not result.changed and len(result.declined) == 2
     after = run(model, {"ids": ids})
     for name in "yz":
         np.testing.assert_array_equal(after[name], before[name])
@@ -121,15 +122,16 @@ def test_a_square_table_read_both_ways_keeps_its_floats(
 def test_other_readings_are_left_alone(rng: np.random.Generator, tmp_path: Path, text: str) -> None:
     weights = {"W": rng.standard_normal((D, V)).astype(np.float32)}
     model = build(f"g_ (int64[B, T] ids) => (float y) {{ {text} }}", weights)
-    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == ((), ())
+    assert quantize_embeddings(model, 8, WeightStore(tmp_path)) == PassResult()
 
 
 def test_a_head_in_float_keeps_the_table(rng: np.random.Generator, tmp_path: Path) -> None:
     weights = {"W": rng.standard_normal((D, V)).astype(np.float32)}
     text = "t = Transpose<perm = [1, 0]>(W) e = Gather(t, ids) y = MatMul(e, W)"
     model = build(f"g_ (int64[B, T] ids) => (float y) {{ {text} }}", weights)
-    done, (sentence,) = quantize_embeddings(model, 8, WeightStore(tmp_path))
-    assert not done and "W keeps its floats: y reads it too" in sentence
+    result = quantize_embeddings(model, 8, WeightStore(tmp_path))
+    (said,) = result.declined
+    assert not result.changed and "W keeps its floats: y reads it too" in str(said)
     head = next(node for node in model.graph if node.op_type == "MatMul")
     (found,) = find_embeddings(model, {id(head)})
     assert found.obstacle == ""

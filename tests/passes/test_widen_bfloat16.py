@@ -35,7 +35,7 @@ def bfloat16_graph(rng: np.random.Generator) -> tuple[ir.Model, np.ndarray, np.n
 
 def test_it_computes_in_float32_what_the_bfloat16_weights_say(rng: np.random.Generator) -> None:
     model, w, g = bfloat16_graph(rng)
-    assert widen_bfloat16(model)
+    assert widen_bfloat16(model).changed
     x = rng.standard_normal((5, 4)).astype(np.float32)
     got = run(model, {"x": x, "c": np.array(True)})["y"]
     expected = 2 * np.maximum(x * g.astype(np.float32), 0) @ w.astype(np.float32)
@@ -46,7 +46,7 @@ def test_it_computes_in_float32_what_the_bfloat16_weights_say(rng: np.random.Gen
     (linear,) = find_linears(model).linears
     assert linear.weight.dtype == ir.DataType.FLOAT
     np.testing.assert_array_equal(linear.weight.load(), w.astype(np.float32))
-    assert not widen_bfloat16(model)
+    assert not widen_bfloat16(model).changed
 
 
 def test_constants_and_outputs_of_a_constant_value(rng: np.random.Generator) -> None:
@@ -60,7 +60,7 @@ def test_constants_and_outputs_of_a_constant_value(rng: np.random.Generator) -> 
     mul = next(iter(model.graph))
     model.graph.insert_before(mul, node)
     mul.replace_input_with(1, node.outputs[0])
-    assert widen_bfloat16(model)
+    assert widen_bfloat16(model).changed
     np.testing.assert_array_equal(run(model, {"x": np.ones(3, np.float32)})["y"], [0.5] * 3)
 
 
@@ -70,7 +70,7 @@ def test_weights_only_stored_in_bfloat16_are_left_alone(rng: np.random.Generator
         {"W": weight(rng, 4, 3, dtype="bfloat16")},
     )
     before = [node.op_type for node in model.graph]
-    assert not widen_bfloat16(model)
+    assert not widen_bfloat16(model).changed
     assert [node.op_type for node in model.graph] == before
 
 

@@ -17,7 +17,7 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import quantize_rtn
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.quantization.bit_budget import quantize_within_budget
 from fptq_onnx.quantization.mixed_precision import average_bits, measure_sensitivity
 from fptq_onnx.quantization.sequential import SequentialResult

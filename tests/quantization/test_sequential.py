@@ -12,11 +12,12 @@ from support.sequential_runs import Setting
 from support.tiny_graphs import run
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize, quantize_rtn
 from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.complete_plan import complete_plan
-from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.scheme.config import PAPER, Config
 from fptq_onnx.scheme.plan import FLOAT, LAE_STATIC, PER_TOKEN, STATIC, Plan
 from fptq_onnx.scheme.weight_store import WeightStore

@@ -17,7 +17,7 @@ from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.numerics.group_weights import dequantize
 from fptq_onnx.numerics.smoothing_scales import CANDIDATES
 from fptq_onnx.passes.choose_schemes import choose_schemes
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 from fptq_onnx.quantization.sequential import quantize_sequentially
 from fptq_onnx.runtime.session import open_session_in_memory
 from fptq_onnx.scheme.config import Config
@@ -53,7 +53,7 @@ def test_stored_weights_are_those_of_the_folded_model(
     source = result.plan.by_name()["o"].fold_site
     assert (source is None) == (equalization == "none")
     folded = ready.model.clone()
-    assert fold_into_producers(folded, result.scales) == (() if source is None else (source,))
+    assert fold_into_producers(folded, result.scales).names == (() if source is None else (source,))
     for linear in find_linears(folded).linears:
         found = store.get(linear.name)
         w = linear.weight.load()

@@ -8,7 +8,9 @@ import onnxruntime as ort
 import pytest
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.runtime.decoder import Decoder, DecoderIO, TensorSpec, open_decoder
+from fptq_onnx.model_io.tensor_spec import TensorSpec
+from fptq_onnx.runtime.decoder import Decoder, open_decoder
+from fptq_onnx.runtime.decoder_io import DecoderIO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "models" / "tinystories-7m"

@@ -9,8 +9,7 @@ import pytest
 
 from fptq_onnx.errors import FptqError
 from fptq_onnx.model_io.tensor_spec import TensorSpec, graph_inputs, graph_outputs
-from fptq_onnx.runtime.decoder import find_io
-from fptq_onnx.runtime.decoder_io import DecoderIO
+from fptq_onnx.runtime.decoder_io import DecoderIO, find_io
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "tinystories-7m"
 IDS = TensorSpec("input_ids", "int64", ("batch_size", "sequence_length"))

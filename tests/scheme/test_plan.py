@@ -142,7 +142,7 @@ def test_no_such_file_a_folder_and_bytes(tmp_path: Path) -> None:
     with pytest.raises(FptqError, match="cannot read the plan"):
         Plan.load(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FptqError, match="not valid JSON"):
+    with pytest.raises(FptqError, match="is not UTF-8 text"):
         Plan.load(tmp_path / "binary")
     (tmp_path / "deep").write_text("[" * 100_000)
     with pytest.raises(FptqError, match="not valid JSON"):

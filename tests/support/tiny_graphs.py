@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from fptq_onnx.graph.check_graph import graph_problems
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.passes.normalize import normalize
 from fptq_onnx.runtime import native_library as runtime
@@ -72,6 +73,8 @@ def run(
         runtime.register(options)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    problems = [found for found in graph_problems(model) if found.kind != "order"]
+    assert not problems
     serialized = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -6,11 +6,10 @@ rows of different lengths need no padding, and a row can join or leave at any ti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -18,12 +17,13 @@ from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.kv.base import pieces
 from fptq_onnx.generation.kv.ort_values import ELEMENT_TYPES, as_float32, storage, view
 from fptq_onnx.runtime.decoder_io import DecoderIO
+from fptq_onnx.runtime.proto_graph import ProtoGraph
 from fptq_onnx.runtime.session import first_line
 
 _PAST, _LENGTHS, _LATER_INPUTS = (3, 4), (5, 6), 9  # inputs of GroupQueryAttention
 
 
-def can_share(graph: ir.Graph, io: DecoderIO) -> bool:
+def can_share(graph: ProtoGraph, io: DecoderIO) -> bool:
     """Whether past and present may be one buffer.
 
     Each cache tensor must belong to one GroupQueryAttention alone, whose lengths are computed from
@@ -35,41 +35,21 @@ def can_share(graph: ir.Graph, io: DecoderIO) -> bool:
     """
     if not io.cache or io.attention_mask is None or io.cache_position is not None:
         return False
-    inputs = {value.name: value for value in graph.inputs}
-    outputs = {value.name: value for value in graph.outputs}
     for tensor in io.cache:
-        uses = list(inputs[tensor.past].uses())
+        uses = graph.consumers.get(tensor.past, [])
         if len(uses) != 1 or (tensor.batch_axis, tensor.sequence_axis) != (0, 2):
             return False
-        node, place = uses[0]
+        number, place = uses[0]
+        node = graph.proto.node[number]
         if node.op_type != "GroupQueryAttention" or place not in _PAST:
             return False
-        if outputs[tensor.present] is not node.outputs[place - 2]:
+        if tensor.past in graph.inner or tensor.present != node.output[place - 2]:
             return False
-        if any(value is not None for value in node.inputs[_LATER_INPUTS:]):
+        if any(node.input[_LATER_INPUTS:]):
             return False
-        if not _sources(node.inputs[i] for i in _LENGTHS) <= {io.attention_mask.name}:
+        if not graph.sources(node.input[i] for i in _LENGTHS) <= {io.attention_mask.name}:
             return False
     return True
-
-
-def _sources(values: Iterable[ir.Value | None]) -> set[str | None]:
-    """The graph inputs that values are computed from."""
-    found: set[str | None] = set()
-    waiting = [value for value in values if value is not None]
-    seen = set(waiting)
-    while waiting:
-        value = waiting.pop()
-        producer = value.producer()
-        if producer is None:
-            if value.is_graph_input():
-                found.add(value.name)
-            continue
-        for source in producer.inputs:
-            if source is not None and source not in seen:
-                seen.add(source)
-                waiting.append(source)
-    return found
 
 
 class SharedRows:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, ONNX_DOMAIN, domain_of
+from fptq_onnx.graph.walk_back import input_of
 
 PARTS = "qkv"
 READS_SHAPE_ONLY = ("Shape", "Size")
 _PRODUCTS = ("MatMul", "FusedMatMul", "Einsum")
-_DOMAINS = ("", "com.microsoft")
+_DOMAINS = (ONNX_DOMAIN, MSFT_DOMAIN)
 # They read the residual stream, and weights, where others read queries, keys and values.
 _WITH_WEIGHTS = (
     "Attention", "QAttention", "PackedAttention", "LongformerAttention", "DecoderAttention",
@@ -66,7 +67,7 @@ def find_attention(graph: ir.Graph, linear_nodes: Collection[int]) -> AttentionC
 
 
 def _enter_op(found: AttentionCores, core: int, node: ir.Node) -> None:
-    inside = domain_of(node) == "com.microsoft" and node.op_type in _WITH_WEIGHTS
+    inside = domain_of(node) == MSFT_DOMAIN and node.op_type in _WITH_WEIGHTS
     packed = input_of(node, 1) is None and input_of(node, 2) is None
     for index, part in enumerate(() if inside else PARTS):
         if input_of(node, index) is not None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import scalar_ints
-from fptq_onnx.graph.walk_back import WalkBack, dimension, domain_of, input_of, int_of
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, domain_of
+from fptq_onnx.graph.walk_back import WalkBack, dimension, input_of, int_of
 
 VALUE, PRESENT = 2, 2  # among the inputs and outputs of the ops
 _SWAP_HEADS = [0, 2, 1, 3]
@@ -32,8 +33,8 @@ class AttentionOp:
 
 
 ATTENTION_OPS = {
-    ("com.microsoft", "GroupQueryAttention"): AttentionOp(4, "num_heads", (12, 13)),
-    ("com.microsoft", "MultiHeadAttention"): AttentionOp(7, "num_heads", (3,)),
+    (MSFT_DOMAIN, "GroupQueryAttention"): AttentionOp(4, "num_heads", (12, 13)),
+    (MSFT_DOMAIN, "MultiHeadAttention"): AttentionOp(7, "num_heads", (3,)),
     ("", "Attention"): AttentionOp(5, "q_num_heads"),
 }
 

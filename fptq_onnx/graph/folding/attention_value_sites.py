@@ -34,7 +34,8 @@ from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.folding.column_spans import is_last, picks_others, span_of
 from fptq_onnx.graph.folding.moved_columns import MovedColumns
 from fptq_onnx.graph.linears.linears import Linear
-from fptq_onnx.graph.walk_back import WalkBack, dimension, domain_of, input_of, int_of
+from fptq_onnx.graph.op_domains import domain_of
+from fptq_onnx.graph.walk_back import WalkBack, dimension, input_of, int_of
 
 Columns = NDArray[np.int64]
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of, scalar_ints
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.last_dim import last_size
 from fptq_onnx.graph.shapes.pad import pads_rows
 from fptq_onnx.graph.shapes.rank import is_not_last
 
-_STANDARD = ("", "ai.onnx")
 _SAME_PLACE = ("Cast", "Identity", "Relu")
 _KEEPS_ORDER = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -30,7 +30,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def keeps_order(node: ir.Node) -> bool:
     """Whether a node keeps every element and their order: casts between floats, reshapes."""
-    if node.op_type not in _KEEPS_ORDER or node.domain not in _STANDARD:
+    if node.op_type not in _KEEPS_ORDER or domain_of(node) != "":
         return False
     # A cast to integers rounds: what comes after it is not linear in the gain any more.
     return node.op_type != "Cast" or node.attributes["to"].as_int() in _FLOATS
@@ -41,7 +41,7 @@ def may_pass(node: ir.Node) -> ir.Value | None:
 
     Looks at the node alone. `passes_on` decides, knowing where the channels are.
     """
-    if node.domain not in _STANDARD or not node.inputs:
+    if domain_of(node) != "" or not node.inputs:
         return None
     if keeps_order(node) or node.op_type in ("Relu", "Concat") or node.op_type in _ROW_WISE:
         source = node.inputs[0]  # a Gather from a table passes nothing on
@@ -88,7 +88,7 @@ class Joined:
     def takes(self, node: ir.Node, index: int) -> bool:
         """Note that input `index` is such a value; False where it is no Concat of whole rows."""
         value, axis = node.inputs[index], node.attributes.get("axis")
-        if node.op_type != "Concat" or node.domain not in _STANDARD or value is None:
+        if node.op_type != "Concat" or domain_of(node) != "" or value is None:
             return False
         if axis is None or not is_not_last(axis.as_int(), value):
             return False

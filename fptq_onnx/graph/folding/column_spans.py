@@ -11,7 +11,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import scalar_ints
-from fptq_onnx.graph.walk_back import domain_of, input_of, int_of
+from fptq_onnx.graph.op_domains import domain_of
+from fptq_onnx.graph.walk_back import input_of, int_of
 
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Add": lambda a, b: a + b,

@@ -28,6 +28,7 @@ from fptq_onnx.graph.folding.column_spans import picks_others
 from fptq_onnx.graph.folding.moved_columns import MovedColumns
 from fptq_onnx.graph.folding.norm_sites import passes_through, readers_of
 from fptq_onnx.graph.linears.linears import Linear
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.walk_back import WalkBack
 
 Floats = NDArray[np.floating]
@@ -116,7 +117,7 @@ def _elementwise_source(
 ) -> Linear | None:
     """The linear whose output is a factor of the value, or goes through a relu to it."""
     node = value.producer()
-    if node is None or node.op_type not in ("Mul", "Relu") or node.domain not in ("", "ai.onnx"):
+    if node is None or node.op_type not in ("Mul", "Relu") or domain_of(node) != "":
         return None
     for operand in reversed(node.inputs):
         if operand is None:
@@ -134,7 +135,7 @@ def _squared_source(
 ) -> Linear | None:
     """The linear whose output, through a relu or not, is squared to the value."""
     node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or not _squares(node):
+    if node is None or domain_of(node) != "" or not _squares(node):
         return None
     root = node.inputs[0]
     if root is None or root.is_graph_output() or any(use.node is not node for use in root.uses()):
@@ -166,7 +167,7 @@ def _part_of_linear(
 ) -> tuple[Linear, Columns] | None:
     """The wider linear of which a factor of the value is some columns, and which ones."""
     node = value.producer()
-    if node is None or node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+    if node is None or node.op_type != "Mul" or domain_of(node) != "":
         return None
     for operand in reversed(node.inputs):
         if operand is None or len(operand.uses()) != 1 or operand.is_graph_output():

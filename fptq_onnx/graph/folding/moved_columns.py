@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.graph.linears.linears import FLOAT_TYPES, Linear
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.shape_table import SizeTable
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
-from fptq_onnx.graph.walk_back import READS_SHAPE_ONLY, domain_of, input_of, int_of
+from fptq_onnx.graph.walk_back import READS_SHAPE_ONLY, input_of, int_of
 
 Columns = NDArray[np.int64]
 _PRIMES = (2, 3, 5, 7, 11, 13)

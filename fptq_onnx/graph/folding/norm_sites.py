@@ -25,6 +25,7 @@ import onnx_ir as ir
 from fptq_onnx.graph.constants import Constant, constant_of
 from fptq_onnx.graph.folding.channel_paths import Joined, keeps_order, may_pass, passes_on
 from fptq_onnx.graph.linears.linears import FLOAT_TYPES, Linear
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.rank import rank_of
 
 # Op -> positions of the inputs that scale linearly with the normalized output (gain, then bias).
@@ -39,7 +40,6 @@ _FUSED_NORMS: dict[str, tuple[int, ...]] = {
     "EmbedLayerNormalization": (5, 6),
 }
 _READS_SHAPE_ONLY = ("Shape", "Size")
-_STANDARD = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def _norm_operands(value: ir.Value, producer: ir.Node, k: int) -> list[Operand] 
             return obstacle
         positions = _FUSED_NORMS[op]
         operands = [_operand(producer, i, k) for i in positions if _has_input(producer, i)]
-    elif op == "Mul" and producer.domain in _STANDARD:
+    elif op == "Mul" and domain_of(producer) == "":
         operands = [_vector_operand(producer, k)]
-    elif op == "Add" and producer.domain in _STANDARD:
+    elif op == "Add" and domain_of(producer) == "":
         bias = _vector_operand(producer, k)
         if isinstance(bias, str):
             return f"its input is the sum {producer.name}, which has no gain to fold into"

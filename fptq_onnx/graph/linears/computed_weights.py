@@ -12,8 +12,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.op_domains import domain_of
 
-_STANDARD = ("", "ai.onnx")
 _PICKS = ("Gather", "GatherND", "GatherElements", "Slice")
 _KEEPS = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose")
 _GIVE_SIZES = ("Shape", "Size")
@@ -45,7 +45,7 @@ def why_computed(left: ir.Value | None, value: ir.Value | None) -> str:
 def _picked_from(value: ir.Value | None) -> str:
     """The name of the weight that rows or matrices are picked from; ''."""
     while value is not None and (node := value.producer()) is not None:
-        if node.op_type not in _PICKS + _KEEPS or node.domain not in _STANDARD:
+        if node.op_type not in _PICKS + _KEEPS or domain_of(node) != "":
             return ""
         value = node.inputs[0]
         table = constant_of(value)

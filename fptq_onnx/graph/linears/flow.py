@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.attention.attention import READS_SHAPE_ONLY, find_attention
 from fptq_onnx.graph.linears.linears import Linear
-from fptq_onnx.graph.walk_back import domain_of
+from fptq_onnx.graph.op_domains import domain_of
 
 _CUTS = ("Split", "Slice", "Gather")
 _ACTIVATIONS = {

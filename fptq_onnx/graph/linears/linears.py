@@ -24,6 +24,7 @@ from fptq_onnx.graph.constants import Array, Constant, constant_of
 from fptq_onnx.graph.linears.computed_weights import why_computed
 from fptq_onnx.graph.linears.shared_weights import shared_weights
 from fptq_onnx.graph.linears.weights_in_other_ops import held_weights
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.rank import least_rank
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -124,7 +125,7 @@ def find_linears(model: ir.Model) -> LinearScan:
 
 
 def _view(node: ir.Node) -> Linear | str:
-    if node.domain not in ("", "ai.onnx"):
+    if domain_of(node) != "":
         return f"{node.domain}.{node.op_type} is not a standard op"
     x, weight = node.inputs[0], constant_of(node.inputs[1])
     if x is None:
@@ -155,7 +156,7 @@ def _matmul_view(node: ir.Node, x: ir.Value, weight: Constant) -> Linear:
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return linear
     add = uses[0].node
-    if add.op_type != "Add" or add.domain not in ("", "ai.onnx") or add.graph is not node.graph:
+    if add.op_type != "Add" or domain_of(add) != "" or add.graph is not node.graph:
         return linear
     bias = constant_of(add.inputs[1 - uses[0].idx])
     if bias is None or bias.dtype != weight.dtype or not _is_bias(bias, linear):

@@ -6,10 +6,9 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.attention.length_masks import holds_lengths
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.op_domains import MSFT_DOMAIN, ONNX_DOMAIN, domain_of
 from fptq_onnx.graph.shapes.rank import least_rank
 
-MICROSOFT = "com.microsoft"
-_STANDARD = ("", "ai.onnx")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _EXPERTS = ("MoE", "QMoE", "MoEPacked")
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcConv", "NhwcFusedConv")
@@ -37,22 +36,22 @@ def held_weights(node: ir.Node) -> str:
     Of convolutions those are mentioned that see one position at a time, which others may call
     linears. The rest are no linears to anybody.
     """
-    if node.op_type in CONVOLUTIONS and node.domain in (*_STANDARD, MICROSOFT):
+    if node.op_type in CONVOLUTIONS and domain_of(node) in (ONNX_DOMAIN, MSFT_DOMAIN):
         return convolution_obstacle(node) or ""
-    if node.domain in _STANDARD and node.op_type in _RECURRENT:
+    if domain_of(node) == "" and node.op_type in _RECURRENT:
         return f"its weights are inside {node.op_type}, which has no 4-bit form"
-    if node.domain == MICROSOFT and node.op_type in _EXPERTS:
+    if node.domain == MSFT_DOMAIN and node.op_type in _EXPERTS:
         return (
             "its weights are all experts' at once, inside one op: mixtures of experts are not done"
         )
-    if node.domain == MICROSOFT and node.op_type == "Attention":
+    if node.domain == MSFT_DOMAIN and node.op_type == "Attention":
         obstacle = attention_obstacle(node)
         return f"its weight is inside the attention op, {obstacle}" if obstacle else ""
-    if node.domain in _STANDARD:
+    if domain_of(node) == "":
         if node.op_type == "Einsum" and _holds_matrix(node):
             return "its weight is inside an Einsum that is no plain product of rows with a matrix"
         return ""
-    if node.domain == MICROSOFT:
+    if node.domain == MSFT_DOMAIN:
         if node.op_type not in _NO_PRODUCT and _holds_matrix(node):
             return f"its weight is inside {node.op_type}, which is not taken apart"
         return ""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of, scalar_ints
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.pad import pads_rows
 from fptq_onnx.graph.shapes.rank import is_not_last, rank_of
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.walk_back import input_of
 
 _MOST_STEPS = 64
 _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")

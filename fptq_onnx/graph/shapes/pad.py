@@ -11,8 +11,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of, scalar_ints
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.rank import is_not_last, rank_of
-from fptq_onnx.graph.walk_back import domain_of, input_of
+from fptq_onnx.graph.walk_back import input_of
 
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 _TURNED = ("Reshape", "Transpose", "Slice", "Reshape")

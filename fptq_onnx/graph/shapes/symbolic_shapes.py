@@ -13,11 +13,11 @@ import math
 import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
+from fptq_onnx.graph.op_domains import domain_of
 from fptq_onnx.graph.shapes.dim_arithmetic import Size, Sizes, summed
 from fptq_onnx.graph.shapes.integer_rules import INTEGER_RULES, INTEGERS, MOST_INTEGERS
 from fptq_onnx.graph.shapes.shape_rules import SHAPE_RULES
 from fptq_onnx.graph.shapes.shape_table import SizeTable, own_name
-from fptq_onnx.graph.walk_back import domain_of
 
 
 def known_sizes(graph: ir.Graph) -> SizeTable:

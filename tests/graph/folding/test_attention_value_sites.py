@@ -11,7 +11,7 @@ from support.tiny_graphs import run
 
 from fptq_onnx.graph.folding.linear_sites import find_linear_sites
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 
 def _feeds(rng: np.random.Generator, model: ir.Model) -> dict[str, NDArray[np.float32]]:
@@ -32,7 +32,7 @@ def test_folding_keeps_the_function(rng: np.random.Generator, name: str) -> None
     s = np.exp(rng.standard_normal(K)).astype(np.float32)
     tied = site.tied(s).astype(np.float32)
     after = model.clone()
-    assert fold_into_producers(after, {site.name: tied}) == (site.name,)
+    assert fold_into_producers(after, {site.name: tied}).names == (site.name,)
     feeds = _feeds(rng, model)
     expected = run(model, feeds)
     # Cached values are divided too: what the folded model cached earlier.

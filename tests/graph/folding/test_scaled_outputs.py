@@ -16,7 +16,7 @@ from fptq_onnx.graph.folding.linear_sites import find_linear_sites
 from fptq_onnx.graph.folding.scaled_outputs import scaled_outputs
 from fptq_onnx.graph.linears.linears import find_linears
 from fptq_onnx.model_io.load import load_model
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 CACHES = ["cache", "GroupQueryAttention", "GroupQueryAttention, packed"]
 

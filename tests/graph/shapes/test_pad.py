@@ -10,7 +10,7 @@ from support.tiny_graphs import run
 
 from fptq_onnx.graph.folding.norm_sites import FoldSite, find_fold_sites
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_into_producers
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 NORM = NORMS["LayerNormalization"]
 

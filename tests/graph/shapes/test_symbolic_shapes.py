@@ -14,9 +14,9 @@ from support.tiny_graphs import build, run
 from fptq_onnx.graph.shapes.dim_arithmetic import Sizes, broadcast, reshaped, summed
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 from fptq_onnx.model_io.load import load_model
-from fptq_onnx.model_io.tensor_spec import graph_inputs, graph_outputs
 from fptq_onnx.passes.normalize import normalize
-from fptq_onnx.runtime.decoder import empty_cache, find_io, token_feeds
+from fptq_onnx.runtime.decoder import empty_cache, token_feeds
+from fptq_onnx.runtime.decoder_io import decoder_io_of
 from fptq_onnx.runtime.session import open_session_in_memory
 
 SHARED = Path(os.environ.get("FPTQ_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -114,7 +114,7 @@ def test_sizes_are_those_of_the_running_model(name: str, rng: np.random.Generato
     loaded = load_model(SHARED / "onnx" / name)
     normalize(loaded.model)
     graph = loaded.model.graph
-    io = find_io(loaded.file, graph_inputs(graph), graph_outputs(graph))
+    io = decoder_io_of(loaded)
     known = known_sizes(graph)
     shapes = {
         value.name: shape

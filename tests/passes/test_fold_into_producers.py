@@ -9,8 +9,9 @@ from support.gated import FOLDABLE, M, gated_model
 from support.tiny_graphs import FLOAT16_EPS, op_counts, run
 
 from fptq_onnx.errors import FptqError
+from fptq_onnx.graph.linears.change_weight import replace_weight
 from fptq_onnx.graph.linears.linears import find_linears
-from fptq_onnx.passes.equalize import fold_into_producers, replace_weight
+from fptq_onnx.passes.fold_into_producers import fold_into_producers
 
 S = np.exp(np.linspace(-3, 3, M)).astype(np.float32)
 
@@ -30,7 +31,7 @@ def test_columns_and_bias_are_divided_and_rows_multiplied(
     text = FOLDABLE[name].replace("to = 1>", "to = 10>") if half else FOLDABLE[name]
     model = gated_model(rng, text, dtype=dtype)
     after = model.clone()
-    assert fold_into_producers(after, {"up": S}) == ("up",)
+    assert fold_into_producers(after, {"up": S}).names == ("up",)
     eps = FLOAT16_EPS if half else 2.0**-23
     (w, b), (w2, b2) = loaded(model, "up"), loaded(after, "up")
     assert w2.dtype == w.dtype
@@ -75,7 +76,7 @@ def test_norm_and_columns_in_one_call(rng: np.random.Generator) -> None:
     node.replace_input_with(1, value)
     t = np.exp(np.linspace(2, -2, 6)).astype(np.float32)
     after = model.clone()
-    assert fold_into_producers(after, {"up": S, "n": t}) == ("n", "up")
+    assert fold_into_producers(after, {"up": S, "n": t}).names == ("n", "up")
     w = loaded(model, "up")[0].astype("f8")
     np.testing.assert_allclose(loaded(after, "up")[0], w * t[:, None] / S, rtol=2.0**-22)
     np.testing.assert_allclose(loaded(after, "g")[0], w * t[:, None], rtol=2.0**-22)

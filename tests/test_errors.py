@@ -11,8 +11,8 @@ import pytest
 from support.command_line import MODEL
 
 from fptq_onnx.cli.main import main
+from fptq_onnx.errors import FOR_CONVERSION, NoDecoderError
 from fptq_onnx.model_io.tensor_spec import TensorSpec
-from fptq_onnx.runtime.decoder_advice import FOR_CONVERSION, NoDecoderError
 from fptq_onnx.runtime.kv_cache import pair_cache
 
 ENCODER = """<ir_version: 8, opset_import: ["" : 17]>

@@ -5,8 +5,13 @@ import pytest
 from support.bigrams import bigram
 
 from fptq_onnx.errors import FptqError
-from fptq_onnx.evaluation.metrics import figures_against_reference, figures_alone
-from fptq_onnx.evaluation.perplexity import compare, compare_windows, measure_windows
+from fptq_onnx.evaluation.perplexity import (
+    compare,
+    compare_windows,
+    figures_against_reference,
+    figures_alone,
+    measure_windows,
+)
 
 EVEN = [[0.0, 0.0], [0.0, 0.0]]
 # softmax([ln 3, 0]) = [3/4, 1/4]
