@@ -123,8 +123,7 @@ class ConversionCache:
         entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for entry in entries[KEPT:]:
             if entry not in self.handed_out:
-                shutil.rmtree(entry, ignore_errors=True)
-                entry.with_suffix(".lock").unlink(missing_ok=True)
+                shutil.rmtree(entry, ignore_errors=True)  # its lock stays: others may wait for it
 
 
 def current_state() -> str:
