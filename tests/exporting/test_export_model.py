@@ -262,10 +262,8 @@ def test_a_full_disk(llama: Path, tmp_path: Path, exporter: str) -> None:
     def small_files_only() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    done = process(
-        "export", llama, "-o", tmp_path / "out", "--exporter", exporter,
-        preexec_fn=small_files_only,
-    )  # fmt: skip
+    words = ("export", llama, "-o", tmp_path / "out", "--exporter", exporter)
+    done = process(*words, preexec_fn=small_files_only)
     assert_refused(done, saying="the disk is full")
     assert leftovers(tmp_path) == []
 
