@@ -27,6 +27,7 @@ def encoder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command",
     [("run", "Once"), ("serve", "--port", "0"), ("bench", "--prefill", "8", "--depth", "8")],

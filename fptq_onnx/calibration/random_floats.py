@@ -43,7 +43,8 @@ def _shape(spec: TensorSpec) -> tuple[int, ...]:
     sizes = [size for size in shape if isinstance(size, int) and size > 0]
     if spec.dtype not in FLOAT_DTYPES - {"bfloat16"} or not shape or len(sizes) != len(shape):
         raise FptqError(
-            f"cannot draw {spec.describe()} at random: only floats whose sizes but the first are "
-            "fixed; give .npz files with " + spec.describe()
+            f"cannot draw {spec.describe()} at random: only floats are drawn, and every size after "
+            f"the first must be a number, as in [batch, 3, 224, 224]; give .npz files with "
+            f"{spec.name} instead"
         )
     return tuple(sizes)

@@ -40,7 +40,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise FptqError(f"the model's chat template is not valid Jinja: {error}") from error
         self._special = dict(special_tokens or {})
-        self._contents = MessageContents(self._render)
+        self._contents = MessageContents(self._render, reads_messages="messages" in source)
         self._for_tools: ChatTemplate | None = None
 
     def with_tool_use(self, source: str | None) -> ChatTemplate:
@@ -74,7 +74,7 @@ class ChatTemplate:
             variables: others that the template names, such as enable_thinking.
 
         Raises:
-            FptqError: the template refuses the messages, or fails.
+            FptqError: the template refuses the messages, leaves out what users say, or fails.
         """
         if tools is not None and self._for_tools is not None:
             return self._for_tools.render(
@@ -86,6 +86,8 @@ class ChatTemplate:
                 self._contents.suited(messages), tools=tools, documents=documents,
                 add_generation_prompt=add_generation_prompt, **variables,
             )  # fmt: skip
+        except FptqError:
+            raise
         except Exception as error:  # a template can raise anything that Python can
             raise FptqError(
                 f"the model's chat template refuses the messages: {error}; use the text as it is "

@@ -12,7 +12,10 @@ _HEAD = 1024  # bytes; a Git LFS pointer has about 130
 _LFS = b"version https://git-lfs.github.com/spec/"
 _XET = b"# xet version"
 _ANNEX = b"/annex/objects/"
-_HTML = re.compile(rb"\s*(<!doctype html|<html|<head|<body|<\?xml[^>]*\?>\s*<html)", re.IGNORECASE)
+_HTML = re.compile(
+    rb"(\s*(<!--.*?-->|<\?xml[^>]*\?>))*\s*(<!doctype html|<html|<head|<body|<title)",
+    re.IGNORECASE | re.DOTALL,
+)
 _BINARY = {
     b"PK\x03\x04": "a zip archive: unpack it",
     b"\x1f\x8b": "compressed by gzip: unpack it",

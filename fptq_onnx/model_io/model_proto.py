@@ -64,15 +64,13 @@ def plain_proto(file: Path) -> onnx.ModelProto | None:
     except FptqError:
         return None
     graph = proto.graph
-    opsets = [
-        entry.version for entry in proto.opset_import if one_name(entry.domain) == ONNX_DOMAIN
-    ]
+    opsets = [entry for entry in proto.opset_import if one_name(entry.domain) == ONNX_DOMAIN]
     initializers = {tensor.name for tensor in graph.initializer}
     plain = (
         not helped
-        and not any(one_name(entry.domain) != entry.domain for entry in proto.opset_import)
         and len(opsets) == 1
-        and opsets[0] in OPSETS
+        and opsets[0].domain == ONNX_DOMAIN
+        and opsets[0].version in OPSETS
         and len(graph.node) > 0
         and not proto.functions
         and not graph.sparse_initializer

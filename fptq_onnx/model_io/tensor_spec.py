@@ -38,6 +38,10 @@ _ORT_TYPES = {
     "map": "a map",
     "sparse_tensor": "sparse",
 }
+_TAKES = {
+    "a sequence": "export the model so that it takes tensors, one for each entry",
+    "optional": "export the model so that it takes a tensor there, or without this input",
+}
 
 FLOAT_DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 # What a KV cache is kept in: floats, or int8 codes.
@@ -96,7 +100,7 @@ def check_tensors(graph: onnx.GraphProto, file: Path) -> None:
 def not_a_tensor(whose: str, role: str, name: str, kind: str) -> str:
     """What to say of an input or output that is no tensor."""
     advice = (
-        "export the model so that it takes tensors, one for each entry"
+        _TAKES.get(kind, "export the model so that it takes tensors")
         if role == "input"
         else "export the model so that it gives tensors, or leave this output out"
     )

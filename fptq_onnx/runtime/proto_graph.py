@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
-from fptq_onnx.graph.op_domains import ONNX_DOMAIN, one_name
 from fptq_onnx.model_io.tensor_spec import Shape, specs_of_protos
 
 
@@ -86,11 +85,6 @@ class ProtoGraph:
                     seen.add(source)
                     waiting.append(source)
         return found
-
-
-def domain_of(node: onnx.NodeProto) -> str:
-    """The node's domain, "" for the standard one by either of its names."""
-    return "" if one_name(node.domain) == ONNX_DOMAIN else str(node.domain)
 
 
 def integers_of(node: onnx.NodeProto) -> Mapping[str, int]:

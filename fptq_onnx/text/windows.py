@@ -54,12 +54,14 @@ def read_documents(
         The documents that are not empty, and whether the file goes on after them.
 
     Raises:
-        FptqError: unreadable, not UTF-8, a .jsonl line that is not an object with the field.
+        FptqError: unreadable, not UTF-8, a .jsonl file that is a web page, or a line of one that is
+            not an object with the field.
     """
     try:
-        check_downloaded(path, web_pages=False)
+        lines = path.suffix.lower() == ".jsonl"
+        check_downloaded(path, web_pages=lines)  # a page saved as .txt is a text
         with path.open(encoding=text_encoding(path)) as file:
-            if path.suffix.lower() == ".jsonl":
+            if lines:
                 documents, more = _read_jsonl(file, path, text_field, max_chars)
             else:
                 text = file.read(-1 if max_chars is None else max_chars)

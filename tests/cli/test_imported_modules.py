@@ -20,13 +20,15 @@ from fptq_onnx.calibration.samples import Samples
 from fptq_onnx.conversion.pipeline import convert
 from fptq_onnx.scheme.recipes import find_recipe
 
+pytestmark = pytest.mark.process
+
 LIBRARIES = {"jinja2", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "starlette",
              "sympy", "tokenizers", "tqdm", "uvicorn"}  # fmt: skip
 OF_GRAPHS = {"onnx_ir", "sympy"}
 ROOMS = {
     f"fptq_onnx.{room}" for room in
-    ("benchmarking", "calibration", "conversion", "evaluation", "exporting", "graph", "packaging",
-     "passes", "quantization", "scheme")
+    ("benchmarking", "calibration", "conversion", "evaluation", "exporting", "graph.linears",
+     "graph.shapes", "packaging", "passes", "quantization", "scheme")
 }  # fmt: skip
 MAIN = "from fptq_onnx.cli.main import main\ntry: code = main({arguments!r})\n" + (
     "except SystemExit as end: code = end.code\n"

@@ -136,6 +136,8 @@ def test_what_is_no_tensor(tmp_path, role, kind):
         load_model(file)
     said = str(caught.value)
     assert f"has the {role} 'states', which is {kind} and not a tensor: export the model" in said
+    assert ("one for each entry" in said) == (role == "input" and kind == "a sequence")
+    assert ("or without this input" in said) == (role == "input" and kind == "optional")
 
 
 def test_a_sequence_is_told_by_eval_too(tmp_path):

@@ -70,6 +70,7 @@ def test_every_body(tmp_path: Path, name: str, recipe: str, target: str) -> None
     assert converted(tmp_path, recipe, target) < several * bound(recipe, target)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["two scans", "if in a loop"])
 @pytest.mark.parametrize(("recipe", "target"), OTHERS)
 def test_every_recipe_and_target(tmp_path: Path, name: str, recipe: str, target: str) -> None:
@@ -95,6 +96,7 @@ def test_linears_inside_are_left_alone_with_a_reason(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.process
 def test_a_float16_model_that_kills_onnxruntime_is_refused(tmp_path: Path) -> None:
     """ONNX Runtime 1.32 dies of this one; another version may well run it."""
     onnx.save(looped("loop over the tokens"), tmp_path / "model.onnx")

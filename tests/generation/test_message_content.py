@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fptq_onnx.errors import FptqError
 from fptq_onnx.generation.chat_template import ChatTemplate
 
 TEXT = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}"
@@ -86,3 +87,59 @@ def test_contents_that_are_no_text_stay() -> None:
     rendered = ChatTemplate(template).render([{"role": "assistant", "content": None}])
     assert rendered == "TrueTrue"
     assert ChatTemplate(template).render([{"role": "assistant"}]) == "FalseFalse"
+
+
+EACH = "{% for m in messages %}{{ m.role }}:{% for p in m.content %}PART{% endfor %};{% endfor %}"
+QUOTED = {
+    "JSON": "{% if p.type == 'text' %}{{ p.text | tojson }}{% endif %}",
+    "quotes": "{% if p['type'] == 'text' %}\"{{ p['text'] }}\"{% endif %}",
+    "single quotes": "{% if p.type == 'text' %}'{{ p.text }}'{% endif %}",
+    "a field": "{% if p.type == 'text' %}{\"text\": {{ p.text | tojson }}}{% endif %}",
+    "JSON of JSON": "{% if p.type == 'text' %}{{ p.text | tojson | tojson }}{% endif %}",
+    "an own dictionary": "{% if p.type %}{{ {'type': 'text', 'text': p.text} }}{% endif %}",
+    "cut": "{% if p.type == 'text' %}\"{{ p.text[:6] }}\"{% endif %}",
+}
+WANTED = {
+    "JSON": '"France"', "quotes": '"France"', "single quotes": "'France'",
+    "a field": '{"text": "France"}', "JSON of JSON": r'"\"France\""',
+    "an own dictionary": "{'type': 'text', 'text': 'France'}", "cut": '"France"',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUOTED)
+@pytest.mark.parametrize("given", ["France", parts("France")], ids=["text", "parts"])
+def test_each_part_in_quotes(name: str, given: Any) -> None:
+    template = ChatTemplate(EACH.replace("PART", QUOTED[name]))
+    assert template.render([{"role": "user", "content": given}]) == f"user:{WANTED[name]};"
+
+
+@pytest.mark.parametrize(
+    ("printed", "wanted"),
+    [("m.content", "a b"), ("m.content | string", "a b"), ("m.content | tojson", '"a b"'),
+     ("m.content | tojson | tojson", r'"\"a b\""'), ("m.content | tojson(indent=2)", '"a b"')],
+)  # fmt: skip
+def test_a_list_that_would_be_printed_as_it_stands_is_one_text(printed: str, wanted: str) -> None:
+    template = ChatTemplate("{% for m in messages %}{{ " + printed + " }}{% endfor %}")
+    assert template.render([{"role": "user", "content": parts("a ", "b")}]) == wanted
+
+
+def test_parts_printed_as_they_stand_where_a_text_is_not() -> None:
+    template = ChatTemplate(EACH.replace("PART", "{{ p | tojson }}"))
+    for given in ("ab", parts("ab")):
+        rendered = template.render([{"role": "user", "content": given}])
+        assert rendered == 'user:{"type": "text", "text": "ab"};'
+
+
+@pytest.mark.parametrize("given", ["France", parts("France")], ids=["text", "parts"])
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}<{{ m.role }}>{{ m.value }}{% endfor %}", EACH.replace("PART", ""),
+     "{% for m in messages %}{% if m.role == 'human' %}{{ m.content }}{% endif %}{% endfor %}A:"],
+)  # fmt: skip
+def test_a_template_that_leaves_out_what_users_say_is_refused(template: str, given: Any) -> None:
+    with pytest.raises(FptqError, match="leaves out the text of user messages"):
+        ChatTemplate(template).render([{"role": "user", "content": given}])
+
+
+def test_what_names_no_messages_leaves_nothing_out() -> None:
+    assert ChatTemplate("hello").render([{"role": "user", "content": "x"}]) == "hello"

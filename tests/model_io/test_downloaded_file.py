@@ -26,6 +26,7 @@ PAGES = (
     b"\n\n  <html lang='en'><body>404</body></html>",
     b"\xef\xbb\xbf<!doctype HTML><p>",
     b'<?xml version="1.0" encoding="UTF-8"?>\n<html xmlns="x">',
+    b"<!-- 404\n page -->\n<!DOCTYPE html>\n<p>",
 )
 
 
@@ -70,7 +71,7 @@ def test_web_pages(tmp_path: Path, page: bytes) -> None:
         (b'{"error": "Repository not found"}\r\n', 'a text that begins with \'{"error"'),
         ("Zugriff verweigert: ä".encode() * 200, "a text that begins with 'Zugriff"),
         (b"PK\x03\x04" + bytes(50), "a zip archive: unpack it"),
-        (gzip.compress(b"model"), "compressed by gzip"),
+        (gzip.compress(b"model", mtime=0), "compressed by gzip"),
         (b"GGUF" + bytes(50), "a GGUF model"),
     ],
 )
@@ -101,10 +102,29 @@ def test_good_files_pass(tmp_path: Path) -> None:
 
 
 def test_texts(tmp_path: Path) -> None:
-    """A text about web pages is a text; a pointer is none."""
+    """A text about web pages is a text; a pointer is none, and a page is no list of objects."""
     text = tmp_path / "a.txt"
     text.write_bytes(PAGES[0])
     assert read_documents(text)[0]
     text.write_bytes(POINTER)
     with pytest.raises(FptqError, match="git lfs pull"):
         read_documents(text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_web_page_is_no_list_of_objects(tmp_path: Path, page: bytes) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_bytes(page)
+    with pytest.raises(FptqError, match=r"a\.jsonl is a web page \(HTML\)"):
+        read_documents(data)
+    data.write_bytes(b'{"text": "<!DOCTYPE html>"}\n')
+    assert read_documents(data) == (["<!DOCTYPE html>"], False)
+
+
+def test_commands_name_a_web_page_given_as_data(tmp_path: Path) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_bytes(PAGES[0])
+    said = "is a web page (HTML)"
+    refused("convert", MODEL, "-o", tmp_path / "o", "--calibration", data, saying=said)
+    refused("eval", MODEL, "--data", data, saying=said)
+    assert not (tmp_path / "o").exists()

@@ -43,6 +43,7 @@ def test_from_python(kind, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_every_command_opens_links_and_an_onnx_folder(tmp_path):
     """Each runs to its end: the graph is found and opened, and the tokenizer that is elsewhere."""
@@ -72,6 +73,7 @@ def test_every_command_opens_links_and_an_onnx_folder(tmp_path):
     assert timed.returncode == 0, timed.stderr
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_compare_opens_a_hub_cache(tmp_path):
     text = tmp_path / "text.txt"

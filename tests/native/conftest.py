@@ -21,7 +21,8 @@ def op() -> ModuleType:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that takes `each_kernel` once for every kernel that this CPU runs."""
     if "each_kernel" in metafunc.fixturenames:
-        metafunc.parametrize("each_kernel", reversed(matmul_nodes.kernels()[1]), indirect=True)
+        kernels = matmul_nodes.kernels()[1]
+        metafunc.parametrize("each_kernel", kernels[::-1], indirect=True)
 
 
 @pytest.fixture

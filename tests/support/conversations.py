@@ -14,7 +14,10 @@ TEMPLATES = Path(__file__).parents[1] / "generation" / "chat_templates"
 # Templates that go over the parts of a content, in the messages of these roles: transformers has to
 # be given parts, while our caller gives a text.
 EVERY = ("system", "user", "assistant", "tool")
-PARTS = {"smolvlm": EVERY, "idefics2": EVERY, "llava_next": EVERY, "pixtral_macro": ("user",)}
+PARTS = {
+    "smolvlm": EVERY, "idefics2": EVERY, "llava_next": EVERY, "pixtral_macro": ("user",),
+    "json_parts": EVERY, "quoted_parts": EVERY,
+}  # fmt: skip
 
 _SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",

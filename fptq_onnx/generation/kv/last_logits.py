@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN
-from fptq_onnx.runtime.proto_graph import ProtoGraph, domain_of, integers_of
+from fptq_onnx.graph.op_domains import FPTQ_DOMAIN, MSFT_DOMAIN, ONNX_DOMAIN, one_name
+from fptq_onnx.runtime.proto_graph import ProtoGraph, integers_of
 
 # Ops that treat every [..., channels] row by itself. Elementwise ones broadcast constants.
 _ELEMENTWISE = {
@@ -29,7 +29,9 @@ _ELEMENTWISE = {
     "Sub", "Swish", "Tanh",
 }  # fmt: skip
 _ROWWISE = {
-    "": {*_ELEMENTWISE, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"},
+    ONNX_DOMAIN: {
+        *_ELEMENTWISE, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+    },
     MSFT_DOMAIN: {
         "BiasGelu", "FastGelu", "Gelu", "MatMulNBits", "QuickGelu",
         "SimplifiedLayerNormalization", "SkipLayerNormalization",
@@ -96,8 +98,8 @@ class _Rows:
 
     def treats_each(self, node: onnx.NodeProto) -> bool:
         """Whether the op treats every row by itself, with these constants."""
-        domain = domain_of(node)
-        if node.op_type == "MatMul" and domain == "":
+        domain = one_name(node.domain)
+        if node.op_type == "MatMul" and domain == ONNX_DOMAIN:
             weight = node.input[1]
             return self.constant(weight) and self.graph.rank(weight) == 2
         if node.op_type not in _ROWWISE.get(domain, ()):

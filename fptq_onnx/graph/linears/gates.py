@@ -3,6 +3,7 @@
     linear -> softmax, bias, ... -> TopK -> what is computed next       a router (steering.py)
     linear -> reshape -> MoE, an input other than the first             a router
     linear -> Softmax -> one column each -> Mul(an expert's output)     a router that weighs all
+    linear -> Tanh -> a linear that is one of the above                 a layer of a router
     linear of one column -> Sigmoid -> Mul(an MLP's output)             the gate of a shared expert
     small linear -> Exp, Softplus or Sigmoid -> Scan, CumSum, ...       the decay of a recurrence
 
@@ -21,10 +22,14 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import scalar_ints
 from fptq_onnx.graph.linears.linears import Linear
+from fptq_onnx.graph.linears.router_layers import hidden_layers
 from fptq_onnx.graph.linears.sources import PICKERS, SHAPE_ONLY, Sources
 from fptq_onnx.graph.linears.steering import COMPUTES, PRODUCTS, steers
 
 _MOST_VALUES = 256  # that are looked at after one linear: what decides follows at once
+_PICKS, _CHOOSES = "picks experts", "picks what is computed"
+_WEIGHS = "weighs what other linears make"
+_ROUTES = (_PICKS, _CHOOSES, _WEIGHS)
 _EXPERTS = ("MoE", "QMoE", "MoEPacked")
 _COMPARES = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _LARGEST = ("ReduceMax", "TopK", "ReduceMin")
@@ -89,6 +94,8 @@ class _State:
 def find_gates(linears: Sequence[Linear]) -> dict[str, str]:
     """By name of each linear that decides, how: a phrase to follow 'its output'.
 
+    The hidden layers of a router (router_layers.py) are among them.
+
     Args:
         linears: all of one graph, in graph order.
     """
@@ -96,7 +103,12 @@ def find_gates(linears: Sequence[Linear]) -> dict[str, str]:
         return {}
     sources = Sources(linears)
     found = ((linear.name, _decides(linear, sources)) for linear in linears)
-    return {name: how for name, how in found if how}
+    gates = {name: how for name, how in found if how}
+    routers = [linear for linear in linears if gates.get(linear.name, "").startswith(_ROUTES)]
+    for hidden, router in hidden_layers(routers, sources).items():
+        if hidden not in gates:
+            gates[hidden] = f"goes only to {router}, whose output {gates[router]}"
+    return gates
 
 
 def _decides(linear: Linear, sources: Sources) -> str:
@@ -134,15 +146,15 @@ def _at(
     """What the linear decides at a node; ''."""
     place = f"({node.op_type} {node.name})"
     if node.op_type in _EXPERTS:
-        return f"picks experts {place}" if index > 0 else ""
+        return f"{_PICKS} {place}" if index > 0 else ""
     if node.op_type == "If":
-        return f"picks what is computed {place}"
+        return f"{_CHOOSES} {place}"
     compares = node.op_type in _COMPARES and any(_is_largest(v, inside) for v in node.inputs)
     if compares or node.op_type in (*PICKERS, *_MASKS):
         if (index == 0 or compares or node.op_type == "Compress") and steers(
             sources, node.outputs, linear
         ):
-            return f"picks experts {place}"
+            return f"{_PICKS} {place}"
         return ""
     others = [
         other for other in node.inputs
@@ -151,13 +163,17 @@ def _at(
     weighs = (state.softmax and linear.n > 1) or state.sigmoid
     if node.op_type == "Where" and index == 0:
         if any(sources.another_linear(other, linear) for other in others):
-            return f"picks experts {place}"
+            return f"{_PICKS} {place}"
     elif node.op_type == "Mul" and weighs and state.column:
-        if any(sources.another_linear(other, linear) for other in others):
-            return f"weighs what other linears make {place}"
+        # Columns of several channels weigh the channels of an image; one column all of it.
+        images = linear.n == 1
+        if any(sources.another_linear(o, linear, convolutions=images) for o in others):
+            return f"{_WEIGHS} {place}"
     elif node.op_type in PRODUCTS and weighs and id(node) not in sources.by_product:
-        if any(_holds_several(other, linear, sources) for other in others):
-            return f"weighs what other linears make {place}"
+        if (others and sources.products.holds_experts(node, linear.n)) or any(
+            _holds_several(other, linear, sources) for other in others
+        ):
+            return f"{_WEIGHS} {place}"
     decay = state.decay or _decays_inside(node, index)
     if decay and _is_small(linear) and _recurs(node, others, linear, sources):
         return f"sets how fast a state decays {place}"
@@ -204,6 +220,8 @@ def _holds_several(value: ir.Value, linear: Linear, sources: Sources) -> bool:
     node = value.producer()
     while node is not None and node.op_type in (*_KEEPS, "Transpose") and node.inputs[0]:
         node = node.inputs[0].producer()
+    if node is not None and sources.products.holds_experts(node, linear.n):
+        return True
     if node is None or node.op_type not in ("Concat", "ConcatFromSequence", "Sum"):
         return False
     parts = [part for part in node.inputs if part is not None]

@@ -1,5 +1,6 @@
 """What a value is computed from: which linears come last before it, and which come before a linear.
 
+A product with constant weights that is no linear (weight_products.py) counts as one does here.
 Searches run backwards over values, not over sizes (Shape), and read what subgraphs take from
 outside of them.
 """
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 from fptq_onnx.graph.constants import constant_of
 from fptq_onnx.graph.linears.linears import Linear
+from fptq_onnx.graph.linears.weight_products import WeightProducts
 from fptq_onnx.graph.node_reads import node_reads
 from fptq_onnx.graph.shapes.symbolic_shapes import known_sizes
 
@@ -30,6 +32,7 @@ class Sources:
     def __init__(self, linears: Sequence[Linear]) -> None:
         self.graph: ir.Graph = linears[0].nodes[0].graph  # type: ignore[assignment]
         self.by_product = {id(linear.nodes[0]): linear for linear in linears}
+        self.products = WeightProducts(self.graph, self.by_product)
         self._made = {id(node.outputs[0]): linear for linear in linears for node in linear.nodes}
         self._position = {id(node): index for index, node in enumerate(self.graph)}
         self._before: dict[str, set[int]] = {}
@@ -52,21 +55,44 @@ class Sources:
             self._constant[id(value)] = constant_of(value) is not None
         return self._constant[id(value)]
 
-    def another_linear(self, value: ir.Value, linear: Linear) -> bool:
+    def another_linear(self, value: ir.Value, linear: Linear, *, convolutions: bool = True) -> bool:
         """Whether a value holds what a linear makes that is neither `linear` nor before it.
 
         What another linear only picked (TopK, ArgMax) does not count.
-        """
-        return any(
-            isinstance(source, Linear)
-            and source.name != linear.name
-            and not self.comes_before(source, linear)
-            for source in self._last(value)
-        )
 
-    def last_linears(self, value: ir.Value) -> set[str]:
-        """Names of the linears that come last before a value."""
-        return {source.name for source in self._last(value) if isinstance(source, Linear)}
+        Args:
+            value: any.
+            linear: of the same graph.
+            convolutions: count what a convolution makes.
+        """
+        for source in self._last(value):
+            if isinstance(source, Linear):
+                if source.name != linear.name and not self.comes_before(source, linear):
+                    return True
+            elif isinstance(source, ir.Node):
+                if not convolutions and self.products.is_convolution(source):
+                    continue
+                if not any(id(made) in self._all_before(linear) for made in source.outputs):
+                    return True
+        return False
+
+    def last_linears(self, value: ir.Value) -> set[int]:
+        """Ids of the nodes of the linears that come last before a value."""
+        return {
+            id(source.nodes[0] if isinstance(source, Linear) else source)
+            for source in self._last(value)
+            if not isinstance(source, ir.Value)
+        }
+
+    def linears_before(self, value: ir.Value) -> list[Linear] | None:
+        """The linears that come last before a value; None where anything else is in it as well."""
+        sources = list(self._last(value, through_picks=True))
+        linears = [source for source in sources if isinstance(source, Linear)]
+        return linears if len(linears) == len(sources) else None
+
+    def latest_first(self, linears: Sequence[Linear]) -> list[Linear]:
+        """The linears in the order of the graph, from its end."""
+        return sorted(linears, key=lambda one: -self._position[id(one.nodes[0])])
 
     def is_of(self, value: ir.Value, linear: Linear) -> bool:
         """Whether nothing but a linear's output, constants and sizes are in a value."""
@@ -78,7 +104,7 @@ class Sources:
     def is_state(self, value: ir.Value, linear: Linear) -> bool:
         """Whether a value is a state given to the model: three axes or more, not the linear's."""
         sources = list(self._last(value))
-        if not sources or any(isinstance(source, Linear) for source in sources):
+        if not sources or not all(isinstance(source, ir.Value) for source in sources):
             return False
         given = [source for source in sources if isinstance(source, ir.Value)]
         before = self._all_before(linear)
@@ -110,8 +136,10 @@ class Sources:
             self._before[linear.name] = seen
         return self._before[linear.name]
 
-    def _last(self, value: ir.Value, *, through_picks: bool = False) -> Iterator[Linear | ir.Value]:
-        """The linears, and inputs of the model, that come last before a value."""
+    def _last(
+        self, value: ir.Value, *, through_picks: bool = False
+    ) -> Iterator[Linear | ir.Node | ir.Value]:
+        """The linears, other products with weights, and inputs that come last before a value."""
         seen, pending = {id(value)}, [value]
         while pending:
             current = pending.pop()
@@ -123,6 +151,9 @@ class Sources:
             if node is None:
                 if current.is_graph_input():
                     yield current
+                continue
+            if node in self.products:
+                yield node
                 continue
             if node.op_type in SHAPE_ONLY or (node.op_type in PICKERS and not through_picks):
                 continue
