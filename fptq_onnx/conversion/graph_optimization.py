@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fptq_onnx.passes import Declined, Pass, apply, pass_name
-from fptq_onnx.passes.group_heads import group_heads
-from fptq_onnx.passes.hoist_nan_guard import hoist_nan_guard
-from fptq_onnx.passes.merge_key_transpose import merge_key_transpose
-from fptq_onnx.passes.reciprocal_to_div import reciprocal_to_div
+from fptq_onnx.passes.optimize.group_heads import group_heads
+from fptq_onnx.passes.optimize.hoist_nan_guard import hoist_nan_guard
+from fptq_onnx.passes.optimize.merge_key_transpose import merge_key_transpose
+from fptq_onnx.passes.optimize.reciprocal_to_div import reciprocal_to_div
 
 # In this order: a transpose must be plain for the heads behind it to be found.
 GRAPH_OPTIMIZATION: tuple[Pass, ...] = (

@@ -20,7 +20,13 @@ from fptq_onnx.scheme.plan import Plan
 from fptq_onnx.scheme.weight_store import WeightStore
 
 FOLDER = Path(__file__).resolve().parents[2] / "passes"
-FILES = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")}
+# The module of each, by its name: passes of one list have a folder of their own.
+MODULES = {
+    path.stem: ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+    for path in FOLDER.rglob("*.py")
+    if not path.stem.startswith("_")
+}
+FILES = set(MODULES)
 
 
 def sections() -> dict[str, list[str]]:
@@ -28,7 +34,7 @@ def sections() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in (FOLDER / "README.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         heading, text = part.split("\n", 1)
-        found[heading] = re.findall(r"^\| \[(\w+)\]\(\1\.py\) \|", text, re.MULTILINE)
+        found[heading] = re.findall(r"^\| \[(\w+)\]\((?:\w+/)?\1\.py\) \|", text, re.MULTILINE)
     return found
 
 
@@ -38,7 +44,7 @@ def names(passes: Sequence[Pass]) -> list[str]:
 
 
 def function(name: str) -> Callable[..., object]:
-    return getattr(importlib.import_module(f"fptq_onnx.passes.{name}"), name)
+    return getattr(importlib.import_module(f"fptq_onnx.passes.{MODULES[name]}"), name)
 
 
 def test_normalization() -> None:

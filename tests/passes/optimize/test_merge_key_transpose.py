@@ -8,8 +8,8 @@ from support.exported_attention import ATTENTION, KEYS_TURNED, KEYS_TURNED_FLAT,
 from support.tiny_graphs import op_counts, run
 
 from fptq_onnx.passes import PassResult
-from fptq_onnx.passes.group_heads import group_heads
-from fptq_onnx.passes.merge_key_transpose import merge_key_transpose
+from fptq_onnx.passes.optimize.group_heads import group_heads
+from fptq_onnx.passes.optimize.merge_key_transpose import merge_key_transpose
 
 FLAT = ATTENTION.replace(KEYS_TURNED, KEYS_TURNED_FLAT)
 

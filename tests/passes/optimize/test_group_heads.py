@@ -20,7 +20,7 @@ from support.exported_attention import (
 from support.tiny_graphs import build, op_counts, run
 
 from fptq_onnx.passes import PassResult
-from fptq_onnx.passes.group_heads import group_heads
+from fptq_onnx.passes.optimize.group_heads import group_heads
 
 # Sums of 8 products of size 1 and of up to 20 probabilities, in float32, in another order.
 TOLERANCE = 2e-6

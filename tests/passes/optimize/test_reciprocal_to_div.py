@@ -12,7 +12,7 @@ import pytest
 from support.tiny_graphs import build, run
 
 from fptq_onnx.passes import PassResult
-from fptq_onnx.passes.reciprocal_to_div import reciprocal_to_div
+from fptq_onnx.passes.optimize.reciprocal_to_div import reciprocal_to_div
 
 NORM = (
     "s = Pow(x, two) m = ReduceMean<keepdims = 1>(s, last) a = Add(m, eps) r = Sqrt(a)"

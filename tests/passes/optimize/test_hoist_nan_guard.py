@@ -9,7 +9,7 @@ from support.exported_attention import ATTENTION, GUARDED, attention, feeds
 from support.tiny_graphs import op_counts, run
 
 from fptq_onnx.passes import PassResult
-from fptq_onnx.passes.hoist_nan_guard import hoist_nan_guard
+from fptq_onnx.passes.optimize.hoist_nan_guard import hoist_nan_guard
 from fptq_onnx.runtime.session import session_options
 
 

@@ -1,0 +1,1 @@
+"""Graph optimization: patterns that exporters decompose, in the form that runs faster."""
