@@ -13,14 +13,16 @@ NATIVE_SOURCES := $(wildcard native/*/*.cc native/*/*.h)
 
 .PHONY: demo check test lint format types native-test native-asan native-tsan native-arm bench-kernels wheel wheel-aarch64 pytest test-lm-eval test-export test-package test-package-aarch64 library-aarch64 runtime-aarch64 test-same-tokens test-ray clean
 
-# A change of the build files, or of any native source, builds and installs again.
+# A change of the build files, or of any native source, builds and installs again. The stamp has the
+# time of the start: a source that changes while this works is newer.
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	touch $@.started
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
+	mv $@.started $@
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
