@@ -28,7 +28,7 @@ GRAPH_OPTIMIZATION: tuple[Pass, ...] = (
 )
 ALL = tuple(map(pass_name, GRAPH_OPTIMIZATION))
 # What the count of each one counts, for people.
-_WHAT = {
+WHAT = {
     "merge_key_transpose": "plain transposes of keys",
     "hoist_nan_guard": "guards after the product",
     "group_heads": "products of grouped heads",
@@ -50,7 +50,7 @@ class GraphOptimization:
     @property
     def text(self) -> str:
         """For people: '12 guards after the product, 24 products of grouped heads'."""
-        return ", ".join(f"{count} {_WHAT[name]}" for name, count in self.counts.items())
+        return ", ".join(f"{count} {WHAT[name]}" for name, count in self.counts.items())
 
 
 def optimize_graph(model: ir.Model, names: Collection[str] = ALL) -> GraphOptimization:

@@ -73,7 +73,8 @@ def check_same(found: Logits, expected: Logits) -> None:
 @pytest.mark.parametrize("name", EXPORTS)
 def test_what_is_found(name: str) -> None:
     done = checked(loaded_export(name)).done
-    expected = {key: n for key, n in zip(ALL, FOUND.get(name, (0,) * 4), strict=True) if n}
+    # A pass at the end of the list that finds nothing here needs no number.
+    expected = {key: n for key, n in zip(ALL, FOUND.get(name, ()), strict=False) if n}
     assert done.counts == expected and not done.declined
 
 

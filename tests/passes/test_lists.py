@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 import pytest
 
-from fptq_onnx.conversion.graph_optimization import GRAPH_OPTIMIZATION
+from fptq_onnx.conversion.graph_optimization import ALL, GRAPH_OPTIMIZATION, WHAT
 from fptq_onnx.conversion.targets import FLOAT_TARGET, target_passes
 from fptq_onnx.passes import Pass, PassResult, pass_name
 from fptq_onnx.passes.normalize import STEPS
@@ -52,6 +52,7 @@ def test_normalization() -> None:
 
 
 def test_graph_optimization() -> None:
+    assert set(WHAT) == set(ALL)  # what the count of each counts
     assert sections()["Graph optimization"] == names(GRAPH_OPTIMIZATION)
 
 
