@@ -26,10 +26,22 @@ LIBRARIES = {"jinja2", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "
              "sympy", "tokenizers", "tqdm", "uvicorn"}  # fmt: skip
 OF_GRAPHS = {"onnx_ir", "sympy"}
 ROOMS = {
-    f"fptq_onnx.{room}" for room in
-    ("benchmarking", "calibration", "conversion", "evaluation", "exporting", "graph.linears",
-     "graph.shapes", "packaging", "passes", "quantization", "scheme")
-}  # fmt: skip
+    f"fptq_onnx.{room}"
+    for room in (
+        "benchmarking",
+        "calibration",
+        "conversion",
+        "evaluation",
+        "exporting",
+        "graph.linears",
+        "graph.shapes",
+        "packaging",
+        "passes",
+        "quantization",
+        "scheme.config",
+        "scheme.plan",
+    )
+}  # fmt: skip  (scheme.old_names is names alone)
 MAIN = "from fptq_onnx.cli.main import main\ntry: code = main({arguments!r})\n" + (
     "except SystemExit as end: code = end.code\n"
 )
