@@ -89,9 +89,25 @@ class _Parser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._mixing = True  # what is called here calls this again
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            options, left = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._mixing = False
+        if left:  # told by the command, which knows its options
+            self.error(f"unrecognized arguments: {' '.join(left)}{self._meant(left[0])}")
+        return options, left
+
+    def _meant(self, text: str) -> str:
+        """The option that a misspelt one is nearest to; '' where none is near."""
+        import difflib
+
+        known = [
+            name
+            for action in self._actions
+            if action.help != argparse.SUPPRESS
+            for name in action.option_strings
+        ]
+        near = difflib.get_close_matches(text.partition("=")[0], known, 1)
+        return f" (did you mean {near[0]}?)" if near else ""
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"fptq-onnx: error: {message}; see {self.prog} --help\n")

@@ -35,7 +35,10 @@ def find_model_file(path: Path, name: str | None = None) -> Path:
         return path
     if not path.is_dir():
         check_downloaded(path)
-        raise FptqError(f"no such file or folder: {path}")
+        hub = ""
+        if not path.is_absolute() and len(path.parts) == 2:
+            hub = f"; a model of the Hugging Face hub is exported first: fptq-onnx export {path}"
+        raise FptqError(f"no such file or folder: {path}{hub}")
     folder = hub_snapshot(path)
     places = [folder, *(place for place in (folder / GRAPHS,) if place.is_dir())]
     if name is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,16 @@ def library_path() -> Path:
         return path.resolve()
     # Not next to __file__: in an editable install the library is in another folder.
     resource = importlib.resources.files("fptq_onnx") / "lib" / LIBRARY_NAME
-    path = Path(str(resource))
-    if not path.is_file():
+    # A checkout in the working folder hides an installation, which has the library all the same.
+    installed = [Path(place) / "fptq_onnx" / "lib" / LIBRARY_NAME for place in sys.path]
+    found = [place for place in (Path(str(resource)), *installed) if place.is_file()]
+    if not found:
         raise FptqError(
             f"the native library {LIBRARY_NAME} is missing from this installation; "
             f"build it with `pip install .` in a checkout, or set {LIBRARY_VARIABLE} to one built "
             f"by CMake"
         )
-    return path.resolve()
+    return found[0].resolve()
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:

@@ -114,7 +114,10 @@ def test_a_prompt_that_begins_with_a_dash() -> None:
     assert done.returncode == 0 and done.stdout.startswith("--foo"), done.stderr
     saying = "unrecognized arguments: --max-tokens 3"
     assert refused("run", MODEL, "--", "-5", "--max-tokens", 3, saying=saying).stdout == ""
-    refused("run", MODEL, "Once", "--foo", saying="unrecognized arguments: --foo")
+    refused(
+        "run", MODEL, "Once", "--foo", saying="unrecognized arguments: --foo; see fptq-onnx run"
+    )
+    refused("run", MODEL, "Once", "--max-tokns=3", saying="did you mean --max-tokens?")
     refused("run", MODEL, "Once", "--ids", "upon", saying="unrecognized arguments: upon")
     refused("run", saying="required: model")
 

@@ -244,8 +244,14 @@ def test_library_path_from_the_environment(tmp_path: Path, monkeypatch: pytest.M
 def test_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FPTQ_ONNX_LIBRARY", raising=False)
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(FptqError, match="is missing from this installation; build it"):
         runtime.library_path()
+    # A checkout that hides an installation: the one that lies further on has the library.
+    library = tmp_path / "fptq_onnx" / "lib" / runtime.LIBRARY_NAME
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"")
+    assert runtime.library_path() == library.resolve()
 
 
 def test_registering_twice(op: Any, activations: Any) -> None:
