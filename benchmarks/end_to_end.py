@@ -21,15 +21,18 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from make_llama import Shape
-from write_gguf import write_gguf
-
 from fptq_onnx.benchmarking.benchmark import Entry, bench_models
 from fptq_onnx.benchmarking.benchmark_table import bench_table
 from fptq_onnx.benchmarking.ort_quantizer import quantize_stock
 from fptq_onnx.benchmarking.worker import Load, probe_command
 from fptq_onnx.cli.bench import add_load_options, load_of
 from fptq_onnx.errors import FptqError
+
+# The maker of the model and the writer of llama.cpp's file lie among the tools.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+from make_llama import Shape
+from write_gguf import write_gguf
 
 _HERE = Path(__file__).parent
 

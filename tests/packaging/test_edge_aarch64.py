@@ -19,7 +19,7 @@ from fptq_onnx.runtime.decoder import open_decoder
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 LIBRARY, RUNTIME = os.environ.get("FPTQ_AARCH64_LIBRARY"), os.environ.get("FPTQ_AARCH64_RUNTIME")
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 PROMPT = [1, 432, 445, 261, 406]
 NEW = 40
 
@@ -51,7 +51,7 @@ def package(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sysroots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By the name of the CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
+        patch.syspath_prepend(str(TOOLS))
         from qemu_sysroot import CPUS, make_sysroot
     place = tmp_path_factory.mktemp("sysroot")
     return {cpu: make_sysroot(place / cpu, cpu) for cpu in CPUS}
