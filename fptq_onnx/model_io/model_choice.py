@@ -36,7 +36,8 @@ def find_model_file(path: Path, name: str | None = None) -> Path:
     if not path.is_dir():
         check_downloaded(path)
         hub = ""
-        if not path.is_absolute() and len(path.parts) == 2:
+        # Not where the first part is a folder here: then the path is misspelt.
+        if not path.is_absolute() and len(path.parts) == 2 and not path.parent.exists():
             hub = f"; a model of the Hugging Face hub is exported first: fptq-onnx export {path}"
         raise FptqError(f"no such file or folder: {path}{hub}")
     folder = hub_snapshot(path)

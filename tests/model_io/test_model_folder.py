@@ -262,3 +262,15 @@ def test_copied_side_files_are_complete(tmp_path):
     }  # fmt: skip
     assert (out / "config.json").read_bytes() == b'{"a": "\xc3\xa4"}\r\n'
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_name_of_the_hub_is_told_from_a_misspelt_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FptqError, match="fptq-onnx export owner/name"):
+        find_model_file(Path("owner/name"))
+    (tmp_path / "models").mkdir()
+    with pytest.raises(FptqError) as caught:
+        find_model_file(Path("models/misspelt"))
+    assert "export" not in str(caught.value)
